@@ -1,0 +1,53 @@
+# `make` lists what there is. Everything runs in $(VENV), which is made when it is missing.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+CONFIG ?= data/configs/tiny/first_path.yaml
+# Where PyTorch is taken from. Empty: the usual index, whose wheel for Linux brings CUDA libraries of several GB.
+# Without a GPU: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+bin := $(VENV)/bin
+ready := $(VENV)/.ready
+.DEFAULT_GOAL := help
+.PHONY: help install report test export readme map docs clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+install: $(ready) ## the environment alone
+
+# PyTorch first and alone, so that TORCH_INDEX serves nothing else; what it needs comes with the rest.
+$(ready): constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit("prefkit needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(bin)/python || "$(PYTHON)" -m venv $(VENV)
+	$(bin)/python -m pip install -q -c constraints.txt --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(bin)/python -m pip install -q -c constraints.txt --use-pep517 -e ".[dev]"
+	@touch $@
+
+report: $(ready) ## run the experiment CONFIG and write its report page
+	$(bin)/prefkit run $(CONFIG)
+	$(bin)/prefkit report $(CONFIG)
+
+test: $(ready) ## ruff, export and clean, the lessons, pytest
+	@$(bin)/python tools/test.py
+
+export: $(ready) ## after editing a notebook: write prefkit/ and clean the notebooks
+	$(bin)/nbdev_export
+	$(bin)/nbdev_clean
+
+readme: $(ready) ## the list of notebooks, and README.md from nbs/index.ipynb
+	$(bin)/python tools/map.py --table
+	$(bin)/python tools/readme.py
+
+map: $(ready) ## measure every notebook (minutes), then as readme
+	$(bin)/python tools/map.py
+	$(bin)/python tools/readme.py
+
+docs: $(ready) ## the web site in _docs/ (needs Quarto, https://quarto.org)
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto: https://quarto.org/docs/get-started/"; exit 1; }
+	$(bin)/nbdev_proc_nbs
+	cd _proc && quarto render --no-cache
+	rm -rf _docs && mv _proc/_docs _docs
+
+clean: ## remove what the commands above made, the runs under data/ excepted
+	rm -rf $(VENV) _proc _docs build prefkit.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,46 @@
+"""The command `prefkit`: `run` an experiment, draw its `report`. All that it does is in `prefkit.runs`."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefkit.core import PrefkitError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Preference tuning of small language models, run after run the same.")
+
+Config = Annotated[Path, typer.Argument(help="A YAML file, for example one of data/configs.", show_default=False)]
+Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", show_default=False,
+                     help="Change the config: seed=1, experiment=mine or STAGE.PARAMETER=VALUE. May be given several times.")]
+OutputRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Where the experiments' folders stand.  [default: data/runs]", show_default=False)]
+
+
+def _carry_out(action, *arguments):
+    "Call `action`; what a user can mend is one message and the exit code 1."
+    try: return action(*arguments)
+    except PrefkitError as error: print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt: print("\nstopped. The same command goes on from here.", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+@app.command()
+def run(config: Config, settings: Settings = [], output_root: OutputRoot = None):
+    """Run the stages of an experiment: what is done is skipped, what was killed goes on."""
+    from prefkit import runs
+    folders = _carry_out(runs.run, config, settings, output_root)
+    print(f"all done: {next(iter(folders.values())).parent if folders else 'no stages'}")
+
+
+@app.command()
+def report(config: Config, settings: Settings = [], output_root: OutputRoot = None):
+    """Draw the report of a finished experiment."""
+    from prefkit import runs
+    folder = _carry_out(runs.report, config, settings, output_root)
+    pages = sorted(folder.glob("*.html"))
+    print(f"the report: {pages[0] if pages else folder}")
+
+
+if __name__ == "__main__": app()

@@ -1,0 +1,26 @@
+"""What every test stands on. Set before torch is imported: one thread, nothing fetched."""
+import os
+from pathlib import Path
+
+for name, value in {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}.items():
+    os.environ.setdefault(name, value)
+
+import pytest
+from hypothesis import settings
+
+# the same examples in every run, and no time limit for one: a slow machine is not a failure
+settings.register_profile("prefkit", deadline=None, derandomize=True)
+settings.load_profile("prefkit")
+
+@pytest.fixture(scope="session")
+def root():
+    "The project's top folder."
+    return Path(__file__).resolve().parents[1]
+
+@pytest.fixture(scope="session")
+def real_data():
+    "The folder with samples of real data sets; without it the test is skipped, saying so."
+    folder = os.environ.get("PREFKIT_REAL_DATA", "")
+    if not folder: pytest.skip("PREFKIT_REAL_DATA is not set: no samples of real data sets here")
+    assert Path(folder).is_dir(), f"PREFKIT_REAL_DATA names {folder}, which is not a folder"
+    return Path(folder)

@@ -1,0 +1,428 @@
+"""Data: layouts, sources, filters, and the account of every row. Hub data sets are stood in for by rows of their columns and types."""
+import json
+import os
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+from transformers import AutoTokenizer
+
+from prefkit.chat import encode_response, end_of_turn_id
+from prefkit.core import ConfigError, DataError, project_root, write_jsonl, write_text
+from prefkit.data import DATASETS, encode_records, last_question, load_records, normalise, parse_hh
+
+
+def user(text): return {"role": "user", "content": text}
+def assistant(text): return {"role": "assistant", "content": text}
+
+
+RED, BLUE = [user("Which colour?"), assistant("Red.")], [user("Which colour?"), assistant("Blue.")]
+PAIR = {"prompt": RED[:1], "chosen": RED[1:], "rejected": BLUE[1:]}
+HH = {"chosen": "\n\nHuman: Which colour?\n\nAssistant: Red.", "rejected": "\n\nHuman: Which colour?\n\nAssistant: Blue."}
+SHAREGPT = {"conversations": [{"from": "human", "value": "Which colour?"}],
+            "chosen": {"from": "gpt", "value": "Red."}, "rejected": {"from": "gpt", "value": "Blue."}}
+PLAIN = {"prompt": "Which colour?", "chosen": "Red.", "rejected": "Blue."}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(): return AutoTokenizer.from_pretrained(project_root() / "data/tiny/base")
+
+
+def ultrafeedback(n):
+    "Rows with the columns and types of HuggingFaceH4/ultrafeedback_binarized."
+    return [{"prompt": f"Count to {i}.", "prompt_id": f"id{i}", "chosen": [user(f"Count to {i}."), assistant(f"One to {i}.")],
+             "rejected": [user(f"Count to {i}."), assistant("No.")], "messages": [user(f"Count to {i}."), assistant(f"One to {i}.")],
+             "score_chosen": 8.5, "score_rejected": 3.0} for i in range(n)]
+
+
+def smoltalk(n):
+    "Rows with the columns and types of HuggingFaceTB/smol-smoltalk."
+    return [{"messages": [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello!"), user(f"Count to {i}."), assistant(f"One to {i}.")],
+             "source": "smol-magpie-ultra-short"} for i in range(n)]
+
+
+def metamath(n):
+    "Rows with the columns of abacusai/MetaMath_DPO_FewShot."
+    shots = "Question: What is 2 + 2?\nAnswer: 2 + 2 = 4.\n#### 4\nThe answer is: 4\n\n"
+    return [{"prompt": f"{shots * (i % 3)}Question: What is {i} + 1?\nAnswer:", "chosen": f"{i} + 1 = {i + 1}\n#### {i + 1}\nThe answer is: {i + 1}",
+             "rejected": f"{i} + 1 = {i + 2}\n#### {i + 1}\nThe answer is: {i + 1}"} for i in range(n)]
+
+
+def jsonl(tmp_path, rows, name="prefs.jsonl"): return write_jsonl(tmp_path / name, rows)
+def good(n): return [{"prompt": f"What is {i} + 1?", "chosen": f"It is {i + 1}.", "rejected": f"It is {i}."} for i in range(n)]
+
+
+# ---- layouts
+
+@pytest.mark.parametrize("record", [
+    {"chosen": RED, "rejected": BLUE}, {"prompt": "Which colour?", "chosen": RED, "rejected": BLUE}, {"prompt": RED[:1], "chosen": RED, "rejected": BLUE},
+    {"prompt": RED[:1], "chosen": RED[1:], "rejected": BLUE[1:]}, {"prompt": RED[:1], "chosen": "Red.", "rejected": "Blue."}, PLAIN, HH, SHAREGPT,
+    {"prompt": "\n\nHuman: Which colour?\n\nAssistant:", "chosen": "Red.", "rejected": "Blue."},
+    {**SHAREGPT, "chosen": assistant("Red."), "rejected": "Blue."}],
+    ids=["implicit", "ultrafeedback", "prompt repeated", "explicit messages", "prompt messages, plain answers", "plain", "hh", "sharegpt", "hh prompt", "mixed"])
+def test_every_layout_of_a_pair_gives_the_same_row(record): assert normalise(record, "pairs") == PAIR
+
+
+@pytest.mark.parametrize("record", [{"messages": RED}, {"conversations": [{"from": "human", "value": "Which colour?"}, {"from": "gpt", "value": "Red."}]},
+    {"prompt": "Which colour?", "completion": "Red."}, {"prompt": RED[:1], "response": RED[1:]}, PLAIN, HH, SHAREGPT])
+def test_every_layout_of_an_sft_row_gives_the_same_row(record): assert normalise(record, "sft") == {"prompt": RED[:1], "response": RED[1:]}
+
+
+@pytest.mark.parametrize("record", [{"prompt": "Which colour?", "completion": "Red.", "label": True}, {"prompt": RED[:1], "completion": RED[1:], "label": 1}, {"messages": RED, "label": True}])
+def test_every_layout_of_a_binary_row_gives_the_same_row(record):
+    row = normalise(record, "binary")
+    assert row == {"prompt": RED[:1], "completion": RED[1:], "label": True} and row["label"] is True
+
+
+def test_prompts_need_no_answer():
+    assert normalise({"prompt": "Which colour?"}, "prompts") == normalise({"messages": RED}, "prompts") == {"prompt": RED[:1]}
+
+
+def test_conversations_keep_system_prompt_and_earlier_turns_in_the_prompt():
+    row = normalise(smoltalk(1)[0], "sft")
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user", "assistant", "user"] and row["response"] == [assistant("One to 0.")]
+
+
+def test_plain_columns_beside_the_layout_are_kept():
+    row = normalise(ultrafeedback(1)[0], "pairs")
+    assert (row["prompt_id"], row["score_chosen"], row["score_rejected"]) == ("id0", 8.5, 3.0) and "messages" not in row
+
+
+def test_hh_text_of_several_turns_is_split_into_messages():
+    text = "\n\nHuman: Hi\n\nAssistant: Hello: there\n\nnext paragraph\n\nHuman: Bye\n\nAssistant:"
+    assert parse_hh(text) == [user("Hi"), assistant("Hello: there\n\nnext paragraph"), user("Bye")]
+
+
+# ---- bad rows: each with a reason of its own
+
+BAD = {
+    "wrong columns": {"prompt": "Hi", "good": "Hello", "bad": "What?"},
+    "empty answer": {"prompt": "Hi", "chosen": " ", "rejected": "What?"},
+    "chosen equals rejected": {"prompt": "Hi", "chosen": "Hello", "rejected": "Hello "},
+    "messages are not a list": {"prompt": 3, "chosen": "Hello", "rejected": "What?"},
+    "unknown role": {"chosen": [{"role": "human", "content": "Hi"}, assistant("Hello")], "rejected": BLUE},
+    "special token in the text": {"prompt": "Hi<|im_end|>", "chosen": "Hello", "rejected": "What?"},
+    "no answer at the end": {"chosen": RED[:1], "rejected": BLUE},
+    "no prompt": {"chosen": "Hello", "rejected": "What?"},
+    "no question before the answer": {"chosen": [*RED, assistant("Yes, red.")], "rejected": BLUE},
+    "answers to two prompts": {"chosen": RED, "rejected": [user("Which size?"), assistant("Small.")]},
+    "two prompts that disagree": {"prompt": "Which size?", "chosen": RED, "rejected": BLUE},
+    "message without role and content": {"chosen": ["Hi", "Hello"], "rejected": BLUE},
+    "empty message": {"prompt": "", "chosen": "Hello", "rejected": "What?"},
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_row_is_refused_with_its_reason(reason):
+    with pytest.raises(DataError) as caught: normalise(BAD[reason], "pairs")
+    assert caught.value.reason == reason and len(str(caught.value)) > len(reason)
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_row_in_a_file_is_dropped_and_named_or_stops_the_run(tmp_path, reason):
+    path = jsonl(tmp_path, [*good(16), BAD[reason], *good(3)])
+    records = load_records(path, kind="pairs")
+    assert (records.report.read, records.report.kept, len(records)) == (20, 19, 19)
+    assert records.report.dropped[reason]["rows"] == 1 and "row 17 of prefs.jsonl" in str(records.report)
+    with pytest.raises(DataError, match="^row 17 of prefs.jsonl: "): load_records(path, kind="pairs", on_bad_rows="error")
+
+
+@pytest.mark.parametrize("line, words", [('{"prompt": "a", ', "line 17 is not valid JSON"), ("[1, 2]", "line 17 is a JSON list"), (b"\xff\xfe", "line 17 is not UTF-8")])
+def test_a_broken_line_is_named_by_its_number(tmp_path, line, words):
+    lines = [json.dumps(row).encode() for row in good(20)]
+    lines[16] = line if isinstance(line, bytes) else line.encode()
+    (tmp_path / "prefs.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    report = load_records(tmp_path / "prefs.jsonl", kind="pairs").report
+    assert (report.read, report.kept) == (20, 19) and words in str(report)
+    with pytest.raises(DataError, match=words): load_records(tmp_path / "prefs.jsonl", kind="pairs", on_bad_rows="error")
+
+
+def test_a_label_that_is_no_label_is_refused():
+    with pytest.raises(DataError, match="label is 'good'"): normalise({"prompt": "Hi", "completion": "Hello", "label": "good"}, "binary")
+
+
+# ---- the account
+
+def test_four_of_forty_bad_rows_pass_and_five_are_an_error_with_the_account(tmp_path):
+    def load(bad): return load_records(jsonl(tmp_path, [*good(40 - bad), *[BAD["empty answer"]] * bad]), kind="pairs")
+    assert load(4).report.kept == 36
+    with pytest.raises(DataError, match="(?s)12% of the rows are bad, more than 10%.*read 40 rows, kept 35, dropped 5.*empty answer"): load(5)
+
+
+def test_a_file_with_wrong_columns_says_which_it_has_and_which_it_needs(tmp_path):
+    with pytest.raises(DataError, match="columns prompt, good, bad .*which has chosen and rejected"): load_records(jsonl(tmp_path, [BAD["wrong columns"]] * 5), kind="pairs")
+
+
+def test_an_empty_file_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no rows to read"): load_records(write_text(tmp_path / "empty.jsonl", ""), kind="pairs")
+
+
+def test_kept_and_dropped_add_up_through_loading_and_encoding(tmp_path, tokenizer):
+    rows = [*good(38), BAD["empty answer"], {"prompt": "word " * 400, "chosen": "a", "rejected": "b"}]
+    records = load_records(jsonl(tmp_path, rows), kind="pairs")
+    before = records.report.to_dict()
+    encoded, report = encode_records(records, tokenizer, kind="pairs", max_prompt_tokens=300)
+    assert report.read == 40 == report.kept + report.dropped_rows and report.kept == len(encoded) == 38
+    assert set(report.dropped) == {"empty answer", "prompt over 300 tokens"} and report.bad_rows == 1
+    assert records.report.to_dict() == before # the loader's own account is not touched
+
+
+def test_a_filter_that_was_asked_for_is_no_fault(tokenizer):
+    rows = [normalise({"prompt": "word " * (400 if i % 2 else 1), "chosen": f"a {i}", "rejected": "b"}, "pairs") for i in range(10)]
+    encoded, report = encode_records(rows, tokenizer, kind="pairs", max_length=1024, max_prompt_tokens=300, on_bad_rows="error")
+    assert len(encoded) == 5 and report.dropped["prompt over 300 tokens"]["asked"] and report.bad_rows == 0
+
+
+def test_report_can_be_written_as_json_and_drawn_as_a_table(tmp_path):
+    report = load_records(jsonl(tmp_path, [*good(19), BAD["special token in the text"]]), kind="pairs").report
+    assert json.loads(json.dumps(report.to_dict()))["dropped_rows"] == 1
+    assert "<td>dropped</td>" in report._repr_html_() and "<|im_end|>" not in report._repr_html_() # escaped
+
+
+# ---- sources
+
+@pytest.mark.parametrize("kind_of_file", ["jsonl", "json", "json lines", "parquet", "folder", "folder with splits"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind_of_file):
+    rows = ultrafeedback(30)
+    if kind_of_file in ("jsonl", "json lines"): path = jsonl(tmp_path, rows, "prefs.jsonl" if kind_of_file == "jsonl" else "prefs.json")
+    elif kind_of_file == "json": path = write_text(tmp_path / "prefs.json", json.dumps(rows))
+    else:
+        data, path = datasets.Dataset.from_list(rows), tmp_path / "prefs"
+        if kind_of_file == "parquet": data.to_parquet(path := tmp_path / "prefs.parquet")
+        elif kind_of_file == "folder": data.save_to_disk(path)
+        else: datasets.DatasetDict({"train": data, "test_prefs": data.select(range(7))}).save_to_disk(path)
+    records = load_records(path, kind="pairs")
+    expected = [{**normalise(row, "pairs"), "row": f"row {i} of {path.name}"} for i, row in enumerate(rows, 1)]
+    assert records.rows == expected
+    if kind_of_file == "folder with splits": assert len(load_records(path, kind="pairs", split="test_prefs")) == 7
+
+
+def test_a_row_that_is_no_object_in_a_json_list_is_a_bad_row(tmp_path):
+    report = load_records(write_text(tmp_path / "prefs.json", json.dumps([*good(19), 3])), kind="pairs").report
+    assert report.kept == 19 and "row 20 of prefs.json: line 20 is a JSON int" in str(report)
+
+
+@pytest.mark.parametrize("name, split, words", [
+    ("no/such/folder/prefs.jsonl", "train", "no such file"), ("./prefs", "train", "no such file"), ("ultrafeedback", "train", "did you mean ultrafeedback_binarized"),
+    ("qwertz", "train", "there is no data set 'qwertz'. Give one of tiny-world"), ("ultrafeedback_binarized", "dev", "no split 'dev'; it has train, test, validation"),
+    ("tiny-world", "train[:x]", "slice of whole numbers")])
+def test_a_source_that_is_not_there_is_an_error_with_the_way_out(name, split, words):
+    with pytest.raises((DataError, ConfigError), match=words): load_records(name, kind="pairs", split=split)
+
+
+@pytest.mark.parametrize("name, content, words", [("a.txt", "x", "type .txt are not read"), ("a.parquet", "x", "a.parquet: cannot be read"), ("a.json", '[{"a": ', "line 1")])
+def test_a_file_that_cannot_be_read_is_an_error_with_its_path(tmp_path, name, content, words):
+    with pytest.raises(DataError, match=words): load_records(write_text(tmp_path / name, content), kind="pairs")
+
+
+def test_a_folder_that_is_no_data_set_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="save_to_disk"): load_records(tmp_path, kind="pairs")
+
+
+def test_a_file_has_no_test_split_so_that_its_rows_do_not_come_twice(tmp_path):
+    with pytest.raises(ConfigError, match="one split, train"): load_records(jsonl(tmp_path, good(5)), kind="pairs", split="test")
+
+
+def test_slices_skip_and_limit_part_a_file_without_overlap(tmp_path):
+    path = jsonl(tmp_path, good(30))
+    def numbers(**arguments): return [int(row["row"].split()[1]) for row in load_records(path, kind="pairs", **arguments)]
+    assert numbers(split="train[:20]") == numbers(limit=20) == list(range(1, 21))
+    assert numbers(split="train[20:]") == numbers(skip=20) == list(range(21, 31))
+    assert numbers(split="train[5:20]", skip=3, limit=4) == [9, 10, 11, 12]
+    with pytest.raises(DataError, match="no rows to read"): numbers(skip=30)
+    with pytest.raises(ConfigError, match="limit is -1"): numbers(limit=-1)
+
+
+@pytest.mark.parametrize("arguments, words", [(dict(kind="pair"), "kind is 'pair'"), (dict(kind="pairs", on_bad_rows="ignore"), "drop or error")])
+def test_unknown_settings_are_config_errors(tmp_path, tokenizer, arguments, words):
+    with pytest.raises(ConfigError, match=words): load_records(jsonl(tmp_path, good(3)), **arguments)
+    with pytest.raises(ConfigError, match=words): encode_records([], tokenizer, **arguments)
+
+
+# ---- named data sets, stood in for
+
+@pytest.fixture
+def hub(monkeypatch):
+    "Replace the download; returns what was asked for."
+    asked, sets = [], {}
+    def load_dataset(path, name=None, *, split=None):
+        asked.append((path, name, split))
+        if (path, split) not in sets: raise ConnectionError("no network")
+        return datasets.Dataset.from_list(sets[path, split])
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked, sets
+
+
+def test_ultrafeedback_gives_pairs_and_sft_on_the_chosen_answers_of_the_same_rows(hub):
+    asked, sets = hub
+    sets["HuggingFaceH4/ultrafeedback_binarized", "train_prefs"] = ultrafeedback(6)
+    pairs, sft = (load_records("ultrafeedback_binarized", kind=kind) for kind in ("pairs", "sft"))
+    assert asked == [("HuggingFaceH4/ultrafeedback_binarized", None, "train_prefs")] * 2
+    assert [row["chosen"] for row in pairs] == [row["response"] for row in sft] and [row["prompt_id"] for row in pairs] == [row["prompt_id"] for row in sft]
+
+
+def test_ultrafeedback_validation_is_the_first_2000_rows_and_the_rest_is_apart(hub):
+    asked, sets = hub
+    sets["HuggingFaceH4/ultrafeedback_binarized", "train_prefs"] = ultrafeedback(2050)
+    validation, rest = (load_records("ultrafeedback_binarized", kind="pairs", split=split) for split in ("validation", "train_without_validation"))
+    assert [row["prompt_id"] for row in validation] == [f"id{i}" for i in range(2000)]
+    assert [row["prompt_id"] for row in rest] == [f"id{i}" for i in range(2000, 2050)]
+    sets["HuggingFaceH4/ultrafeedback_binarized", "test_prefs"] = ultrafeedback(3)
+    assert len(load_records("ultrafeedback_binarized", kind="pairs", split="test")) == 3 and asked[-1][2] == "test_prefs"
+
+
+@pytest.mark.parametrize("name, hub_name, config", [("smol-smoltalk", "HuggingFaceTB/smol-smoltalk", None), ("smoltalk", "HuggingFaceTB/smoltalk", "all")])
+def test_smoltalk_gives_sft_rows(hub, tokenizer, name, hub_name, config):
+    asked, sets = hub
+    sets[hub_name, "train"] = smoltalk(5)
+    records = load_records(name, kind="sft", limit=3)
+    assert asked == [(hub_name, config, "train")] and len(records) == 3 and records[0]["source"] == "smol-magpie-ultra-short"
+    rows, _ = encode_records(records, tokenizer, kind="sft")
+    assert tokenizer.decode(rows[2]["response_ids"]) == "One to 2.<|im_end|>"
+    with pytest.raises(ConfigError, match="no rows of kind pairs"): load_records(name, kind="pairs")
+
+
+def test_hh_rlhf_gives_pairs(hub):
+    asked, sets = hub
+    sets["Anthropic/hh-rlhf", "test"] = [HH] * 4
+    assert load_records("hh-rlhf", kind="pairs", split="test")[0] == {**PAIR, "row": "row 1 of Anthropic/hh-rlhf (test)"}
+
+
+def test_metamath_prompts_are_cut_to_the_last_question_and_counted(hub):
+    asked, sets = hub
+    sets["abacusai/MetaMath_DPO_FewShot", "eval"] = metamath(9)
+    records = load_records("metamath_dpo", kind="pairs", split="test")
+    assert [row["prompt"] for row in records] == [[user(f"What is {i} + 1?")] for i in range(9)]
+    assert "few-shot prompt cut to its last question in 9 rows" in str(records.report)
+    kept = load_records("metamath_dpo", kind="pairs", split="test", zero_shot=False)
+    assert kept[2]["prompt"][0]["content"].count("Question:") == 3
+
+
+@pytest.mark.parametrize("prompt, question", [
+    ("What is 3 + 5?", "What is 3 + 5?"), ("Question: a?\nAnswer: b\n\nQuestion: What is 3 + 5?\nAnswer:", "What is 3 + 5?"),
+    ("Q: a?\nA: b\n\nQ: What is 3 + 5?\nA: Let's think step by step.", "What is 3 + 5?"),
+    ("### Problem 1:\na?\n### Solution 1:\nb\n\n### Problem 2:\nWhat is 3 + 5?\n### Solution 2:", "What is 3 + 5?"),
+    ("Solve these.\n\nQuestion: a?\nAnswer: b\n\nQuestion: Which?\nA: 3\nB: 5\nAnswer:", "Which?\nA: 3\nB: 5")])
+def test_last_question_is_found_under_several_labels(prompt, question): assert last_question(prompt) == question
+
+
+@pytest.mark.parametrize("prompt", ["Question: a?\nAnswer: b\n\nWhat is 3 + 5?", "a?\nb\n#### 4\n\nWhat is 3 + 5?", "Question: a?\nAnswer: b\n\nQuestion:\nAnswer:"])
+def test_a_few_shot_prompt_that_cannot_be_cut_cleanly_is_a_bad_row(prompt):
+    with pytest.raises(DataError, match="cannot be told"): last_question(prompt)
+
+
+def test_any_name_on_the_hub_is_read_in_a_known_layout(hub):
+    asked, sets = hub
+    sets["someone/pairs", "validation"] = good(5)
+    assert len(load_records("someone/pairs", kind="pairs", split="validation", limit=2)) == 2 and asked == [("someone/pairs", None, "validation")]
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_with_the_way_out(hub):
+    with pytest.raises(DataError, match="someone/pairs: cannot be loaded.*no network.*local file"): load_records("someone/pairs", kind="pairs")
+    with pytest.raises(DataError, match="Anthropic/hh-rlhf: cannot be loaded"): load_records("hh-rlhf", kind="pairs")
+
+
+@pytest.mark.parametrize("kind", ["sft", "pairs", "binary"])
+def test_tiny_world_comes_through_the_same_door(tokenizer, kind):
+    records = load_records("tiny-world", kind=kind, limit=50)
+    rows, report = encode_records(records, tokenizer, kind=kind, on_bad_rows="error")
+    assert len(rows) == report.read == report.kept == 50 and report.shortened == 0
+    assert load_records("tiny-world", kind=kind, limit=50).fingerprint == records.fingerprint != load_records("tiny-world", kind=kind, limit=50, seed=1).fingerprint
+
+
+def test_tiny_world_refuses_slices_that_would_not_continue_one_another():
+    with pytest.raises(ConfigError, match="drawn anew"): load_records("tiny-world", kind="pairs", skip=10, limit=10)
+
+
+def test_every_named_data_set_says_what_it_is():
+    assert set(DATASETS) == {"tiny-world", "smol-smoltalk", "smoltalk", "ultrafeedback_binarized", "hh-rlhf", "metamath_dpo"}
+    assert all(source.note and source.splits and source.kinds for source in DATASETS.values())
+
+
+# ---- encoding
+
+@pytest.mark.parametrize("kind, keys", [("sft", {"prompt_ids", "response_ids"}), ("pairs", {"prompt_ids", "chosen_ids", "rejected_ids"}), ("binary", {"prompt_ids", "response_ids", "label"})])
+def test_encoded_rows_hold_what_encode_response_gives(tokenizer, kind, keys):
+    records = load_records("tiny-world", kind=kind, limit=600) # more than one call of the tokenizer
+    rows, _ = encode_records(records, tokenizer, kind=kind)
+    names = {"sft": ("response",), "pairs": ("chosen", "rejected"), "binary": ("completion",)}[kind]
+    for row, record in list(zip(rows, records))[::97]:
+        assert set(row) == keys
+        for name, ids in zip(names, [row[key] for key in ("response_ids", "chosen_ids", "rejected_ids") if key in row]):
+            assert (row["prompt_ids"], ids) == encode_response(tokenizer, record["prompt"], record[name])
+
+
+def test_rows_keep_their_order_and_labels(tokenizer):
+    rows = [{"prompt": [user("Hi")], "completion": [assistant(str(i))], "label": i % 3 == 0} for i in range(20)]
+    encoded, _ = encode_records(rows, tokenizer, kind="binary")
+    assert [tokenizer.decode(row["response_ids"]) for row in encoded] == [f"{i}<|im_end|>" for i in range(20)]
+    assert [row["label"] for row in encoded] == [i % 3 == 0 for i in range(20)]
+
+
+def test_shortened_rows_are_counted_by_what_was_shortened(tokenizer):
+    rows = [{"prompt": [user("word " * prompt)], "response": [assistant("word " * answer)]} for prompt, answer in ((1, 1), (100, 1), (1, 400), (100, 400))]
+    encoded, report = encode_records(rows, tokenizer, kind="sft", max_length=200, max_prompt_length=90)
+    assert (report.kept, report.shortened, report.shortened_prompts, report.shortened_answers) == (4, 3, 2, 2)
+    end = end_of_turn_id(tokenizer)
+    assert [row["response_ids"][-1] == end for row in encoded] == [True, True, False, False]
+    assert all(len(row["prompt_ids"]) <= 90 and len(row["prompt_ids"]) + len(row["response_ids"]) <= 200 for row in encoded)
+
+
+def test_too_little_of_an_answer_is_dropped_or_stops_the_run_naming_the_row(tmp_path, tokenizer):
+    path = jsonl(tmp_path, [*good(16), {"prompt": "word " * 400, "chosen": "red " * 50, "rejected": "blue " * 50}, *good(3)])
+    records = load_records(path, kind="pairs")
+    _, report = encode_records(records, tokenizer, kind="pairs", max_length=200)
+    assert report.kept == 19 and report.dropped["too little of the answer left"]["rows"] == 1
+    with pytest.raises(DataError, match=r"^row 17 of prefs.jsonl: the answer keeps 0 of its \d+ tokens \(prompt 200, max_length 200, min_response_tokens 16\)"):
+        encode_records(records, tokenizer, kind="pairs", max_length=200, on_bad_rows="error")
+
+
+def test_too_short_a_max_length_is_an_error_that_names_the_setting(tokenizer):
+    rows = load_records("tiny-world", kind="pairs", limit=30)
+    with pytest.raises(DataError, match="(?s)no row is left.*max_prompt_length below max_length.*max_length 20"): encode_records(rows, tokenizer, kind="pairs", max_length=20)
+
+
+def test_answers_that_differ_only_beyond_the_cut_are_a_bad_row(tokenizer):
+    rows = [normalise(row, "pairs") for row in good(19)] + [normalise({"prompt": "Hi", "chosen": "word " * 200 + "red", "rejected": "word " * 200 + "blue"}, "pairs")]
+    _, report = encode_records(rows, tokenizer, kind="pairs", max_length=100)
+    assert report.dropped["chosen equals rejected after truncation"]["rows"] == 1 and report.kept == 19
+
+
+def test_line_breaks_before_an_answer_are_taken_off_and_counted(tmp_path, tokenizer):
+    joining = AutoTokenizer.from_pretrained(project_root() / "data/tiny/base")
+    joining.add_tokens("\n\n") # as in Qwen's vocabulary
+    path = jsonl(tmp_path, [{"prompt": "Hi", "chosen": "\nHello", "rejected": " What?"}, *good(3)])
+    records = load_records(path, kind="pairs")
+    assert records[0]["chosen"] == [assistant("Hello")] and records[0]["rejected"] == [assistant(" What?")]
+    assert "line breaks taken off the beginning of an answer in 1 row." in str(records.report)
+    assert encode_records(records, joining, kind="pairs")[1].kept == 4
+
+
+def test_rows_of_another_kind_are_refused(tokenizer):
+    with pytest.raises(DataError, match="wrong columns"): encode_records([normalise(row, "pairs") for row in good(3)], tokenizer, kind="sft")
+
+
+def test_ten_thousand_tiny_rows_are_encoded_in_seconds(tokenizer):
+    rows = [normalise(row, "pairs") for row in good(10000)]
+    start = time.process_time() # processor time: other work on the machine does not count
+    encoded, _ = encode_records(rows, tokenizer, kind="pairs")
+    assert len(encoded) == 10000 and time.process_time() - start < 30
+
+
+# ---- real text
+
+@pytest.mark.skipif(not os.environ.get("PREFKIT_REAL_DATA"), reason="PREFKIT_REAL_DATA names no folder of real samples")
+def test_real_pairs_are_all_read_and_every_shortened_row_is_counted(tokenizer):
+    path = Path(os.environ["PREFKIT_REAL_DATA"]) / "pairs/dpo_en_demo.jsonl"
+    records = load_records(path, kind="pairs", on_bad_rows="error")
+    assert len(records) == sum(1 for line in path.open() if line.strip())
+    rows, report = encode_records(records, tokenizer, kind="pairs", max_length=512, max_prompt_length=256)
+    assert report.kept + report.dropped_rows == report.read == len(records) and report.kept == len(rows)
+    end = end_of_turn_id(tokenizer)
+    cut = sum(row["chosen_ids"][-1] != end or row["rejected_ids"][-1] != end for row in rows)
+    assert cut == report.shortened_answers > 0
+    for row in rows:
+        for name in ("chosen_ids", "rejected_ids"): assert 0 < len(row[name]) <= 512 - len(row["prompt_ids"])
+    sft, _ = encode_records(load_records(path, kind="sft"), tokenizer, kind="sft", max_length=512, max_prompt_length=256)
+    assert [row["response_ids"] for row in sft] == [row["chosen_ids"] for row in rows]
