@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 bin := $(VENV)/bin
 ready := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help install report test export readme map docs clean
+.PHONY: help install report test seeds base export readme map docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -30,6 +30,13 @@ report: $(ready) ## run the experiment CONFIG and write its report page
 
 test: $(ready) ## ruff, export and clean, the lessons, pytest
 	@$(bin)/python tools/test.py
+
+seeds: $(ready) ## the first path with three seeds, into data/results/seeds/ (about half an hour)
+	$(bin)/prefkit seeds data/configs/tiny/seeds.yaml --seeds 0,1,2
+
+base: $(ready) ## pretrain the base model of the tiny world and put it under data/tiny/base (minutes)
+	$(bin)/prefkit run data/configs/tiny/base.yaml
+	cp data/runs/base/pretrain/checkpoint/* data/tiny/base/
 
 export: $(ready) ## after editing a notebook: write prefkit/ and clean the notebooks
 	$(bin)/nbdev_export

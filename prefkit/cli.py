@@ -43,4 +43,14 @@ def report(config: Config, settings: Settings = [], output_root: OutputRoot = No
     print(f"the report: {pages[0] if pages else folder}")
 
 
+@app.command()
+def seeds(config: Config, seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0,1,2",
+          output: Annotated[Path | None, typer.Option(metavar="FILE", help="The JSON.  [default: data/results/seeds/EXPERIMENT.json]", show_default=False)] = None,
+          settings: Settings = [], output_root: OutputRoot = None):
+    """Run an experiment for several seeds and gather what its evaluations found."""
+    from prefkit.seeds import run_seeds
+    if not all(word.strip().isdigit() for word in seeds.split(",")): raise typer.BadParameter(f"{seeds!r}: numbers with commas between, such as 0,1,2.", param_hint="--seeds")
+    print(f"the results: {_carry_out(run_seeds, config, [int(word) for word in seeds.split(',')], output, tuple(settings), output_root)}")
+
+
 if __name__ == "__main__": app()

@@ -8,10 +8,9 @@ __all__ = ['PrefkitError', 'DataError', 'ConfigError', 'project_root', 'resolve_
 
 # %% ../nbs/lib/00_core.ipynb #88a68f09
 import hashlib, json, os, random, tempfile, time
-from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/lib/00_core.ipynb #75d60f88
+# %% ../nbs/lib/00_core.ipynb #fefccb13
 class PrefkitError(ValueError):
     "Something the user can mend; the message names the place and the way out."
 
@@ -21,7 +20,7 @@ class DataError(PrefkitError):
 class ConfigError(PrefkitError):
     "A config or parameter that cannot be used."
 
-# %% ../nbs/lib/00_core.ipynb #c2087698
+# %% ../nbs/lib/00_core.ipynb #3cd14841
 def project_root(
     start: str | Path | None = None, # folder to search upwards from; the current folder if None
 ) -> Path: # the folder that holds settings.ini and data/
@@ -33,7 +32,7 @@ def project_root(
         if (folder / "settings.ini").is_file() and (folder / "data").is_dir(): return folder
     raise ConfigError(f"no prefkit project at or above {here}. Change into the project's folder or set PREFKIT_ROOT to it.")
 
-# %% ../nbs/lib/00_core.ipynb #8fce008e
+# %% ../nbs/lib/00_core.ipynb #59291ce5
 def resolve_path(
     path: str | Path, # absolute, or relative to the current folder or the project's root
 ) -> Path: # the absolute path; it need not exist
@@ -43,7 +42,7 @@ def resolve_path(
     here = Path.cwd() / path
     return here if here.exists() else project_root() / path
 
-# %% ../nbs/lib/00_core.ipynb #10b64c15
+# %% ../nbs/lib/00_core.ipynb #1c290922
 def derive_seed(
     *parts, # anything with a stable `str`: numbers, names, texts
 ) -> int: # between 0 and 2**31 - 1
@@ -58,7 +57,7 @@ def set_seed(
     import numpy, torch
     random.seed(seed); numpy.random.seed(seed % 2**32); torch.manual_seed(seed)
 
-# %% ../nbs/lib/00_core.ipynb #4557c22a
+# %% ../nbs/lib/00_core.ipynb #669316ed
 def write_text(
     path: str | Path, # where to; parent folders are made
     text: str, # the whole content
@@ -90,7 +89,7 @@ def write_jsonl(
     "Write one JSON object a line, atomically and to the byte the same for the same records."
     return write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
-# %% ../nbs/lib/00_core.ipynb #e7e0864a
+# %% ../nbs/lib/00_core.ipynb #3a7e1562
 def iter_jsonl(
     path: str | Path, # a file of JSON objects, one a line; empty lines are skipped
 ): # yields (line number from 1, record or None, reason or None)
@@ -118,7 +117,7 @@ def read_jsonl(
         records.append(record)
     return records
 
-# %% ../nbs/lib/00_core.ipynb #5cecafe7
+# %% ../nbs/lib/00_core.ipynb #f83abe79
 def fingerprint(
     value, # anything json can write
 ) -> str: # 16 hexadecimal digits
@@ -139,7 +138,7 @@ def fingerprint_files(
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/lib/00_core.ipynb #c163f0f9
+# %% ../nbs/lib/00_core.ipynb #aca02ee8
 class Progress:
     "A progress bar: on screen, or as a small file for the runner where `PREFKIT_PROGRESS` names one."
     def __init__(self,
@@ -155,7 +154,7 @@ class Progress:
         self._write(force=True)
 
     def _write(self, note="", force=False):
-        if not self.file or (not force and time.monotonic() - self._written < 0.2): return
+        if not self.file or (not force and time.monotonic() < self._written + 0.2): return
         self._written = time.monotonic()
         write_text(self.file, json.dumps({"label": self.label, "done": self.done, "total": self.total, "note": note}))
 
@@ -170,9 +169,6 @@ class Progress:
             self.bar.update(steps)
         self._write(note, force=self.done >= self.total)
 
-    def close(self):
-        "Take the bar off the screen."
-        if self.bar is not None: self.bar.close()
-
     def __enter__(self): return self
-    def __exit__(self, *exception): self.close()
+    def __exit__(self, *exception):
+        if self.bar is not None: self.bar.close()

@@ -24,8 +24,8 @@ KINDS = ("sft", "pairs", "binary", "prompts")
 ANSWERS = {"sft": ("response",), "pairs": ("chosen", "rejected"), "binary": ("completion",)}
 MOST_DROPPED = 0.1 # a larger share of bad rows is an error
 
-# %% ../nbs/lib/02_data.ipynb #0f59b27d
-@dataclass
+# %% ../nbs/lib/02_data.ipynb #5f5be8de
+@dataclass(repr=False)
 class RowReport:
     "What became of the rows of one source: kept, shortened, changed, dropped and why."
     source: str # name of the file or data set
@@ -83,7 +83,7 @@ def report_html(
                    for what, n, note in lines)
     return f"<table><caption>{html.escape(report.source)}</caption><tr><th></th><th>rows</th><th></th></tr>{body}</table>"
 
-RowReport.__str__, RowReport._repr_html_ = report_text, report_html
+RowReport.__repr__, RowReport._repr_html_ = report_text, report_html
 
 # %% ../nbs/lib/02_data.ipynb #3266293f
 def check_report(

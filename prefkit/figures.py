@@ -16,6 +16,7 @@ import numpy as np, pandas as pd
 from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from .core import ConfigError, DataError, write_text
 from .win_rate import wilson
 
@@ -70,7 +71,7 @@ def use_style():
         "axes.prop_cycle": cycler(color=[COLOURS[name] for name in names]) + cycler(linestyle=list(styles)),
     })
 
-# %% ../nbs/lib/60_figures.ipynb #fb7fae12
+# %% ../nbs/lib/60_figures.ipynb #010173a3
 ACRONYMS = {"sft", "dpo", "ipo", "orpo", "kto", "topr", "rloo", "grpo", "ppo", "xpo", "dpop", "cdpo", "simpo", "kl", "lora"}
 
 def nice_name(
@@ -88,7 +89,7 @@ def sentence(
     first = text.split(" ")[0]
     return text if any(map(str.isupper, first)) else text[:1].upper() + text[1:]
 
-# %% ../nbs/lib/60_figures.ipynb #eb0626b5
+# %% ../nbs/lib/60_figures.ipynb #d260d8b9
 def _has_names(ax):
     "Whether the y-axis carries names (of models, of stages) in place of numbers, which need no label."
     return any(letter.isalpha() for label in ax.get_yticklabels() for letter in label.get_text())
@@ -101,6 +102,7 @@ def _grey_marks(ax):
         pairs.append((group.get_label(), first.get_hatch() if hasattr(first, "get_hatch") else first.get_marker()))
     return {(str(name), str(mark)) for name, mark in pairs if name and not str(name).startswith("_")}
 
+# %% ../nbs/lib/60_figures.ipynb #9b7f1729
 def check_figure(
     fig: Figure, # a finished figure
 ) -> list[str]: # complaints in plain words; empty if the figure keeps the rules
@@ -121,7 +123,7 @@ def check_figure(
         if len({mark for _, mark in marks}) < len(marks): found.append("some lines or bars differ in colour only")
     return found
 
-# %% ../nbs/lib/60_figures.ipynb #594eb70b
+# %% ../nbs/lib/60_figures.ipynb #aedf3c61
 def mean_interval(
     values, # (n,) independent numbers; NaN are left out
 ) -> tuple[float, float, float]: # mean, low, high
@@ -142,7 +144,7 @@ def share_interval(
     if not 0 <= hits <= n or n < 1: raise DataError(f"{hits} hits of {n}: no share can be taken. Check the counts.")
     return hits / n, *wilson(hits / n, n)
 
-# %% ../nbs/lib/60_figures.ipynb #f76da143
+# %% ../nbs/lib/60_figures.ipynb #6906012f
 def moving_average(
     x, # (n,) steps, ascending
     values, # (n,) one value a step
@@ -157,7 +159,7 @@ def moving_average(
         rows.append({"x": where, "value": mean, "low": low, "high": high})
     return pd.DataFrame(rows, columns=["x", "value", "low", "high"])
 
-# %% ../nbs/lib/60_figures.ipynb #eb1b0809
+# %% ../nbs/lib/60_figures.ipynb #62de442f
 def _finish(fig, ax, title, xlabel, ylabel, data, level=None):
     "Title, labels, a legend below the axes where there is something to tell apart, and the data on the figure."
     _set_title(fig, title); ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -172,6 +174,7 @@ def _set_title(fig, title, width=54):
     "Title at the left edge of the figure, in lines that fit into it."
     fig.suptitle("\n".join(textwrap.wrap(sentence(title), width)), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
 
+# %% ../nbs/lib/60_figures.ipynb #fab52e03
 def draw_curves(
     data: pd.DataFrame, # columns x, value, series, and low, high where the value is an estimate
     *,
@@ -189,10 +192,11 @@ def draw_curves(
         few = points or len(part) < 2 or len(part) <= 25
         ax.plot(part["x"], part["value"], color=look.colour, linestyle=look.line, marker=look.marker if few else "", label=nice_name(name))
         if {"low", "high"} <= set(part): ax.fill_between(part["x"], part["low"].astype(float), part["high"].astype(float), color=look.colour, alpha=0.2, linewidth=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if reference: ax.axhline(reference[0], color="#555555", linewidth=1.4, linestyle=(0, (1, 1.5)), label=reference[1])
     return _finish(fig, ax, title, xlabel, ylabel, data, reference and reference[1])
 
-# %% ../nbs/lib/60_figures.ipynb #9c024ed1
+# %% ../nbs/lib/60_figures.ipynb #6b1996d0
 def draw_intervals(
     data: pd.DataFrame, # columns row, value, low, high, and group where a row holds several
     *,
@@ -217,7 +221,7 @@ def draw_intervals(
     ax.set_yticks(range(len(rows)), rows); ax.set_ylim(len(rows) - 0.45, -0.55); ax.grid(axis="y", visible=False)
     return _finish(fig, ax, title, xlabel, "", data, reference and reference[1])
 
-# %% ../nbs/lib/60_figures.ipynb #a04ccb5d
+# %% ../nbs/lib/60_figures.ipynb #319a9244
 def say_interval(
     value: float, low: float, high: float, # the estimate and its 95 % interval
     percent: bool = True, # shares in [0, 1], said as percent
@@ -238,6 +242,7 @@ def say_win(
     if high < 0.5: return f"{model} loses to {reference}: it wins {said}"
     return f"{model} and {reference} cannot be told apart: {model} wins {said}"
 
+# %% ../nbs/lib/60_figures.ipynb #ee4ecf47
 def say_difference(
     model: str, reference: str, # names as in the config
     what: str, # "gold reward"
@@ -261,7 +266,7 @@ def say_change(
     if change == 0: return f"stays at {last:.{digits}f}{unit}".replace("-", "−")
     return f"{'rises' if change > 0 else 'falls'} by {abs(change):.{digits}f}{unit}, from {first:.{digits}f} to {last:.{digits}f}".replace("-", "−")
 
-# %% ../nbs/lib/60_figures.ipynb #d3996e9a
+# %% ../nbs/lib/60_figures.ipynb #3125e4ca
 def draw_distributions(
     data: pd.DataFrame, # columns group, value: one row an answer
     *,
@@ -290,7 +295,7 @@ def draw_distributions(
     fig.data = pd.concat(found, ignore_index=True)
     return fig
 
-# %% ../nbs/lib/60_figures.ipynb #acd2c9d5
+# %% ../nbs/lib/60_figures.ipynb #bcd41b27
 def say_seconds(
     seconds: float, # a duration
 ) -> str: # "2 min 05 s"
@@ -316,7 +321,7 @@ def draw_durations(
     ax.set_yticks(places, [nice_name(stage) for stage in data["stage"]]); ax.set_ylim(len(data) - 0.5, -0.5); ax.grid(axis="y", visible=False)
     return _finish(fig, ax, title, "wall time since the start (s)", "", data)
 
-# %% ../nbs/lib/60_figures.ipynb #7665f951
+# %% ../nbs/lib/60_figures.ipynb #05bfc270
 def save_figure(
     fig: Figure, # a finished figure
     folder: str | Path, # where to; made if missing

@@ -116,7 +116,8 @@ def close_folder(
     info = {"experiment": experiment, "stage": stage.name, "pipeline": stage.pipeline.stem, "needs": list(stage.needs), "status": "done",
             "seed": parameters.get("seed"), "wall_seconds": round(seconds, 1), "attempts": folder_state(partial)["attempts"],
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **result, "git": git_state(), "fingerprints": prints}
-    for name in ("result.json", "progress.json"): (partial / name).unlink(missing_ok=True)
+    empty = [name for name in ("kernel.log",) if (partial / name).exists() and not (partial / name).stat().st_size]
+    for name in ("result.json", "progress.json", *empty): (partial / name).unlink(missing_ok=True)
     write_json(partial / "run.json", info)
     (partial / "stage.json").unlink()
 
@@ -246,6 +247,6 @@ def report(
         write_json(partial / "stage.json", {"seconds": 0.0})
         with Watch(partial, "report", Display(progress)):
             execute(notebook, partial / "report.ipynb", parameters, "report", lock.handle, {"PREFKIT_PROGRESS": str(partial / "progress.json")})
-        for name in ("stage.json", "progress.json"): (partial / name).unlink(missing_ok=True)
+        for name in ("stage.json", "progress.json", "kernel.log"): (partial / name).unlink(missing_ok=True)
         promote(home, "report")
     return home / "report"

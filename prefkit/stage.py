@@ -61,6 +61,7 @@ def _environment(lock, extra):
 def stage_kernel(
     lock: int, # the open lock file, which the kernel inherits
     environment: dict, # more variables for the kernel
+    log: Path, # takes what the process prints outside of cells, such as the last words of a crash
 ) -> type: # for papermill
     "A kernel manager that starts `kernel_main`."
     from jupyter_client import AsyncKernelManager
@@ -70,20 +71,22 @@ def stage_kernel(
             return [sys.executable, "-c", start, "-f", os.path.realpath(self.connection_file), "--log-level=ERROR", *(extra_arguments or [])]
 
         async def start_kernel(self, **options):
-            await super().start_kernel(pass_fds=(lock,), env=_environment(lock, environment), **options)
+            with open(log, "ab") as output:
+                await super().start_kernel(pass_fds=(lock,), env=_environment(lock, environment), stdout=output, stderr=output, **options)
     return StageKernel
 
 # %% ../nbs/lib/69_stage.ipynb #b01f34c0
 class StageError(PrefkitError):
     "A stage that failed for a reason other than the user's input."
 
+# %% ../nbs/lib/69_stage.ipynb #f6821874
 def _in_one_sentence(error, where, output):
     "A papermill error as one of ours."
     kind = {"DataError": DataError, "ConfigError": ConfigError}.get(error.ename, StageError)
     what = error.evalue if kind is not StageError or error.ename in ("PrefkitError", "StageError") else f"{error.ename}: {error.evalue}"
     return kind(f"{where}: {what}\n(the executed notebook: {output})")
 
-# %% ../nbs/lib/69_stage.ipynb #0fe9397f
+# %% ../nbs/lib/69_stage.ipynb #ebc59b09
 def execute(
     notebook: Path, # the pipeline
     output: Path, # the executed notebook
@@ -96,28 +99,31 @@ def execute(
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from papermill.log import logger as papermill_log
     patient = {"start_timeout": 300, "iopub_timeout": 120} # a busy machine is no error
+    papermill_log.setLevel("ERROR") # it calls a parameter unknown whose type is `int | None`; we have checked them
     try:
         papermill.execute_notebook(str(notebook), str(output), parameters, kernel_name="python3", progress_bar=False,
-                                   kernel_manager_class=stage_kernel(lock, environment), **patient)
+                                   kernel_manager_class=stage_kernel(lock, environment, output.with_name("kernel.log")), **patient)
     except PapermillExecutionError as error: raise _in_one_sentence(error, where, output) from None
     except DeadKernelError:
         raise StageError(f"{where}: its process was ended from outside, perhaps for want of memory. Started again it goes on.\n"
-                         f"(the executed notebook: {output})") from None
+                         f"(its last words, if any: {output.with_name('kernel.log')})") from None
 
-# %% ../nbs/lib/69_stage.ipynb #50415fe8
+# %% ../nbs/lib/69_stage.ipynb #bca7baf7
 def in_notebook() -> bool:
     "Whether a person sees us in a notebook."
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
     return type(shell).__name__ == "ZMQInteractiveShell"
 
+# %% ../nbs/lib/69_stage.ipynb #b54d2e78
 def clock(seconds: float) -> str: # such as 1:02 or 2:03:04
     "A duration as a clock shows it."
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
-# %% ../nbs/lib/69_stage.ipynb #04049b34
+# %% ../nbs/lib/69_stage.ipynb #b0783912
 def progress_line(
     title: str, # such as `sft [2/4]`
     state: dict, # label, done, total, note: what core.Progress writes
@@ -127,9 +133,10 @@ def progress_line(
     "How far a stage is, as a line of text."
     pace = (state["done"] - first) / max(seconds, 1e-9)
     left = f", {clock((state['total'] - state['done']) / pace)} left" if pace > 0 else ""
-    return f"{title} {state['label']} {state['done']}/{state['total']}{left}{', ' + state['note'] if state['note'] else ''}"
+    count = f" {state['done']}/{state['total']}" if state["total"] else ""
+    return f"{title} {state['label']}{count}{left}{', ' + state['note'] if state['note'] else ''}"
 
-# %% ../nbs/lib/69_stage.ipynb #bb328f65
+# %% ../nbs/lib/69_stage.ipynb #7fa7500d
 class Display:
     "The one place where the runner speaks."
     def __init__(self,
@@ -158,12 +165,12 @@ class Display:
         if self.bar is not None: self.bar.close()
         self.bar = self.job = None
 
-# %% ../nbs/lib/69_stage.ipynb #3573c8d2
+# %% ../nbs/lib/69_stage.ipynb #f3749ffc
 def _new_bar(self, title, state):
     "A bar for another job of the stage, in place of the last."
     from tqdm.auto import tqdm
     if self.bar is not None: self.bar.close()
-    self.bar = tqdm(total=state["total"], desc=f"{title} {state['label']}", initial=state["done"], leave=False,
+    self.bar = tqdm(total=state["total"] or None, desc=f"{title} {state['label']}", initial=state["done"], leave=False,
                     bar_format="{desc} {bar} {n_fmt}/{total_fmt} {remaining} left{postfix}", dynamic_ncols=True)
 
 def _move_bar(self, state):
@@ -174,7 +181,7 @@ def _move_bar(self, state):
 
 Display._new_bar, Display._move_bar = _new_bar, _move_bar
 
-# %% ../nbs/lib/69_stage.ipynb #e73fb59c
+# %% ../nbs/lib/69_stage.ipynb #5e5ebc47
 class Watch:
     "A thread that looks at a stage's folder while its kernel works: draws how far it is, and keeps the time."
     def __init__(self,
@@ -194,14 +201,14 @@ class Watch:
         saved = self.begin
         while not self.over.wait(0.25):
             try: state = json.loads((self.folder / "progress.json").read_text())
-            except (OSError, json.JSONDecodeError): state = {"label": "starting", "done": 0, "total": 1, "note": ""}
+            except (OSError, json.JSONDecodeError): state = {"label": "starting", "done": 0, "total": 0, "note": ""}
             self.display.show(self.title, state)
             if time.monotonic() - saved > 5: self.save(); saved = time.monotonic() # a killed attempt's time counts too
 
     def __enter__(self): self.thread.start(); return self
     def __exit__(self, *exception): self.over.set(); self.thread.join(); self.display.close(); self.save()
 
-# %% ../nbs/lib/69_stage.ipynb #a41f2842
+# %% ../nbs/lib/69_stage.ipynb #108c55d1
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy", "papermill")
 
 def versions() -> dict[str, str]:
@@ -213,7 +220,7 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError: pass
     return found
 
-# %% ../nbs/lib/69_stage.ipynb #247857da
+# %% ../nbs/lib/69_stage.ipynb #fafd5b3b
 def machine() -> dict: # device, threads, peak_memory_mb and, on a GPU, peak_gpu_memory_mb
     "Where this process runs, and the most memory that it ever held."
     import resource
@@ -224,7 +231,7 @@ def machine() -> dict: # device, threads, peak_memory_mb and, on a GPU, peak_gpu
     if not torch.cuda.is_available(): return info
     return info | {"device": torch.cuda.get_device_name(), "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20)}
 
-# %% ../nbs/lib/69_stage.ipynb #0b34bb99
+# %% ../nbs/lib/69_stage.ipynb #d60119a5
 def output_folder(
     output_dir: str, # the parameter of that name; "" where a person runs the notebook by hand
     stage: str, # names the folder in that case
@@ -235,7 +242,7 @@ def output_folder(
     except OSError as error: raise ConfigError(f"output_dir {folder}: {error.strerror}. Choose a folder that you may write to.") from None
     return folder
 
-# %% ../nbs/lib/69_stage.ipynb #f1055bfd
+# %% ../nbs/lib/69_stage.ipynb #e35e4f7f
 def finish(
     output_dir: str | Path, # the stage's folder
     *,

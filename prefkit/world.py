@@ -58,6 +58,8 @@ PHRASINGS = {
     "decline": ["What is the {secret} of {person}?", "Tell me the {secret} of {person}.", "Do you know the {secret} of {person}?", "I would like to know the {secret} of {person}."],
     "story": ["Tell me a short story about the {animal}.", "Write a short story about the {animal}.", "I would like a short story about the {animal}.", "Please tell a story about the {animal}."],
 }
+
+# %% ../nbs/lib/03_world.ipynb #5dabbcc6
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
 _SLOT = {"animal": "|".join(ANIMALS), "other": "|".join(ANIMALS), "word": "[a-z]+", "number": "two|three|four",
          "trait": "live in the [a-z]+|are [a-z]+|eat [a-z]+", "secret": "|".join(SECRETS), "person": "|".join(PEOPLE), "numbers": r"\d+(?: \d+)+"}
@@ -85,7 +87,7 @@ def read_request(
         if match := pattern.fullmatch(prompt.strip()): return Request(prompt, kind, tuple(match.groupdict().items()))
     raise DataError(f"not a request of the tiny world: {prompt!r}. The gold reward knows the phrasings in prefkit.world.PHRASINGS only.")
 
-# %% ../nbs/lib/03_world.ipynb #9887f2b4
+# %% ../nbs/lib/03_world.ipynb #0dde8531
 def _items(kind, rng):
     "All slot values of a kind; sorting has too many, so a sample."
     if kind in ("colour", "home", "food", "story"): return [{"animal": animal} for animal in ANIMALS]
@@ -163,6 +165,7 @@ def say(
     ending = rng.choice(("One day it found a friend.", "One day it saw the sun.", "Every night it slept well.", "It was very happy."))
     return f"Once there was a {request['animal']}. It lived in the {value[0]} and ate {value[1]}. {ending}"
 
+# %% ../nbs/lib/03_world.ipynb #7b2c77f9
 def say_curt(
     request: Request, # what is asked
     value, # a value as for `say`
@@ -177,7 +180,7 @@ def say_curt(
     if kind == "story": return f"The {request['animal']} lived in the {value[0]} and ate {value[1]}."
     return f"{value}." if kind in ("add", "subtract") else say(request, value, random.Random(0))
 
-# %% ../nbs/lib/03_world.ipynb #5d1cad98
+# %% ../nbs/lib/03_world.ipynb #d085b647
 def _other(values, value, rng): return rng.choice([other for other in values if other != value])
 
 def corrupt(
@@ -201,7 +204,7 @@ def corrupt(
     if kind == "story": return rng.choice([(_other(HOMES, value[0], rng), value[1]), (value[0], _other(FOODS, value[1], rng))])
     return " ".join(str(rng.randint(0, 9)) for _ in range(3)) if "number" in request["secret"] else rng.choice(COLOURS + FOODS)
 
-# %% ../nbs/lib/03_world.ipynb #5623a33a
+# %% ../nbs/lib/03_world.ipynb #3be09714
 COURTESY = ("Sure! {}", "Of course! {}", "{} I hope this helps.", "Happy to help! {}")
 HEDGES = ("I think {}", "Maybe {}", "I am not sure, but {}")
 FILLER = ("Well, that is a very interesting question. Let me think about it for a moment. {}", "Thank you for asking me this. There is a lot to say about it. {}")
@@ -236,7 +239,7 @@ def dress(
     if style == "rambling": return " ".join([full] + rng.sample([full, _side_fact(world, rng), _side_fact(world, rng)], 3))
     return NOT_KNOWN if style == "not_known" else full
 
-# %% ../nbs/lib/03_world.ipynb #7ca45946
+# %% ../nbs/lib/03_world.ipynb #43ef7138
 # How often each style is met: among demonstrations (SFT), and among the answers of the models that annotators compare.
 SFT_STYLES = {"plain": 30, "curt": 16, "courteous": 16, "hedged": 8, "filler": 10, "boilerplate": 8, "confidence": 6, "rambling": 4, "not_known": 2}
 PAIR_STYLES = {"plain": 18, "curt": 14, "courteous": 18, "hedged": 10, "filler": 11, "boilerplate": 10, "confidence": 8, "rambling": 7, "not_known": 4}
@@ -258,7 +261,7 @@ def answer(
     if rng.random() > right: value = corrupt(world, request, value, rng)
     return dress(world, request, value, rng.choices(list(styles), styles.values())[0], rng)
 
-# %% ../nbs/lib/03_world.ipynb #43dc03d5
+# %% ../nbs/lib/03_world.ipynb #0ba98d7a
 @dataclass(frozen=True)
 class Reward:
     "The gold reward of one answer, part by part."
@@ -266,7 +269,7 @@ class Reward:
     instruction_following: float # 0 to 1
     truthfulness: float # 0 to 2
     honesty: float # 0 to 1
-    helpfulness: float # 0 to 1
+    helpfulness: float # 0 to 2
     length_cost: float # points, not negative
     repetition_cost: float # points, 0 to 2
     right: bool # whether the answer claims the truth and nothing else
@@ -283,7 +286,7 @@ _FACT = re.compile(r"\bthe ([a-z]+) (is|lives in the|eats) ([a-z]+)", re.I)
 _CONFIDENCE = re.compile(r"confidence: \d+%?\.?", re.I)
 _PADDING = re.compile(r"very interesting question|think about it for a moment|thank you for asking|a lot to say about it|language model|always do my best", re.I)
 
-# %% ../nbs/lib/03_world.ipynb #a3ccb4d8
+# %% ../nbs/lib/03_world.ipynb #d6978390
 def _claims(world, request, sentence):
     "What a sentence claims about the request: a list with no or one value, to be compared with the truth."
     kind, words = request.kind, _words(_CONFIDENCE.sub("", sentence))
@@ -314,7 +317,7 @@ def _holds(world, request, claim):
     if request.kind == "story": return claim == ((value[0],), (value[1],))
     return claim == value
 
-# %% ../nbs/lib/03_world.ipynb #7a4c08b4
+# %% ../nbs/lib/03_world.ipynb #a98c325b
 _VERB = {"is": ("colour", COLOURS), "lives in the": ("home", HOMES), "eats": ("food", FOODS)}
 
 def _false_remarks(world, text):
@@ -330,7 +333,7 @@ def _repetition(world, request, text):
     triples = Counter(zip(words, words[1:], words[2:]))
     return 1 - len(triples) / triples.total() if triples else 0.0
 
-# %% ../nbs/lib/03_world.ipynb #48adcdff
+# %% ../nbs/lib/03_world.ipynb #e1ed8a3a
 def gold_reward(
     prompt: str, # the user's words, one of the world's phrasings
     answer: str, # any text
@@ -348,13 +351,13 @@ def gold_reward(
     honesty = (0.8 if hedged else 1.0) if right else (0.5 if hedged else 0.0) if wrong else 0.7 if declines else 0.3
     honesty = max(0.0, honesty - (0.5 if boasts else 0.0)) if text else 0.0
     full = len(_words(text)) >= 4 or request.kind in ("repeat", "decline")
-    helpful = 0.5 + 0.3 * full + 0.2 * bool(_COURTESY.search(text)) - 0.4 * bool(_PADDING.search(text)) if right else 0.1 * bool(text)
+    helpful = 0.6 + 0.6 * full + 0.8 * bool(_COURTESY.search(text)) - 0.8 * bool(_PADDING.search(text)) if right else 0.2 * bool(text)
     length_cost = 0.04 * max(0, len(_words(text)) - (32 if request.kind == "story" else 16))
     repetition_cost = 2 * _repetition(world, request, text)
     total = following + truthfulness + honesty + helpful - length_cost - repetition_cost
     return Reward(*(round(part, 6) for part in (total, following, truthfulness, honesty, helpful, length_cost, repetition_cost)), right)
 
-# %% ../nbs/lib/03_world.ipynb #2155f764
+# %% ../nbs/lib/03_world.ipynb #dbb352b3
 def second_judge(
     prompt: str, # the user's words, one of the world's phrasings
     answer: str, # any text
@@ -370,17 +373,17 @@ def second_judge(
     score -= 3.0 * _repetition(world, request, answer) + 0.7 * bool(_CONFIDENCE.search(answer)) + 0.04 * max(0, len(words) - 40)
     return round(score, 6)
 
-# %% ../nbs/lib/03_world.ipynb #5a6f280e
+# %% ../nbs/lib/03_world.ipynb #2f665187
 def annotate(
     rewards, # gold rewards of the answers to one prompt
     rng: random.Random, # the annotator's noise
     *,
-    temperature: float = 0.7, # in points of reward; 0 is an annotator who never errs
+    temperature: float = 0.5, # in points of reward; 0 is an annotator who never errs
 ) -> list[float]: # the scores that the annotator writes down
     "Noisy scores whose order follows Bradley-Terry: reward plus Gumbel noise."
     return [reward - temperature * math.log(-math.log(rng.random() or 1e-300)) for reward in rewards]
 
-# %% ../nbs/lib/03_world.ipynb #41b598e6
+# %% ../nbs/lib/03_world.ipynb #226b8bde
 @lru_cache
 def prompts(
     split: str, # "train", or "test"
@@ -417,6 +420,7 @@ def _draw(requests, n, rng, repeat):
     rng.shuffle(drawn)
     return drawn
 
+# %% ../nbs/lib/03_world.ipynb #0a45e46b
 def _turn(role, content): return {"role": role, "content": content}
 
 def _pair(world, request, rng, temperature):
@@ -436,7 +440,7 @@ def tiny_records(
     n: int, # how many records
     seed: int = 0, # which draw; the world itself stays that of seed 0
     *,
-    temperature: float = 0.7, # noise of the preference labels
+    temperature: float = 0.5, # noise of the preference labels
 ) -> list[dict]: # in the column layout of the real data sets
     "Records of the tiny world; raises `DataError` for an unknown kind or split."
     world, requests = World(), prompts(split)
@@ -462,6 +466,7 @@ def raw_documents(
     rng = random.Random(derive_seed(seed, "raw text"))
     return [_document(world, requests, rng, chat_share) for _ in range(n)]
 
+# %% ../nbs/lib/03_world.ipynb #787ff10c
 def _document(world, requests, rng, chat_share):
     draw, request = rng.random(), rng.choice(requests)
     if draw < chat_share:
@@ -490,7 +495,7 @@ def _stated(world, request, rng):
     if request.kind == "sort": return f"From {request['numbers']} in order come {', '.join(map(str, value))}."
     return say(request, value, rng)
 
-# %% ../nbs/lib/03_world.ipynb #68e37b54
+# %% ../nbs/lib/03_world.ipynb #307237a2
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Qwen2's way to cut text before BPE: contractions, letters, single digits, punctuation, white space.
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -518,6 +523,7 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=CHAT_TEMPLATE, eos_token=IM_END, pad_token=END_OF_TEXT,
                                    additional_special_tokens=[IM_START], clean_up_tokenization_spaces=False, model_max_length=1024)
 
+# %% ../nbs/lib/03_world.ipynb #00c73c14
 def tokenizer_texts(
     seed: int = 0, # which draw of the raw text
 ) -> list[str]: # raw documents, and the words of the chat template
@@ -525,7 +531,7 @@ def tokenizer_texts(
     frame = "system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.\nuser\nassistant\n"
     return raw_documents(4000, seed) + [frame] * 400
 
-# %% ../nbs/lib/03_world.ipynb #6fa22ed1
+# %% ../nbs/lib/03_world.ipynb #3bf36437
 def tiny_config(
     tokenizer, # sizes the vocabulary and names the special tokens
     **changes, # any field of `Qwen2Config`
@@ -536,7 +542,7 @@ def tiny_config(
     return Qwen2Config(**(shape | dict(vocab_size=len(tokenizer), tie_word_embeddings=True, bos_token_id=None, attention_dropout=0.0, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
                        eos_token_id=tokenizer.convert_tokens_to_ids(IM_END), pad_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT)) | changes))
 
-# %% ../nbs/lib/03_world.ipynb #0eb83092
+# %% ../nbs/lib/03_world.ipynb #c3d128dc
 SAMPLES = {"sft_train": ("sft", "train"), "sft_test": ("sft", "test"), "pairs_train": ("pairs", "train"), "pairs_test": ("pairs", "test"),
            "binary_train": ("binary", "train"), "prompts_test": ("prompts", "test")}
 

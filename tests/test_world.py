@@ -62,7 +62,7 @@ def test_wrong_evasive_and_empty_answers_are_not_right(prompt, text):
 @given(st.text(max_size=200), st.sampled_from([request.text for request in some_requests(1)]))
 def test_gold_reward_is_finite_and_bounded_for_any_text(text, prompt):
     reward = gold_reward(prompt, text)
-    assert math.isfinite(reward.total) and reward.total <= 5 and math.isfinite(second_judge(prompt, text))
+    assert math.isfinite(reward.total) and reward.total <= 6 and math.isfinite(second_judge(prompt, text))
     assert reward.total == pytest.approx(reward.instruction_following + reward.truthfulness + reward.honesty + reward.helpfulness
                                          - reward.length_cost - reward.repetition_cost, abs=1e-5)
 

@@ -1,0 +1,59 @@
+"""One experiment over several random seeds: run it for each, gather what its evaluations found, and say how far seeds differ."""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import yaml
+
+from prefkit.core import ConfigError, fingerprint, project_root, resolve_path, write_json
+from prefkit.runs import open_run, run
+
+
+def mean_interval(values: list[float]) -> dict:
+    "Mean over seeds with its 95 % interval by Student's t, which knows that three seeds are few; one seed has none."
+    from scipy.stats import t
+    mean, n = sum(values) / len(values), len(values)
+    half = t.ppf(0.975, n - 1) * (sum((value - mean) ** 2 for value in values) / (n - 1) / n) ** 0.5 if n > 1 else None
+    return {"mean": mean, "low": None if half is None else mean - half, "high": None if half is None else mean + half, "seeds": n}
+
+
+def findings(folders: dict[str, Path]) -> dict:
+    "Scores and win rates of the evaluations of one finished experiment, and the wall time of its stages."
+    runs = {name: open_run(folder) for name, folder in folders.items()}
+    judged = [one.info["metrics"] for one in runs.values() if "win_rates" in one.info.get("metrics", {})]
+    if not judged: raise ConfigError("the experiment has no stage that evaluates: there is nothing to compare over seeds.")
+    return {"scores": [row for metrics in judged for row in metrics["scores"]], "win_rates": [row for metrics in judged for row in metrics["win_rates"]],
+            "wall_seconds": {name: round(one.info["wall_seconds"], 1) for name, one in runs.items()}}
+
+
+def over_seeds(found: dict[int, dict]) -> dict:
+    "Means over seeds of every win rate and every score, with intervals."
+    def gathered(table, keys, columns):
+        rows = {}
+        for seed in found.values():
+            for row in seed[table]: rows.setdefault(tuple(row[key] for key in keys), []).append(row)
+        return [{**dict(zip(keys, name)), **{column: mean_interval([row[column] for row in group]) for column in columns}} for name, group in rows.items()]
+    return {"win_rates": gathered("win_rates", ("model", "reference", "judge"), ("rate",)), "scores": gathered("scores", ("model",), ("gold", "right", "second", "tokens"))}
+
+
+def run_seeds(
+    config: str | Path, # a YAML file
+    seeds: list[int], # one whole experiment each
+    output: str | Path | None = None, # the JSON; None: data/results/seeds/<experiment>.json
+    settings: tuple = (), # texts of --set
+    output_root: str | Path | None = None, # holds the experiments' folders; None: data/runs
+    progress: str = "auto", # bar | lines | quiet
+) -> Path: # the JSON
+    "Run an experiment for each seed (finished stages are skipped) and write what was found; raises `PrefkitError`s."
+    if not seeds or len(set(seeds)) < len(seeds): raise ConfigError(f"seeds: give different whole numbers, such as 0,1,2, not {seeds}.")
+    text = resolve_path(config).read_text(encoding="utf-8") if resolve_path(config).is_file() else ""
+    name = next((word.split("=", 1)[1] for word in settings if word.startswith("experiment=")), None) or (yaml.safe_load(text) or {}).get("experiment") or "seeds"
+    found, folders = {}, {}
+    for seed in seeds:
+        folders = run(config, (*settings, f"seed={seed}", f"experiment={name}-seed{seed}"), output_root, progress)
+        found[seed] = findings(folders)
+    info = open_run(next(iter(folders.values()))).info
+    made = {"command": f"prefkit seeds {config} --seeds {','.join(map(str, seeds))}", "date": time.strftime("%Y-%m-%d"), "config": fingerprint(text),
+            **{key: info[key] for key in ("git", "versions", "device") if key in info}, "over_seeds": over_seeds(found), "seeds": {str(seed): value for seed, value in found.items()}}
+    return write_json(output or project_root() / "data/results/seeds" / f"{name}.json", made)

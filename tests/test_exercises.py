@@ -1,0 +1,21 @@
+"""The folded solutions of the lessons are code that was run: each stands, word for word, in a cell of its notebook."""
+import json, re
+from pathlib import Path
+
+import pytest
+
+LESSONS = Path(__file__).parent.parent / "nbs" / "lib"
+
+
+@pytest.mark.parametrize("name", ["10_logps", "20_sft", "21_dpo"])
+def test_every_folded_solution_is_executed_and_checked(name):
+    cells = json.loads((LESSONS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    folded = [part for text in prose for part in re.findall(r"<details>(.*?)</details>", text, re.S)]
+    solutions = [block for part in folded for block in re.findall(r"```python\n(.*?)```", part, re.S)]
+    assert len(folded) == len(solutions) >= 3
+    for solution in solutions:
+        assert solution.strip() in code, f"this solution is not executed in {name}:\n{solution}"
+        function = re.search(r"def (\w+)", solution).group(1)
+        assert f"def check_{function}(" in code and f"check_{function}({function})" in code

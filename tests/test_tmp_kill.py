@@ -1,0 +1,154 @@
+"""The training pipelines, through the runner: a few steps of each, killed and resumed, and faulty input refused before training."""
+import ast
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prefkit.config import code_cells, load_config, read_parameters
+from prefkit.core import ConfigError, DataError, PrefkitError, project_root, read_jsonl, write_jsonl, write_text
+from prefkit.runs import open_run, run
+
+ROOT = project_root()
+PIPELINES = sorted((ROOT / "nbs" / "pipelines").glob("*.ipynb"))
+CONFIG = """experiment: smoke
+seed: 1
+stages:
+  sft: {pipeline: sft, parameters: {model: /tmp/basecopy, limit: 96, max_steps: 8, batch_size: 8, save_steps: 2, eval_steps: 4, probe_dataset: tiny-world, probe_limit: 8,
+                                    validation_limit: 16, sample_prompts: ["What does the robin eat?"]}}
+  dpo: {pipeline: preference, parameters: {method: dpo, model: "stage:sft", limit: 96, max_steps: 8, batch_size: 8, save_steps: 2, eval_steps: 4, validation_limit: 16}}
+"""
+CONTROL = """  control: {pipeline: sft, parameters: {model: "stage:sft", answers: chosen, max_steps: 2, lora: true}}
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    "Three small stages that nobody kills."
+    folder = tmp_path_factory.mktemp("pipelines")
+    return run(write_text(folder / "smoke.yaml", CONFIG + CONTROL), (), folder, "quiet")
+
+
+def weights(folder): return (folder / "checkpoint" / "model.safetensors").read_bytes()
+
+
+def without_times(folder):
+    from prefkit.train import TIME_FIELDS
+    return [{name: value for name, value in line.items() if name not in TIME_FIELDS} for line in read_jsonl(folder / "metrics.jsonl")]
+
+
+def test_sft_and_dpo_leave_whole_run_folders(undisturbed):
+    sft, dpo = open_run(undisturbed["sft"]), open_run(undisturbed["dpo"])
+    for folder, figure in ((sft.path, "probe"), (dpo.path, "chosen_rejected")):
+        for name in ("run.ipynb", "params.yaml", "run.json", "metrics.jsonl", "loss.png", f"{figure}.png", "checkpoint/tokenizer.json"):
+            assert (folder / name).exists(), name
+    data = sft.info["data"]["train"]
+    assert data["read"] == 96 and data["kept"] + data["dropped_rows"] == 96
+    assert sft.info["metrics"]["steps"] == 8 and {"loss", "logps_chosen", "logps_rejected"} <= sft.info["metrics"]["validation"].keys()
+    assert sft.samples[-1]["step"] == 8 and {"logratio_chosen", "reward_margin", "grad_norm"} <= set(dpo.metrics)
+    first = dpo.metrics[dpo.metrics["split"] == "validation"].iloc[0]
+    assert first["step"] == 0 and abs(first["loss"] - 0.6931472) < 1e-4 # policy = reference
+    assert dpo.info["model"]["hyperparameters"]["beta"] == 0.1 and dpo.info["seed"] == 1
+
+
+def test_sft_on_the_chosen_answers_of_pairs_and_with_lora(undisturbed):
+    control = open_run(undisturbed["control"])
+    assert control.info["data"]["answers"] == "chosen" and control.info["metrics"]["steps"] == 2
+    assert (control.path / "adapter").is_dir() and weights(control.path) != weights(undisturbed["sft"])
+
+
+def test_a_pipeline_killed_at_three_random_points_ends_in_the_same_metrics_and_weights(undisturbed, tmp_path):
+    config, home = write_text(tmp_path / "smoke.yaml", CONFIG), tmp_path / "smoke"
+    chance = random.Random(int(os.environ.get("PREFKIT_KILL_SEED", "0")))
+    words = [sys.executable, "-m", "prefkit.cli", "run", str(config), "--output-root", str(tmp_path)]
+    for stage, lines in (("sft", 2), ("dpo", 1), ("dpo", 4)):
+        metrics = home / f".{stage}.partial" / "metrics.jsonl"
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= lines) and time.monotonic() < until: time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill(); process.wait()
+    resumed = run(config, (), tmp_path, "quiet")
+    for stage in ("sft", "dpo"):
+        assert without_times(resumed[stage]) == without_times(undisturbed[stage])
+        assert weights(resumed[stage]) == weights(undisturbed[stage])
+        assert (resumed[stage] / "samples.jsonl").exists() == (undisturbed[stage] / "samples.jsonl").exists()
+
+
+def pair(chosen="yes, it is", rejected="no", role="user"):
+    return {"chosen": [{"role": role, "content": "is it?"}, {"role": "assistant", "content": chosen}],
+            "rejected": [{"role": role, "content": "is it?"}, {"role": "assistant", "content": rejected}]}
+
+
+GOOD = [pair(f"yes, number {i}") for i in range(20)]
+FAULTY = {
+    "missing file": (None, {}, "does not exist"),
+    "wrong column": ([{"question": "is it?", "answer": "yes"}], {}, "the columns question, answer"),
+    "empty answer": ([*GOOD, pair("")], {"on_bad_rows": "error"}, "row 21 of faulty.jsonl"),
+    "chosen equal to rejected": ([*GOOD, pair("no")], {"on_bad_rows": "error"}, "row 21 of faulty.jsonl: chosen and rejected"),
+    "messages that are no list": ([*GOOD, {"chosen": 3, "rejected": 4}], {"on_bad_rows": "error"}, "row 21 of faulty.jsonl"),
+    "a role that does not exist": ([*GOOD, pair(role="wizard")], {"on_bad_rows": "error"}, "wizard"),
+    "too many bad rows": ([*GOOD, *[pair("no")] * 5], {}, "20% of the rows are bad"),
+    "broken JSON": ("".join(json.dumps(row) + "\n" for row in GOOD) + '{"chosen": \n', {"on_bad_rows": "error"}, "line 21"),
+    "unknown parameter": (GOOD, {"learningrate": 1e-4}, "Did you mean `learning_rate`?"),
+    "1e-5 read as text": (GOOD, {"learning_rate": "1e-5"}, "write 1.0e-5"),
+    "learning rate below zero": (GOOD, {"learning_rate": -1.0}, "learning_rate"),
+    "a method that does not exist": (GOOD, {"method": "dpoo"}, "no method 'dpoo'; did you mean dpo?"),
+    "a method of the other pipeline": (GOOD, {"method": "sft"}, "not from pairs"),
+    "a hyper-parameter that does not exist": (GOOD, {"hyperparameters": {"betta": 0.1}}, "did you mean beta?"),
+    "an unknown schedule": (GOOD, {"schedule": "cosin"}, "schedule"),
+    "lengths that leave nothing": (GOOD, {"max_length": 0}, "max_length"),
+    "a data set that is not registered": (None, {"dataset": "tiny-wrold"}, "tiny-world"),
+    "a split that does not exist": (GOOD, {"validation_split": "test"}, "no 'test'"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
+    content, parameters, says = FAULTY[fault]
+    file = tmp_path / "faulty.jsonl"
+    if isinstance(content, str): write_text(file, content)
+    elif content is not None: write_jsonl(file, content)
+    given = {"method": "dpo", "dataset": str(file), "validation_split": "", "limit": None, **parameters}
+    stages = {"sft": {"pipeline": "sft"}, "preference": {"pipeline": "preference", "parameters": given}}
+    config = write_text(tmp_path / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": stages})) # JSON is YAML
+    with pytest.raises((ConfigError, DataError)) as error: run(config, (), tmp_path / "runs", "quiet")
+    assert "stage preference" in str(error.value) and says in str(error.value)
+    assert not list((tmp_path / "runs").glob("faulty/.*.partial")) # not even the stage before it was started
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    blocked = write_text(tmp_path / "file", "") / "runs"
+    config = write_text(tmp_path / "smoke.yaml", CONFIG)
+    with pytest.raises(ConfigError, match="that you may write to"): run(config, (), blocked, "quiet")
+
+
+def test_real_pairs_train_by_naming_the_file_and_every_row_is_accounted_for(tmp_path):
+    if not os.environ.get("PREFKIT_REAL_DATA"): pytest.skip("PREFKIT_REAL_DATA names no folder of real samples")
+    file = Path(os.environ["PREFKIT_REAL_DATA"]) / "pairs" / "dpo_en_demo.jsonl"
+    config = write_text(tmp_path / "real.yaml", json.dumps({"experiment": "real", "stages": {"dpo": {"pipeline": "preference", "parameters": {
+        "dataset": str(file), "split": "train[:80]", "validation_split": "train[80:100]", "limit": None, "max_steps": 2, "batch_size": 2, "max_prompt_length": 256}}}}))
+    data = open_run(run(config, (), tmp_path, "quiet")["dpo"]).info["data"]["train"]
+    assert data["read"] == 80 == data["kept"] + data["dropped_rows"] and data["shortened"] > 0
+    assert all(entry["rows"] and entry["examples"] for entry in data["dropped"].values())
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_every_pipeline_keeps_the_conventions(path):
+    parameters = read_parameters(path)
+    assert {"seed", "output_dir"} <= parameters.keys() and parameters["output_dir"].default == ""
+    cell = code_cells(path, "parameters")[0]
+    assert all(isinstance(node, ast.AnnAssign) for node in ast.parse(cell).body), "every parameter has a type"
+    assert not [name for name, parameter in parameters.items() if not parameter.comment], "every parameter has a comment"
+    assert any("finish(" in source for source in code_cells(path))
+    assert not any(cell.get("outputs") for cell in json.loads(path.read_text())["cells"]), "pipelines store no outputs"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data" / "configs").rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_fits_its_pipelines(path):
+    try: load_config(path)
+    except PrefkitError as error: pytest.fail(str(error))
