@@ -32,7 +32,7 @@ test: $(ready) ## ruff, export and clean, the lessons, pytest
 	@$(bin)/python tools/test.py
 
 seeds: $(ready) ## the first path with three seeds, into data/results/seeds/ (about half an hour)
-	$(bin)/prefkit seeds data/configs/tiny/seeds.yaml --seeds 0,1,2
+	$(bin)/prefkit seeds data/configs/tiny/first_path.yaml --seeds 0,1,2
 
 base: $(ready) ## pretrain the base model of the tiny world and put it under data/tiny/base (minutes)
 	$(bin)/prefkit run data/configs/tiny/base.yaml

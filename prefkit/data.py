@@ -237,7 +237,7 @@ class Source:
 
 TRAIN_TEST = {"train": "train", "test": "test"}
 DATASETS = {
-    "tiny-world": Source("", TRAIN_TEST, note="Generated; its true reward is known."),
+    "tiny-world": Source("", {**TRAIN_TEST, "validation": "validation"}, note="Generated; its true reward is known."),
     "smol-smoltalk": Source("HuggingFaceTB/smol-smoltalk", TRAIN_TEST, ("sft", "prompts"), note="460,341 conversations for small models."),
     "smoltalk": Source("HuggingFaceTB/smoltalk", TRAIN_TEST, ("sft", "prompts"), "all", note="The larger set it was cut from."),
     "ultrafeedback_binarized": Source("HuggingFaceH4/ultrafeedback_binarized",

@@ -25,7 +25,7 @@ from .methods import (ANSWERS, METHODS, Averages, Method, add_batch, add_method,
 from .schedules import epoch_batches, learning_rate_factor
 from .settings import TrainSettings, choose_precision, make_scheduler, total_steps, training_arguments
 
-# %% ../nbs/lib/40_train.ipynb #3f9c4d45
+# %% ../nbs/lib/40_train.ipynb #fe855b57
 class Steps:
     "The part of the trainer that takes steps: losses, gradient norm, finiteness."
     loss_is_scaled_for_ga = True # `compute_loss` divides by the whole accumulated batch itself
@@ -55,7 +55,7 @@ class Steps:
 
     def floating_point_ops(self, inputs) -> int: return 0 # it would walk through all parameters at every step
 
-# %% ../nbs/lib/40_train.ipynb #2fdc87cb
+# %% ../nbs/lib/40_train.ipynb #9cafb4bb
 class Finiteness:
     "The part of the trainer that stops where a number is none."
     def watch_step(self, grad_norm: Tensor):
@@ -72,7 +72,7 @@ class Finiteness:
             f"step {step:.0f}: the loss is {loss:g} and its gradient's norm {norm:g}, no finite numbers. Lower learning_rate (now "
             f"{self.settings.learning_rate:g}), add warmup_steps or set precision: float32; the last checkpoint is from before.")
 
-# %% ../nbs/lib/40_train.ipynb #dae3437a
+# %% ../nbs/lib/40_train.ipynb #0ee993de
 TIME_FIELDS = ("seconds", "tokens_per_second") # of metrics.jsonl: these alone may differ between two runs of one seed
 
 class Lines:
@@ -94,7 +94,7 @@ class Lines:
         self.window, self.tokens, self.seconds = Averages(), 0, 0.0
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, line)
 
-# %% ../nbs/lib/40_train.ipynb #b8beaf01
+# %% ../nbs/lib/40_train.ipynb #076cb8e3
 PROBE = Method("probe", lambda policy_chosen_logps: -policy_chosen_logps, "pairs", reference=False)
 
 def show_evaluation(
@@ -105,7 +105,7 @@ def show_evaluation(
     head = f"step {line['step']}" + (f", validation loss {line['loss']:.4f}" if "loss" in line else "")
     return "\n".join([head, *(f"  {sample['prompt'][-1]['content'][:60]!r} -> {sample['answer'][:90]!r}" for sample in samples)])
 
-# %% ../nbs/lib/40_train.ipynb #d5e58d07
+# %% ../nbs/lib/40_train.ipynb #c206285c
 class Checks:
     "The part of the trainer that judges the model on the way."
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict:
@@ -127,7 +127,7 @@ class Checks:
         return measure(self.model, rows, method, hyperparameters, self.pad_token_id,
                        batch_size=self.settings.batch_size, precision=self.precision)
 
-# %% ../nbs/lib/40_train.ipynb #69ee2bac
+# %% ../nbs/lib/40_train.ipynb #ccf696cc
 class Judge:
     "The part of the trainer that looks at answers, keeps the best and stops early."
     def judge(self, loss: float, step: int):
@@ -147,7 +147,7 @@ class Judge:
         return [{"prompt": prompt, "answer": answer["text"], "tokens": answer["tokens"], "ended": answer["ended"]}
                 for prompt, answer in zip(self.sample_prompts, answers)]
 
-# %% ../nbs/lib/40_train.ipynb #04c19662
+# %% ../nbs/lib/40_train.ipynb #e7854564
 class Checkpoints:
     "The part of the trainer that can be killed at any moment."
     def _get_output_dir(self, trial=None) -> str: return str(self.writing or self.args.output_dir)
@@ -178,7 +178,7 @@ class Checkpoints:
         for name in ("tokens", "seconds", "best_loss", "best_step", "without_gain"): setattr(self, name, state[name])
         return state
 
-# %% ../nbs/lib/40_train.ipynb #5b3dfc96
+# %% ../nbs/lib/40_train.ipynb #13c16e23
 class Watch(TrainerCallback):
     "Progress bar, and when a line is due: every `logging_steps`, at each validation and at the end."
     def __init__(self, trainer): self.trainer, self.progress = trainer, None
@@ -203,7 +203,7 @@ class EpochBatches:
         yield from epoch_batches(self.lengths, s.batch_size, seed=s.seed, epoch=self.epoch,
                                  group_by_length=s.group_by_length, group=s.gradient_accumulation)
 
-# %% ../nbs/lib/40_train.ipynb #7f129185
+# %% ../nbs/lib/40_train.ipynb #9ba385e1
 class PreferenceTrainer(Steps, Finiteness, Lines, Checks, Judge, Checkpoints, Trainer):
     "`transformers.Trainer` with our loss, our order of the data, our schedule, our lines and checkpoints."
     def __init__(self, model, tokenizer, method: Method, hyperparameters: dict, settings: TrainSettings, arguments: TrainingArguments,
@@ -239,13 +239,13 @@ class PreferenceTrainer(Steps, Finiteness, Lines, Checks, Judge, Checkpoints, Tr
         if missing or load_result.unexpected_keys:
             raise PrefkitError(f"a checkpoint in {self.args.output_dir} is of another model ({min(missing | set(load_result.unexpected_keys))}).")
 
-# %% ../nbs/lib/40_train.ipynb #8428b382
+# %% ../nbs/lib/40_train.ipynb #7ad6d16a
 def pad_token(tokenizer) -> int:
     "A token to fill up with. Any would do, since what is filled is never seen: an end-of-text token is harmless."
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in known if token is not None)
 
-# %% ../nbs/lib/40_train.ipynb #6545a3d3
+# %% ../nbs/lib/40_train.ipynb #5f95aead
 def add_lora(
     model, # a causal language model
     settings: TrainSettings, # lora_rank, lora_alpha, lora_dropout, lora_targets, seed
@@ -259,7 +259,7 @@ def add_lora(
         try: return get_peft_model(model, config)
         except ValueError as error: raise ConfigError(f"lora_targets: {error}") from error
 
-# %% ../nbs/lib/40_train.ipynb #0876d9e8
+# %% ../nbs/lib/40_train.ipynb #3b1e3a79
 @dataclass
 class TrainResult:
     "What `train_model` gives back."
@@ -283,7 +283,7 @@ def check_rows(
         if missing: raise DataError(f"{name}, row {number}: {', '.join(missing)} missing or empty; there is {', '.join(row)}. "
                                     f"Data of kind {kind} are needed, as prefkit.data.encode_records makes them.")
 
-# %% ../nbs/lib/40_train.ipynb #acf2dd6d
+# %% ../nbs/lib/40_train.ipynb #c39f3f80
 def check_run(
     method: Method, # of the table
     settings: TrainSettings, # of the run
@@ -297,7 +297,7 @@ def check_run(
     if (settings.keep_best or settings.early_stopping_patience) and not validation_rows:
         raise ConfigError("keep_best and early_stopping_patience go by the validation loss. Give validation_rows.")
 
-# %% ../nbs/lib/40_train.ipynb #a80ef586
+# %% ../nbs/lib/40_train.ipynb #bf417ac1
 def train_model(
     model, # where training starts: changed in place; also the reference of a method that needs one
     tokenizer, # for padding and sampling; stored with the model
@@ -327,7 +327,7 @@ def train_model(
                                 sets["train"], sets["validation"], probe_rows, sample_prompts)
     return finish_run(trainer, folder, run_or_resume(trainer))
 
-# %% ../nbs/lib/40_train.ipynb #9b3a23d2
+# %% ../nbs/lib/40_train.ipynb #0aa2dd46
 def run_or_resume(
     trainer: PreferenceTrainer, # not yet started
 ) -> int | None: # the step of the checkpoint that it went on from
@@ -347,7 +347,7 @@ def run_or_resume(
         trainer._load_from_checkpoint(str(root / f"checkpoint-{trainer.best_step}"))
     return step
 
-# %% ../nbs/lib/40_train.ipynb #cec4bb54
+# %% ../nbs/lib/40_train.ipynb #df909bb8
 def finish_run(
     trainer: PreferenceTrainer, # after training
     folder: Path, # of the run

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ANIMALS', 'COLOURS', 'HOMES', 'FOODS', 'PEOPLE', 'SECRETS', 'PHRASINGS', 'NUMBER_WORDS', 'COURTESY', 'HEDGES',
-           'FILLER', 'BOILERPLATE', 'CONFIDENCE', 'NOT_KNOWN', 'STYLES', 'SFT_STYLES', 'PAIR_STYLES', 'END_OF_TEXT',
-           'IM_START', 'IM_END', 'CHAT_TEMPLATE', 'SAMPLES', 'World', 'Request', 'read_request', 'truth', 'say',
-           'say_curt', 'corrupt', 'dress', 'answer', 'Reward', 'gold_reward', 'second_judge', 'annotate', 'prompts',
-           'is_held_out', 'tiny_records', 'raw_documents', 'train_tokenizer', 'tokenizer_texts', 'tiny_config',
-           'write_samples']
+           'FILLER', 'BOILERPLATE', 'CONFIDENCE', 'NOT_KNOWN', 'STYLES', 'SFT_STYLES', 'PAIR_STYLES', 'SPLITS',
+           'END_OF_TEXT', 'IM_START', 'IM_END', 'CHAT_TEMPLATE', 'SAMPLES', 'World', 'Request', 'read_request', 'truth',
+           'say', 'say_curt', 'corrupt', 'dress', 'answer', 'Reward', 'gold_reward', 'second_judge', 'annotate',
+           'prompts', 'is_held_out', 'tiny_records', 'raw_documents', 'train_tokenizer', 'tokenizer_texts',
+           'tiny_config', 'write_samples']
 
 # %% ../nbs/lib/03_world.ipynb #e9ad0c38
 import itertools, math, random, re
@@ -383,22 +383,25 @@ def annotate(
     "Noisy scores whose order follows Bradley-Terry: reward plus Gumbel noise."
     return [reward - temperature * math.log(-math.log(rng.random() or 1e-300)) for reward in rewards]
 
-# %% ../nbs/lib/03_world.ipynb #226b8bde
+# %% ../nbs/lib/03_world.ipynb #671c6346
+SPLITS = ("train", "validation", "test")
+
 @lru_cache
 def prompts(
-    split: str, # "train", or "test"
+    split: str, # one of `SPLITS`
     world: World = World(), # whose split
 ) -> tuple: # of `Request`, the same order for a seed
-    "Every prompt of a split: items held out are in the test only, and so is one phrasing in five of the other items."
-    if split not in ("train", "test"): raise DataError(f"the tiny world has the splits train and test, not {split!r}.")
+    "Every prompt of a split: held-out items are never in train, and neither is one phrasing in five of the others; of both a quarter is validation."
+    if split not in SPLITS: raise DataError(f"the tiny world has the splits {', '.join(SPLITS)}, not {split!r}.")
     found = []
     for kind, phrasings in PHRASINGS.items():
         rng = random.Random(derive_seed(world.seed, "items", kind))
         for item, phrasing in itertools.product(_items(kind, rng), phrasings):
             if kind == "list" and len([a for a in _having(world, item["trait"]) if not world.held_out(_TRAIT[item["trait"].split()[0]], a)]) < [*NUMBER_WORDS.values()].index(item["number"]) + 2: continue
             request = read_request(phrasing.format(**item))
-            for_test = _is_held_out(world, request) or derive_seed(world.seed, "prompt", request.text) % 5 == 0
-            if for_test == (split == "test"): found.append(request)
+            kept_back = _is_held_out(world, request) or derive_seed(world.seed, "prompt", request.text) % 5 == 0
+            part = "train" if not kept_back else "validation" if derive_seed(world.seed, "validation", request.text) % 4 == 0 else "test"
+            if part == split: found.append(request)
     random.Random(derive_seed(world.seed, "order", split)).shuffle(found)
     return tuple(dict.fromkeys(found))
 
@@ -412,7 +415,7 @@ def is_held_out(
 # %% ../nbs/lib/03_world.ipynb #1d0311b0
 def _draw(requests, n, rng, repeat):
     "Prompts with every kind as often as any other while they last; training prompts come again where more are wanted."
-    if not repeat and n > len(requests): raise DataError(f"the test split has {len(requests)} prompts, {n} are wanted. Ask for fewer.")
+    if not repeat and n > len(requests): raise DataError(f"the split has {len(requests)} prompts, {n} are wanted. Ask for fewer.")
     queues = {kind: [r for r in requests if r.kind == kind] for kind in PHRASINGS}
     for queue in queues.values(): rng.shuffle(queue)
     rounds = zip(*map(itertools.cycle, queues.values())) if repeat else itertools.zip_longest(*queues.values())
@@ -436,7 +439,7 @@ def _pair(world, request, rng, temperature):
 
 def tiny_records(
     kind: str, # "sft", "pairs", "binary" or "prompts"
-    split: str, # "train" or "test"
+    split: str, # one of `SPLITS`
     n: int, # how many records
     seed: int = 0, # which draw; the world itself stays that of seed 0
     *,

@@ -1,5 +1,5 @@
 "Promises of prefkit.train and prefkit.schedules, on models so small that a step takes milliseconds."
-import copy, gc, json, math, os, random, signal, subprocess, sys, time, weakref
+import copy, json, math, os, random, signal, subprocess, sys, time, weakref
 from pathlib import Path
 
 import pytest
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM, get_scheduler
 
-import prefkit.generate
+import prefkit.checkpoints, prefkit.generate
 import prefkit.train as train
 from prefkit.chat import pad_batch
 from prefkit.core import ConfigError, DataError, PrefkitError
@@ -180,13 +180,19 @@ def test_reference_of_a_model_with_adapters_is_the_model_without_them():
             if "lora_B" in name: weight.normal_()
     assert reference_logps(adapted, rows, "sft", END) == wanted
 
+def test_weights_stored_as_bf16_are_trained_as_float32(tmp_path):
+    stored = small_model().bfloat16()
+    plain = copy.deepcopy(stored).float()
+    runs = [fit(tmp_path / name, "dpo", model=model, learning_rate=1e-5) for name, model in (("stored", stored), ("plain", plain))]
+    assert timeless(runs[0].metrics) == timeless(runs[1].metrics) and stored.dtype == torch.float32
+
 def test_reference_is_computed_once_and_kept_for_a_resume(tmp_path, monkeypatch):
     calls, original = [], train.reference_logps
-    monkeypatch.setattr(train, "reference_logps", lambda *a, **k: calls.append(1) or original(*a, **k))
+    monkeypatch.setattr(prefkit.checkpoints, "reference_logps", lambda *a, **k: calls.append(1) or original(*a, **k))
     crash_at(monkeypatch, 4)
     with pytest.raises(Crash): fit(tmp_path / "run", "dpo", save_steps=2)
     monkeypatch.undo()
-    monkeypatch.setattr(train, "reference_logps", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr(prefkit.checkpoints, "reference_logps", lambda *a, **k: pytest.fail("computed again"))
     assert len(calls) == 2 and fit(tmp_path / "run", "dpo", save_steps=2).resumed_from == 4 # train and validation
 
 def test_validation_keeps_no_logits_and_leaves_the_training_untouched(tmp_path):
@@ -274,7 +280,9 @@ def test_a_checkpoint_that_was_broken_off_is_not_taken(tmp_path, monkeypatch):
     (checkpoints / "checkpoint-5").mkdir() # no state file in it
     (checkpoints / ".writing" / "checkpoint-6").mkdir(parents=True)
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file: file.write('{"step": 5, "lo') # a broken line
+    (tmp_path / "run" / ".reference.json.x1y2").write_text("{") # a temporary file of an atomic write
     again = fit(tmp_path / "run", save_steps=2)
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint", "metrics.jsonl", "samples.jsonl", "training.json"]
     assert again.resumed_from == 4 and timeless(again.metrics) == timeless(whole.metrics)
 
 def test_a_kill_between_the_last_step_and_the_end_only_finishes(tmp_path, monkeypatch):

@@ -81,9 +81,10 @@ def test_unknown_prompt_is_a_clear_error():
 
 
 def test_train_and_test_share_no_prompt_and_training_never_asks_what_is_held_out():
-    train, test = prompts("train"), prompts("test")
-    assert len(PHRASINGS) >= 8 and len(test) >= 1000
-    assert not {request.text for request in train} & {request.text for request in test}
+    train, validation, test = prompts("train"), prompts("validation"), prompts("test")
+    assert len(PHRASINGS) >= 8 and len(test) >= 1000 and len(validation) >= 500
+    texts = [{request.text for request in split} for split in (train, validation, test)]
+    assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
     assert not any(is_held_out(request.text) for request in train)
     for kind in PHRASINGS:
         held = [is_held_out(request.text) for request in test if request.kind == kind]
@@ -121,7 +122,7 @@ def test_same_seed_same_records_other_seed_other_records():
 
 
 def test_unknown_split_kind_or_too_many_test_prompts_are_errors():
-    with pytest.raises(DataError, match="splits train and test"): tiny_records("sft", "dev", 1)
+    with pytest.raises(DataError, match="splits train, validation, test"): tiny_records("sft", "dev", 1)
     with pytest.raises(DataError, match="of kind sft"): tiny_records("triples", "train", 1)
     with pytest.raises(DataError, match="are wanted"): tiny_records("prompts", "test", 10**6)
 
