@@ -59,7 +59,7 @@ def save_folder(folder: Path, *savers: Callable):
     os.replace(partial, folder)
 
 # %% ../nbs/lib/44_checkpoints.ipynb #df6d4d23
-LEFTOVERS = (".training.json.*", ".reference.json.*", ".metrics.jsonl.*", ".samples.jsonl.*", ".*.partial", ".old-*", "checkpoints/.*")
+LEFTOVERS = (".training.json.*", ".reference.json.*", ".metrics.jsonl.*", ".samples.jsonl.*", ".checkpoint.partial", ".adapter.partial", ".old-*", "checkpoints/.*")
 
 def clear_leftovers(
     folder: Path, # of a run

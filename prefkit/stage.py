@@ -170,8 +170,9 @@ def _new_bar(self, title, state):
     "A bar for another job of the stage, in place of the last."
     from tqdm.auto import tqdm
     if self.bar is not None: self.bar.close()
+    form = "{desc} {bar} {n_fmt}/{total_fmt} {remaining} left{postfix}" if state["total"] else "{desc} ({elapsed})"
     self.bar = tqdm(total=state["total"] or None, desc=f"{title} {state['label']}", initial=state["done"], leave=False,
-                    bar_format="{desc} {bar} {n_fmt}/{total_fmt} {remaining} left{postfix}", dynamic_ncols=True)
+                    bar_format=form, dynamic_ncols=True)
 
 def _move_bar(self, state):
     "Put the bar where the stage is; no new count still moves the clock."

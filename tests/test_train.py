@@ -1,5 +1,5 @@
 "Promises of prefkit.train and prefkit.schedules, on models so small that a step takes milliseconds."
-import copy, json, math, os, random, signal, subprocess, sys, time, weakref
+import copy, json, math, os, random, shutil, subprocess, sys, time, weakref
 from pathlib import Path
 
 import pytest
@@ -260,7 +260,7 @@ def test_a_run_killed_at_three_random_points_ends_as_if_it_had_not_been(tmp_path
 
 @pytest.mark.parametrize("changes", [dict(lora=True, lora_dropout=0.2), dict(gradient_accumulation=2, group_by_length=True, epochs=3.0)])
 def test_adapters_dropout_and_accumulation_resume_bit_for_bit(tmp_path, monkeypatch, changes):
-    changes = dict(save_steps=2, eval_steps=3, logging_steps=2, validation=encoded_rows(4, "sft", 1), **changes)
+    changes = dict(save_steps=2, eval_steps=3, logging_steps=5, validation=encoded_rows(4, "sft", 1), **changes)
     whole = fit(tmp_path / "whole", **changes)
     for step in (3, 5):
         with monkeypatch.context() as patch:
@@ -277,7 +277,9 @@ def test_a_checkpoint_that_was_broken_off_is_not_taken(tmp_path, monkeypatch):
         with pytest.raises(Crash): fit(tmp_path / "run", save_steps=2)
     checkpoints = tmp_path / "run" / "checkpoints"
     assert list(find_checkpoints(checkpoints)) == [4]
-    (checkpoints / "checkpoint-5").mkdir() # no state file in it
+    half = checkpoints / "checkpoint-5" # everything but the last file that is written
+    shutil.copytree(checkpoints / "checkpoint-4", half)
+    (half / prefkit.checkpoints.STATE_FILE).unlink()
     (checkpoints / ".writing" / "checkpoint-6").mkdir(parents=True)
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file: file.write('{"step": 5, "lo') # a broken line
     (tmp_path / "run" / ".reference.json.x1y2").write_text("{") # a temporary file of an atomic write
@@ -346,6 +348,17 @@ def test_early_stopping_ends_with_the_weights_of_the_best_validation(tmp_path):
     assert train.measure(result.model, validation, get_method("sft"), {}, END)["loss"] == pytest.approx(result.best_loss, rel=1e-6)
     last = fit(tmp_path / "last", early_stopping_patience=3, **changes)
     assert train.measure(last.model, validation, get_method("sft"), {}, END)["loss"] == pytest.approx(losses[result.steps], rel=1e-6)
+
+def test_patience_is_remembered_over_a_resume(tmp_path, monkeypatch):
+    changes = dict(rows=encoded_rows(8, "sft"), validation=encoded_rows(8, "sft", 99), epochs=40.0, eval_steps=2, save_steps=2, learning_rate=1e-2,
+                   schedule="constant", early_stopping_patience=3, keep_best=True)
+    whole = fit(tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        crash_at(patch, whole.best_step + 4) # two validations without gain
+        with pytest.raises(Crash): fit(tmp_path / "run", **changes)
+    again = fit(tmp_path / "run", **changes)
+    assert again.resumed_from == whole.best_step + 4 and again.steps == whole.steps and timeless(again.metrics) == timeless(whole.metrics)
+    assert_same_weights(weights(again.model), weights(whole.model))
 
 def test_keep_best_without_validation_rows_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="validation_rows"): fit(tmp_path / "run", keep_best=True)
