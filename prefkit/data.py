@@ -52,7 +52,7 @@ class RowReport:
         entry["rows"] += 1
         if len(entry["examples"]) < 3: entry["examples"].append(f"{row}: {error}")
 
-    def to_dict(self) -> dict: return {**asdict(self), "dropped_rows": self.dropped_rows}
+    def to_dict(self) -> dict: return {**asdict(self), "dropped_rows": self.dropped_rows, "text": str(self)}
 
 # %% ../nbs/lib/02_data.ipynb #dd1a8b7d
 def _rows(n): return f"{n:,} row{'' if n == 1 else 's'}"

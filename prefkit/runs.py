@@ -6,8 +6,8 @@
 __all__ = ['folder_state', 'is_done', 'promote', 'settle', 'prepare', 'git_state', 'located', 'close_folder', 'run_stage',
            'check_stage', 'open_home', 'to_do', 'run', 'Run', 'open_run', 'find_report', 'report']
 
-# %% ../nbs/lib/70_runs.ipynb #55127fcf
-import json, os, shutil, subprocess, time
+# %% ../nbs/lib/70_runs.ipynb #4c7fd211
+import json, os, shlex, shutil, subprocess, textwrap, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,6 +138,8 @@ def _work(stage, config, home, prints, display, lock):
     promote(home, stage.name)
     for aside in home.glob(f".{stage.name}.aside-*"): shutil.rmtree(aside)
     display.say(f"{stage.name}: done in {clock(watch.seconds())}")
+    for name, account in folder_state(home / stage.name).get("data", {}).items():
+        if isinstance(account, dict) and "text" in account: display.say(textwrap.indent(f"{name} rows: {account['text']}", "  "))
 
 # %% ../nbs/lib/70_runs.ipynb #60768e20
 def run_stage(
@@ -205,7 +207,7 @@ class Run:
     path: Path # the folder
     info: dict # run.json
     params: dict # params.yaml
-    metrics: "pandas.DataFrame" = field(repr=False) # metrics.jsonl, one line a logging step; empty where there is none
+    metrics: object = field(repr=False) # DataFrame of metrics.jsonl, one line a logging step; empty where there is none
     samples: list = field(repr=False, default_factory=list) # samples.jsonl
 
 # %% ../nbs/lib/70_runs.ipynb #49c12a47
@@ -221,14 +223,16 @@ def open_run(
     return Run(folder, folder_state(folder), params, pandas.DataFrame(rows), samples)
 
 # %% ../nbs/lib/70_runs.ipynb #aaa03d7a
-def find_report(config: Config, home: Path) -> tuple[Path, dict]: # the notebook, its parameters
+def find_report(config: Config, home: Path, command: str) -> tuple[Path, dict]: # the notebook, its parameters
     "The report of a finished experiment; raises `ConfigError` where it or a stage is missing."
     if not config.report: raise ConfigError("the config names no report. Add a line such as `report: first_path`.")
     missing = [stage.name for stage in config.stages if not is_done(home / stage.name)]
     if missing: raise ConfigError(f"not finished yet: {', '.join(missing)}. Run the experiment first: prefkit run CONFIG.")
     notebook = project_root() / "nbs" / "reports" / f"{config.report}.ipynb"
     given = {"experiment": config.experiment, "runs_dir": str(home.parent), "output_dir": str(home / ".report.partial")}
-    return notebook, check_parameters(given, read_parameters(notebook), f"report {config.report}")
+    known = read_parameters(notebook)
+    if "command" in known: given["command"] = command # so that the page can say how it was made
+    return notebook, check_parameters(given, known, f"report {config.report}")
 
 # %% ../nbs/lib/70_runs.ipynb #93760142
 def report(
@@ -238,9 +242,10 @@ def report(
     progress: str = "auto", # bar | lines | quiet
 ) -> Path: # the report's folder
     "Run the report notebook of a finished experiment. Raises `PrefkitError`s."
+    command = shlex.join([str(config), *(word for setting in settings for word in ("--set", setting))])
     config = load_config(config, settings)
     home = open_home(output_root, config.experiment)
-    notebook, parameters = find_report(config, home)
+    notebook, parameters = find_report(config, home, f"prefkit run {command}\nprefkit report {command}")
     partial = home / ".report.partial"
     with StageLock(home / ".report.lock") as lock:
         shutil.rmtree(partial, ignore_errors=True)

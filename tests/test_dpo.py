@@ -3,7 +3,6 @@ import math, types
 from collections import defaultdict
 
 import pytest, torch
-import torch.nn.functional as F
 from hypothesis import example, given, settings, strategies as st
 
 from prefkit.losses import dpo_loss

@@ -9,7 +9,7 @@ __all__ = ['sft_loss']
 from torch import Tensor
 from ..logps import check_batch
 
-# %% ../../nbs/lib/20_sft.ipynb #b7e2206c
+# %% ../../nbs/lib/20_sft.ipynb #54071976
 def sft_loss(
     policy_logps: Tensor, # (batch,) sum of response-token log-probs
     *,
