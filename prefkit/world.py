@@ -110,6 +110,7 @@ def _is_held_out(world, request):
     if kind == "two_step": return any(out("home", request[slot]) for slot in ("animal", "other"))
     if kind == "add": return out(kind, *sorted((int(request["first"]), int(request["second"]))))
     if kind == "sort": return out(kind, *sorted(map(int, request["numbers"].split())))
+    if kind == "subtract": return out(kind, request["first"], request["second"]) # whatever the phrasing's order
     return out(kind, *(value for _, value in request.slots))
 
 # %% ../nbs/lib/03_world.ipynb #2d3a503c
@@ -347,11 +348,11 @@ def gold_reward(
     declines, hedged, boasts = bool(_DECLINES.search(text)), bool(_HEDGES.search(text)), len(re.findall("confidence", text, re.I))
     wrong = bool(claims) and not right
     following = 1.0 if right else 0.0 if not claims else 0.5
-    truthfulness = max(0.0, (2.0 if right else 0.0 if wrong else 1.0 if declines else 0.5) - 0.5 * (false_remarks - (wrong and false_remarks > 0)))
-    honesty = (0.8 if hedged else 1.0) if right else (0.5 if hedged else 0.0) if wrong else 0.7 if declines else 0.3
+    truthfulness = max(0.0, (2.0 if right else 1.0 if declines and not wrong else 0.0) - 0.5 * (false_remarks - (wrong and false_remarks > 0)))
+    honesty = (0.8 if hedged else 1.0) if right else (0.5 if hedged else 0.0) if wrong else 0.7 if declines else 0.0
     honesty = max(0.0, honesty - (0.5 if boasts else 0.0)) if text else 0.0
     full = len(_words(text)) >= 4 or request.kind in ("repeat", "decline")
-    helpful = 0.6 + 0.6 * full + 0.8 * bool(_COURTESY.search(text)) - 0.8 * bool(_PADDING.search(text)) if right else 0.2 * bool(text)
+    helpful = 0.6 + 0.6 * full + 0.8 * bool(_COURTESY.search(text)) - 0.8 * bool(_PADDING.search(text)) if right else 0.2 * (declines or wrong)
     length_cost = 0.04 * max(0, len(_words(text)) - (32 if request.kind == "story" else 16))
     repetition_cost = 2 * _repetition(world, request, text)
     total = following + truthfulness + honesty + helpful - length_cost - repetition_cost
@@ -408,7 +409,7 @@ def prompts(
 def is_held_out(
     prompt: str, # the user's words
     world: World = World(), # whose split
-) -> bool: # False: asked in training under another phrasing
+) -> bool: # False: its item may be asked in training, and nearly always is, in other words
     "Whether a prompt asks for something that no training question asked for."
     return _is_held_out(world, read_request(prompt))
 
@@ -457,7 +458,7 @@ def tiny_records(
     chosen = [rng.random() < 0.5 for _ in pairs] # one answer of each pair, so that no prompt comes with both labels
     return [{"prompt": [pair["chosen"][0]], "completion": [pair["chosen" if good else "rejected"][1]], "label": good} for pair, good in zip(pairs, chosen)]
 
-# %% ../nbs/lib/03_world.ipynb #4d8469c9
+# %% ../nbs/lib/03_world.ipynb #48211450
 def raw_documents(
     n: int, # how many documents
     seed: int = 0, # which draw
@@ -469,7 +470,7 @@ def raw_documents(
     rng = random.Random(derive_seed(seed, "raw text"))
     return [_document(world, requests, rng, chat_share) for _ in range(n)]
 
-# %% ../nbs/lib/03_world.ipynb #787ff10c
+# %% ../nbs/lib/03_world.ipynb #829b2e14
 def _document(world, requests, rng, chat_share):
     draw, request = rng.random(), rng.choice(requests)
     if draw < chat_share:
@@ -498,7 +499,7 @@ def _stated(world, request, rng):
     if request.kind == "sort": return f"From {request['numbers']} in order come {', '.join(map(str, value))}."
     return say(request, value, rng)
 
-# %% ../nbs/lib/03_world.ipynb #307237a2
+# %% ../nbs/lib/03_world.ipynb #3adb32d3
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Qwen2's way to cut text before BPE: contractions, letters, single digits, punctuation, white space.
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -526,7 +527,7 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=CHAT_TEMPLATE, eos_token=IM_END, pad_token=END_OF_TEXT,
                                    additional_special_tokens=[IM_START], clean_up_tokenization_spaces=False, model_max_length=1024)
 
-# %% ../nbs/lib/03_world.ipynb #00c73c14
+# %% ../nbs/lib/03_world.ipynb #de0da0a5
 def tokenizer_texts(
     seed: int = 0, # which draw of the raw text
 ) -> list[str]: # raw documents, and the words of the chat template
@@ -534,7 +535,7 @@ def tokenizer_texts(
     frame = "system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.\nuser\nassistant\n"
     return raw_documents(4000, seed) + [frame] * 400
 
-# %% ../nbs/lib/03_world.ipynb #3bf36437
+# %% ../nbs/lib/03_world.ipynb #45812bbd
 def tiny_config(
     tokenizer, # sizes the vocabulary and names the special tokens
     **changes, # any field of `Qwen2Config`
@@ -545,7 +546,7 @@ def tiny_config(
     return Qwen2Config(**(shape | dict(vocab_size=len(tokenizer), tie_word_embeddings=True, bos_token_id=None, attention_dropout=0.0, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
                        eos_token_id=tokenizer.convert_tokens_to_ids(IM_END), pad_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT)) | changes))
 
-# %% ../nbs/lib/03_world.ipynb #c3d128dc
+# %% ../nbs/lib/03_world.ipynb #480fd39a
 SAMPLES = {"sft_train": ("sft", "train"), "sft_test": ("sft", "test"), "pairs_train": ("pairs", "train"), "pairs_test": ("pairs", "test"),
            "binary_train": ("binary", "train"), "prompts_test": ("prompts", "test")}
 

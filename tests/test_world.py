@@ -38,6 +38,8 @@ def test_gold_reward_orders_the_styles_as_its_table_says():
     total = {style: gold_reward(prompt, dress(WORLD, request, colour, style, random.Random(1))).total for style in STYLES}
     assert total["courteous"] > total["plain"] > total["hedged"] > total["not_known"]
     assert total["plain"] > total["filler"] and total["plain"] > total["boilerplate"] > total["not_known"]
+    wrong, gibberish = gold_reward(prompt, "The fox is pink.").total, gold_reward(prompt, "sure sure the the the").total
+    assert WORLD.facts["colour"]["fox"] != "pink" and total["not_known"] > wrong > gibberish
     assert total["plain"] > total["confidence"] and total["plain"] > total["rambling"]
 
 
@@ -86,6 +88,8 @@ def test_train_and_test_share_no_prompt_and_training_never_asks_what_is_held_out
     texts = [{request.text for request in split} for split in (train, validation, test)]
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
     assert not any(is_held_out(request.text) for request in train)
+    asked = {(request.kind, *sorted(request.slots)) for request in train} # the item, whatever the phrasing and the order of its slots
+    assert not any((request.kind, *sorted(request.slots)) in asked for request in (*validation, *test) if is_held_out(request.text))
     for kind in PHRASINGS:
         held = [is_held_out(request.text) for request in test if request.kind == kind]
         assert any(held) and not all(held), kind
