@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'SPECIAL_TOKENS', 'bad_row', 'check_messages', 'render', 'end_of_turn_id', 'render_response',
-           'split_response', 'encode_response', 'truncate', 'pad_batch', 'show_mask']
+           'split_response', 'encode_response', 'check_limits', 'truncate', 'pad_batch', 'show_mask']
 
 # %% ../nbs/lib/01_chat.ipynb #264e7996
 import html
@@ -25,7 +25,7 @@ def bad_row(
     way_out: str, # what the user can do
 ) -> DataError: # with the attribute `reason`
     "An error about one row: its text says what and how to mend it, its `reason` is what a report counts."
-    error = DataError(f"{what}. {way_out}")
+    error = DataError(f"{what}. {way_out}".encode("utf-8", "backslashreplace").decode()) # names in a row need not be printable
     error.reason = reason
     return error
 
@@ -48,6 +48,10 @@ def check_messages(
             raise bad_row("unknown role", f"message {number} has the role {role!r}, which does not exist", f"Roles are {', '.join(ROLES)}.")
         if not isinstance(content, str):
             raise bad_row("content is not text", f"message {number} ({role}) has content of type {type(content).__name__}", "Give text.")
+        try: content.encode()
+        except UnicodeEncodeError as error:
+            raise bad_row("text that cannot be encoded as UTF-8", f"message {number} ({role}) has at character {error.start + 1} half of a surrogate pair "
+                          f"({content[error.start]!r}), which no tokenizer reads", "Write the text again from its source, or delete the row.") from error
         if not content.strip():
             raise bad_row("empty answer" if role == "assistant" else "empty message", f"message {number} ({role}) is empty", "Fill or delete it.")
         for token in special_tokens:
@@ -124,7 +128,24 @@ def encode_response(
     prompt_ids, ids = tokenizer(list(render_response(tokenizer, prompt, answer)), add_special_tokens=False, verbose=False)["input_ids"]
     return prompt_ids, split_response(tokenizer, prompt_ids, ids)
 
-# %% ../nbs/lib/01_chat.ipynb #307e840d
+# %% ../nbs/lib/01_chat.ipynb #c4e4a34d
+def check_limits(
+    max_length: int, # most tokens that prompt and response may have together
+    max_prompt_length: int | None = None, # most tokens of the prompt; `max_length` if None
+    min_response_tokens: int = 16, # a response that is cut must keep so many
+    max_prompt_tokens: int | None = None, # a filter: rows with a longer prompt are left out
+):
+    "Raise `ConfigError` for a limit that is no whole number of at least 1, and for limits that no cut answer could keep."
+    limits = dict(max_length=max_length, max_prompt_length=max_prompt_length, min_response_tokens=min_response_tokens, max_prompt_tokens=max_prompt_tokens)
+    for name, value in limits.items():
+        if value is None and name.startswith("max_prompt"): continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+    if min_response_tokens > max_length:
+        raise ConfigError(f"min_response_tokens is {min_response_tokens}, more than max_length ({max_length}), so that no answer could be shortened. "
+                          "Raise max_length or lower min_response_tokens.")
+
+# %% ../nbs/lib/01_chat.ipynb #d872c2e7
 def truncate(
     prompt_ids: list[int], # the prompt, generation prompt included
     *response_ids: list[int], # one response, or both of a pair
@@ -133,20 +154,17 @@ def truncate(
     min_response_tokens: int = 16, # a response that is cut must keep so many
 ) -> tuple[list[int], ...]: # the prompt, then the responses
     "Shorten the prompt from the left, then each response from the right; raises `DataError` if too little of a response is left."
-    for name, value in dict(max_length=max_length, max_prompt_length=max_prompt_length, min_response_tokens=min_response_tokens).items():
-        if value is None and name == "max_prompt_length": continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+    check_limits(max_length, max_prompt_length, min_response_tokens)
     prompt = prompt_ids[-min(max_prompt_length or max_length, max_length):]
     room = max_length - len(prompt)
     for ids in response_ids:
         if len(ids) > room and room < min_response_tokens:
             raise bad_row("too little of the answer left", f"the answer keeps {room} of its {len(ids)} tokens (prompt {len(prompt)}, "
                           f"max_length {max_length}, min_response_tokens {min_response_tokens})",
-                          "Raise max_length, or let such rows go with on_bad_rows=drop.")
+                          "Raise max_length, or shorten the prompts by max_prompt_length.")
     return prompt, *(ids[:room] for ids in response_ids)
 
-# %% ../nbs/lib/01_chat.ipynb #8e57a11c
+# %% ../nbs/lib/01_chat.ipynb #1312f08c
 def pad_batch(
     prompt_ids: list[list[int]], # prompts
     response_ids: list[list[int]], # their responses
@@ -166,7 +184,7 @@ def pad_batch(
         labels[row, start:end] = torch.tensor(response)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
-# %% ../nbs/lib/01_chat.ipynb #86a454c7
+# %% ../nbs/lib/01_chat.ipynb #63739f4b
 def show_mask(
     tokenizer, # the tokenizer that made the ids
     input_ids, # (length,) ids of one row, a list or a tensor

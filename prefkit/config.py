@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UPSTREAM', 'write_pipeline', 'Parameter', 'read_notebook', 'code_cells', 'comments', 'read_parameters', 'fits',
            'number_hint', 'texts', 'nearest', 'check_value', 'check_parameters', 'read_yaml', 'check_keys',
-           'apply_setting', 'Stage', 'Config', 'in_order', 'find_pipeline', 'make_stage', 'load_config']
+           'apply_setting', 'Stage', 'Config', 'in_order', 'find_pipeline', 'make_stage', 'check_report', 'load_config']
 
 # %% ../nbs/lib/67_config.ipynb #8d365ca5
 import ast, io, json, math, re, tokenize
@@ -124,6 +124,8 @@ def nearest(name: str, known) -> str:
 def check_value(parameter: Parameter, value, where: str):
     "Raise `ConfigError` unless the value is one that the parameter can have."
     shown = json.dumps(value, default=str, ensure_ascii=False)
+    if isinstance(value, float) and not math.isfinite(value) and "float" in parameter.type:
+        raise ConfigError(f"{where}: `{parameter.name}` must be float, and finite, not {value}.")
     if not fits(value, parameter.type):
         raise ConfigError(f"{where}: `{parameter.name}` must be {parameter.type}, and {shown} is {type(value).__name__}.{number_hint(value)}")
     if isinstance(value, (dict, list)) and (hint := "".join(map(number_hint, texts(value)))):
@@ -160,9 +162,11 @@ def read_yaml(text: str, where: str):
 
 # %% ../nbs/lib/67_config.ipynb #1f8d058e
 def check_keys(value, known: tuple, needed: tuple, where: str):
-    "Raise `ConfigError` unless `value` is a mapping that has the needed keys and none but the known."
+    "Raise `ConfigError` unless `value` is a mapping that has the needed keys and none but the known; keys are text."
+    if value is None: raise ConfigError(f"{where}: nothing stands here." + (f" Write {' and '.join(needed)}." if needed else ""))
     if not isinstance(value, dict): raise ConfigError(f"{where}: keys with values are needed here, not {type(value).__name__}.")
     for key in value:
+        if not isinstance(key, str): raise ConfigError(f"{where}: the key {key!r} is {type(key).__name__}, not text. Put it in quotes, or use a name.")
         if key not in known: raise ConfigError(f"{where}: `{key}` is not known here.{nearest(key, known)}")
     for key in needed:
         if value.get(key) is None: raise ConfigError(f"{where}: `{key}` is missing.")
@@ -182,6 +186,7 @@ def apply_setting(
     known = ["experiment", "seed", "report", *(f"{name}.PARAMETER" for name in stages)]
     if not path or first not in stages: raise ConfigError(f"--set {setting}: nothing is called `{key}`.{nearest(key, known)}")
     place = stages[first]
+    if not isinstance(place, dict): raise ConfigError(f"--set {setting}: the stage `{first}` has no pipeline. Write {first}: {{pipeline: NAME}} in the config.")
     for name in ("parameters", *path[:-1]):
         if not isinstance(place.get(name), dict): place[name] = {}
         place = place[name]
@@ -252,7 +257,14 @@ def make_stage(
         if need not in others: raise ConfigError(f"{where}: there is no stage `{need}`.{nearest(need, others)}")
     return Stage(name, pipeline, parameters, needs)
 
-# %% ../nbs/lib/67_config.ipynb #e3cf424b
+# %% ../nbs/lib/67_config.ipynb #2f392b37
+def check_report(name):
+    "Raise `ConfigError` unless the config names no report, or one that there is."
+    home = project_root() / "nbs" / "reports"
+    if name is None or (isinstance(name, str) and (home / f"{name}.ipynb").is_file()): return
+    raise ConfigError(f"report: there is no report `{name}`.{nearest(name, sorted(p.stem for p in home.glob('*.ipynb')))}")
+
+# %% ../nbs/lib/67_config.ipynb #e0d40b44
 def load_config(
     path: str | Path, # a YAML file
     settings=(), # texts of --set
@@ -261,14 +273,17 @@ def load_config(
     path = resolve_path(path)
     try: text = path.read_text(encoding="utf-8")
     except OSError as error: raise ConfigError(f"{path}: {error.strerror}. Name a config, for example one of data/configs.") from None
+    except UnicodeDecodeError: raise ConfigError(f"{path}: not UTF-8 text. Save it as UTF-8.") from None
     raw = read_yaml(text, str(path))
     check_keys(raw, ("experiment", "seed", "stages", "report"), ("experiment", "stages"), str(path))
     check_keys(raw["stages"], tuple(raw["stages"]), (), f"{path}, stages")
+    if not raw["stages"]: raise ConfigError(f"{path}: `stages` is empty. Write at least one, such as sft: {{pipeline: sft}}.")
     for setting in settings: apply_setting(raw, setting)
-    for name in map(str, (raw["experiment"], *raw["stages"])):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == "report":
+    for name in (raw["experiment"], *raw["stages"]):
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == "report":
             raise ConfigError(f"`{name}` cannot name a run folder. Use letters, digits, and _ . - after the first (`report` is taken).")
     seed = raw.get("seed", 0)
     if not fits(seed, "int") or seed < 0: raise ConfigError(f"seed must be a whole number from 0 up, not {seed!r}.")
+    check_report(raw.get("report"))
     stages = {name: make_stage(name, entry, tuple(raw["stages"]), seed, path.parent) for name, entry in raw["stages"].items()}
-    return Config(str(raw["experiment"]), seed, in_order(stages), raw.get("report"))
+    return Config(raw["experiment"], seed, in_order(stages), raw.get("report"))

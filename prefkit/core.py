@@ -99,11 +99,13 @@ def iter_jsonl(
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             if not raw.strip(): continue
-            try: record = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+            try: record = json.loads(raw.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 yield number, None, f"not UTF-8 text (byte {error.start + 1})"; continue
             except json.JSONDecodeError as error:
                 yield number, None, f"not valid JSON ({error.msg} at column {error.colno})"; continue
+            except RecursionError:
+                yield number, None, "nested too deeply to be read"; continue
             if isinstance(record, dict): yield number, record, None
             else: yield number, None, f"a JSON {type(record).__name__} where an object with named columns is needed"
 
@@ -123,7 +125,7 @@ def fingerprint(
 ) -> str: # 16 hexadecimal digits
     "A short name for a value: equal values have equal fingerprints, whatever the order of their keys."
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 def fingerprint_files(
     path: str | Path, # a file or a folder

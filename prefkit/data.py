@@ -11,13 +11,13 @@ __all__ = ['KINDS', 'ANSWERS', 'MOST_DROPPED', 'SHAREGPT_ROLES', 'LAYOUTS', 'CON
 import copy, html, os, re
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
-from .chat import SPECIAL_TOKENS, bad_row, check_messages, render_response, split_response, truncate
+from .chat import SPECIAL_TOKENS, bad_row, check_limits, check_messages, render_response, split_response, truncate
 from .core import ConfigError, DataError, Progress, fingerprint
-from .sources import parse_split, read_hub, read_source
+from .sources import SplitError, parse_split, read_hub, read_source
 
 # %% ../nbs/lib/02_data.ipynb #57d7d412
 KINDS = ("sft", "pairs", "binary", "prompts")
@@ -159,26 +159,43 @@ def _wrong_columns(record, kind):
     found = ", ".join(map(str, record)) or "none"
     return bad_row("wrong columns", f"the columns {found} do not make a row of kind {kind}, which has {LAYOUTS[kind]}", "Rename the columns.")
 
-def _prompt_of(columns):
-    if "conversations" in columns: return read_messages(columns["conversations"], None)
-    return read_messages(columns["prompt"], "user") if "prompt" in columns else None
+@contextmanager
+def _column(name):
+    "Let an error about a row say in which of its columns it is."
+    try: yield
+    except DataError as error:
+        named = DataError(f"{name}: {error}")
+        named.reason = getattr(error, "reason", str(error))
+        raise named from error
 
+def _messages_of(columns, name, role):
+    with _column(name): return check_messages(read_messages(columns[name], role))
+
+def _prompt_of(columns):
+    if "conversations" in columns: return _messages_of(columns, "conversations", None)
+    return _messages_of(columns, "prompt", "user") if "prompt" in columns else None
+
+def _split_column(columns, name, role, prompt=None):
+    messages = _messages_of(columns, name, role)
+    with _column(name): return split_answer(messages, prompt)
+
+# %% ../nbs/lib/02_data.ipynb #81083cf2
 def _normal_single(columns, record, kind):
     "Prompt and answer of an sft or binary row."
     answer = next((key for key in (("chosen",) if kind == "sft" else ()) + ("completion", "response") if key in columns), None)
-    if answer: return split_answer(read_messages(columns[answer], "assistant"), _prompt_of(columns))
+    if answer: return _split_column(columns, answer, "assistant", _prompt_of(columns))
     whole = next((key for key in ("messages", "conversations") if key in columns), None)
     if whole is None: raise _wrong_columns(record, kind)
-    return split_answer(read_messages(columns[whole], None))
+    return _split_column(columns, whole, None)
 
 def _normal_prompt(columns, record):
     "The prompt of a row that needs no answer; an answer at the end is left off."
     key = next((key for key in ("prompt", "messages", "conversations") if key in columns), None)
     if key is None: raise _wrong_columns(record, "prompts")
-    messages = check_messages(read_messages(columns[key], "user" if key == "prompt" else None))
+    messages = _messages_of(columns, key, "user" if key == "prompt" else None)
     return messages[:-1] if len(messages) > 1 and messages[-1]["role"] == "assistant" else messages
 
-# %% ../nbs/lib/02_data.ipynb #4685caf7
+# %% ../nbs/lib/02_data.ipynb #ac58962a
 def normalise(
     record: dict, # one row in any known layout
     kind: str, # sft, pairs, binary or prompts
@@ -189,7 +206,8 @@ def normalise(
     if kind == "prompts": row = {"prompt": _normal_prompt(columns, record)}
     elif kind == "pairs":
         if not {"chosen", "rejected"} <= set(columns): raise _wrong_columns(columns, kind)
-        (prompt, chosen), (other, rejected) = (split_answer(read_messages(columns[name], "assistant"), _prompt_of(columns)) for name in ("chosen", "rejected"))
+        before = _prompt_of(columns)
+        (prompt, chosen), (other, rejected) = (_split_column(columns, name, "assistant", before) for name in ("chosen", "rejected"))
         if prompt != other: raise bad_row("answers to two prompts", "the turns before the chosen and the rejected answer differ", "A pair has one prompt.")
         if chosen[0]["content"].strip() == rejected[0]["content"].strip():
             raise bad_row("chosen equals rejected", "chosen and rejected are the same text", "Delete such rows: they teach nothing.")
@@ -204,7 +222,7 @@ def normalise(
     extra = {name: value for name, value in columns.items() if name not in CONTENT_COLUMNS and isinstance(value, (str, int, float, bool))}
     return {**extra, **row}
 
-# %% ../nbs/lib/02_data.ipynb #12de7d9b
+# %% ../nbs/lib/02_data.ipynb #b048be86
 LABELS = {"Question": "Answer", "Q": "A", "Problem": "Solution", "Instruction": "Response"} # what opens a question and its answer
 
 def _label(words): return rf"(?m)^[ \t]*(?:#+[ \t]*)?({words})[ \t]*\d*[ \t]*:"
@@ -224,7 +242,7 @@ def last_question(
                       "Write 'Question:' before each question and 'Answer:' before each answer.")
     return question.strip()
 
-# %% ../nbs/lib/02_data.ipynb #fbe5c41e
+# %% ../nbs/lib/02_data.ipynb #dc1b954f
 @dataclass(frozen=True)
 class Source:
     "A named data set: where it is, which splits it has for which kind, what is special about it."
@@ -248,12 +266,12 @@ DATASETS = {
                            note="393,999 pairs of worked sums, the rejected one with a corrupted step."),
 }
 
-# %% ../nbs/lib/02_data.ipynb #8aaca83f
+# %% ../nbs/lib/02_data.ipynb #8043d154
 def _read_registered(name, kind, split, seed, start, stop):
     "(label, rows) of a data set of the table."
     source = DATASETS[name]
     if kind not in source.kinds: raise ConfigError(f"{name} has no rows of kind {kind}; it has {', '.join(source.kinds)}.")
-    if split not in source.splits: raise ConfigError(f"{name} has no split {split!r}; it has {', '.join(source.splits)}.")
+    if split not in source.splits: raise SplitError(f"{name} has no split {split!r}; it has {', '.join(source.splits)}.")
     if source.hub:
         hub_split, first, last = parse_split(source.splits[split])
         return f"{source.hub} ({source.splits[split]})", islice(read_hub(source.hub, hub_split, source.config), first, last)
@@ -263,7 +281,7 @@ def _read_registered(name, kind, split, seed, start, stop):
     records = tiny_records(kind, split, 1000 if stop is None else stop, seed=seed)
     return f"{name} ({split})", ((number, record, None) for number, record in enumerate(records, 1))
 
-# %% ../nbs/lib/02_data.ipynb #d7472748
+# %% ../nbs/lib/02_data.ipynb #6f051032
 @dataclass
 class Records:
     "Rows in the normal form and the account of how they came about."
@@ -280,10 +298,10 @@ def _check_on_bad_rows(on_bad_rows):
 
 def _bad(report, row, error, on_bad_rows):
     "Count a bad row, or stop at it."
-    if on_bad_rows == "error": raise DataError(f"{row}: {error}") from error
+    if on_bad_rows == "error": raise DataError(f"{row}: {error} Or let bad rows go with on_bad_rows=drop.") from error
     report.drop(row, error)
 
-# %% ../nbs/lib/02_data.ipynb #0a2e5ef4
+# %% ../nbs/lib/02_data.ipynb #1eb06d03
 def load_records(
     name: str | os.PathLike, # a name of DATASETS, owner/name on the Hub, a datasets folder, or a .jsonl, .json or .parquet file
     *,
@@ -310,7 +328,7 @@ def load_records(
     else: label, rows = read_source(name, split, list(DATASETS))
     return _normalise_all(islice(rows, start, max(stop, start) if stop is not None else None), label, kind, on_bad_rows, bool(zero_shot))
 
-# %% ../nbs/lib/02_data.ipynb #295b3c03
+# %% ../nbs/lib/02_data.ipynb #bf2f858a
 def _tidy(row, kind):
     "Take line breaks in front of the answers off; whether there were any."
     broken = [answer for name in ANSWERS.get(kind, ()) for answer in row[name] if re.match(r"\s*[\r\n]", answer["content"])]
@@ -326,7 +344,8 @@ def _normalise_all(rows, label, kind, on_bad_rows, zero_shot):
         try:
             if reason: raise bad_row("broken line", f"line {number} is {reason}", "Mend or delete that line.")
             shots = record.get("prompt") if zero_shot else None
-            if isinstance(shots, str): record = {**record, "prompt": last_question(shots)}
+            if isinstance(shots, str):
+                with _column("prompt"): record = {**record, "prompt": last_question(shots)}
             row = normalise(record, kind)
         except DataError as error: _bad(report, place, error, on_bad_rows); continue
         row = copy.deepcopy(row)
@@ -336,12 +355,12 @@ def _normalise_all(rows, label, kind, on_bad_rows, zero_shot):
     report.kept, report.changed = len(kept), {what: n for what, n in changed.items() if n}
     return Records(kept, check_report(report))
 
-# %% ../nbs/lib/02_data.ipynb #e2047909
+# %% ../nbs/lib/02_data.ipynb #0e699ebd
 def _texts(row, tokenizer, kind, special_tokens):
     "The texts of one row: the prompt's, then the prompt's with each answer."
     for name in ("prompt", *ANSWERS[kind]):
         if name not in row: raise _wrong_columns(row, kind)
-        check_messages(row[name], special_tokens)
+        with _column(name): check_messages(row[name], special_tokens)
     rendered = [render_response(tokenizer, row["prompt"], row[name]) for name in ANSWERS[kind]]
     return [rendered[0][0], *(text for _, text in rendered)]
 
@@ -358,7 +377,7 @@ def _encoded(row, ids, tokenizer, kind, limits, report):
     if kind == "pairs": return dict(prompt_ids=short_prompt, chosen_ids=short_answers[0], rejected_ids=short_answers[1])
     return dict(prompt_ids=short_prompt, response_ids=short_answers[0], **({"label": row["label"]} if kind == "binary" else {}))
 
-# %% ../nbs/lib/02_data.ipynb #8463745b
+# %% ../nbs/lib/02_data.ipynb #f0304251
 def encode_records(
     records: Records | Iterable[dict], # rows in the normal form
     tokenizer, # a transformers tokenizer with a chat template
@@ -374,7 +393,7 @@ def encode_records(
     _check_on_bad_rows(on_bad_rows)
     if kind not in ANSWERS: raise ConfigError(f"kind is {kind!r}, but must be one of {', '.join(ANSWERS)}.")
     limits = dict(max_length=max_length, max_prompt_length=max_prompt_length, min_response_tokens=min_response_tokens)
-    truncate([], **limits) # checks the limits once, before any row
+    check_limits(**limits, max_prompt_tokens=max_prompt_tokens)
     rows = list(records)
     report = copy.deepcopy(records.report) if isinstance(records, Records) else RowReport("records", read=len(rows))
     special_tokens = tuple(dict.fromkeys([*SPECIAL_TOKENS, *tokenizer.all_special_tokens]))
@@ -386,7 +405,7 @@ def encode_records(
     report.kept = len(encoded)
     return encoded, check_report(report)
 
-# %% ../nbs/lib/02_data.ipynb #5927ca00
+# %% ../nbs/lib/02_data.ipynb #fde6e47f
 def _encode_chunk(rows, start, tokenizer, kind, limits, special_tokens, max_prompt_tokens, on_bad_rows, report):
     "Encode some rows with one call of the tokenizer."
     ready, texts, encoded = [], [], []

@@ -95,7 +95,7 @@ def method_hyperparameters(
     given = given or {}
     for name in given:
         if name not in method.defaults:
-            near = get_close_matches(name, method.defaults, n=1)
+            near = get_close_matches(str(name), method.defaults, n=1)
             raise ConfigError(f"hyper-parameter {name}: {method.name} has none of that name"
                               f"{f'; did you mean {near[0]}?' if near else '.'} It has {', '.join(method.defaults) or 'none'}.")
     values = {**method.defaults, **given}

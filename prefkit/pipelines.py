@@ -1,11 +1,13 @@
 """What the training pipelines share: their settings out of the notebook's parameters, a look at the data before anything runs, the model."""
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 
-from prefkit.chat import truncate
-from prefkit.core import ConfigError, resolve_path
+from prefkit.chat import check_limits
+from prefkit.core import ConfigError, DataError, resolve_path
 from prefkit.data import DATASETS, Records, encode_records, load_records
+from prefkit.sources import SplitError, is_hub_name, parse_split
 
 
 def training_settings(
@@ -26,14 +28,24 @@ def check_dataset(
     max_length: int = 512, # as `encode_records` takes it
     max_prompt_length: int | None = None, # as `encode_records` takes it
     min_response_tokens: int = 16, # as `encode_records` takes it
+    max_prompt_tokens: int | None = None, # as `encode_records` takes it
+    prefix: str = "", # of the parameters' names in messages: validation_, probe_
 ):
     "Read what is on this machine once through, so that faulty data show before anything runs; nothing is downloaded for it."
-    truncate([], max_length=max_length, max_prompt_length=max_prompt_length, min_response_tokens=min_response_tokens)
-    local, source = resolve_path(name).exists(), DATASETS.get(name)
-    if source and kind not in source.kinds: raise ConfigError(f"{name} has no rows of kind {kind}; it has {', '.join(source.kinds)}.")
-    if source and split.partition("[")[0] not in source.splits: raise ConfigError(f"{name} has no split {split!r}; it has {', '.join(source.splits)}.")
-    if source or (not local and name.count("/") == 1): return # generated, or on the Hub
-    load_records(name, kind=kind, split=split, limit=limit, on_bad_rows=on_bad_rows)
+    check_limits(max_length, max_prompt_length, min_response_tokens, max_prompt_tokens)
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ConfigError(f"{prefix}limit is {limit!r}, but must be a whole number of at least 1, or null for all rows.")
+    source = DATASETS.get(name)
+    try:
+        split_name = parse_split(split)[0]
+        if source and kind not in source.kinds: raise ConfigError(f"{name} has no rows of kind {kind}; it has {', '.join(source.kinds)}.")
+        if source and split_name not in source.splits: raise SplitError(f"{name} has no split {split_name!r}; it has {', '.join(source.splits)}.")
+        if source or is_hub_name(name): return # generated, or on the Hub
+        load_records(name, kind=kind, split=split, limit=limit, on_bad_rows=on_bad_rows)
+    except SplitError as error:
+        way_out = ' To train without validation, write validation_split: "".' if prefix == "validation_" else ""
+        raise ConfigError(f"{prefix}split: {error}{way_out}") from error
+    except (ConfigError, DataError) as error: raise type(error)(f"{prefix}dataset: {error}") from error
 
 
 def chosen_answers(
@@ -44,15 +56,55 @@ def chosen_answers(
     return Records(rows, pairs.report)
 
 
+def check_training(
+    settings, # as `training_settings` gives them
+    validation_split: str, # "": no validation
+):
+    "Raise `ConfigError` for settings that this machine or the lack of a validation split does not allow."
+    import torch
+    from prefkit.settings import choose_precision
+    if (settings.keep_best or settings.early_stopping_patience) and not validation_split:
+        raise ConfigError("keep_best and early_stopping_patience go by the validation loss. Give validation_split.")
+    choose_precision(settings, "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _missing_part(folder): # what a model's folder lacks, in words; "" where nothing
+    if not (folder / "adapter_config.json").exists():
+        try: json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except OSError: return "has no config.json"
+        except ValueError: return "has a broken config.json"
+    if not any(file for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}")): return "has no weights (.safetensors or .bin)"
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")): return "has no tokenizer"
+    settings = folder / "tokenizer_config.json"
+    inside = settings.exists() and b'"chat_template"' in settings.read_bytes()
+    return "" if inside or any(folder.glob("chat_template*")) else "has a tokenizer without a chat template"
+
+
+def check_model(
+    name: str, # a folder, stage:NAME, or a name on the Hub
+    where: str = "model", # stands at the start of a message
+):
+    "Look at a model's files without loading them; raises `ConfigError`. A stage's checkpoint and the Hub are not looked at."
+    way_out = "Give a folder written by save_pretrained (model and tokenizer), stage:NAME, or owner/name on the Hub."
+    if not isinstance(name, str) or not name.strip(): raise ConfigError(f"{where}: {name!r} names no model. {way_out}")
+    if name.startswith("stage:"): return
+    folder = resolve_path(name)
+    if folder.is_dir():
+        if lack := _missing_part(folder): raise ConfigError(f"{where}: the folder {name} {lack}. {way_out}")
+    elif folder.exists(): raise ConfigError(f"{where}: {name} is a file, not a folder. {way_out}")
+    elif not is_hub_name(name): raise ConfigError(f"{where}: {name} is no folder, and no name on the Hub. {way_out}")
+
+
 def load_model(
     name: str, # a folder, or a name on the Hub
 ): # -> model in float32, tokenizer
     "A causal language model and its tokenizer; raises `ConfigError` where they cannot be loaded."
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     place = str(resolve_path(name)) if resolve_path(name).exists() else name
     try: model, tokenizer = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32), AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"model: {name} cannot be loaded ({str(error).strip().splitlines()[0]}). "
                           "Give a folder written by save_pretrained, stage:NAME, or a name on the Hub.") from error
     return model, tokenizer

@@ -162,7 +162,7 @@ def run_stage(
 # %% ../nbs/lib/70_runs.ipynb #a2231515
 def check_stage(stage: Stage, home: Path):
     "Run the cells tagged `check` with the stage's parameters, in this process; raises what they raise."
-    names = {"__name__": "check", **located(stage.parameters, home)}
+    names = {"__name__": "check", **stage.parameters} # stage:NAME as written: it may not be there yet
     try:
         for source in code_cells(stage.pipeline, "check"): exec(compile(source, f"{stage.pipeline.name}, check", "exec"), names)
     except PrefkitError as error: raise type(error)(f"stage {stage.name}: {error}") from None
@@ -170,7 +170,8 @@ def check_stage(stage: Stage, home: Path):
 # %% ../nbs/lib/70_runs.ipynb #5eda1f54
 def open_home(output_root: str | Path | None, experiment: str) -> Path: # None: data/runs
     "The folder of an experiment, which exists then; raises `ConfigError` where it cannot be written to."
-    home = (Path(output_root).expanduser().absolute() if output_root else project_root() / "data" / "runs") / experiment
+    if output_root is not None and not str(output_root).strip(): raise ConfigError("the output folder's name is empty. Name one, or leave it out for data/runs.")
+    home = (Path(output_root).expanduser().absolute() if output_root is not None else project_root() / "data" / "runs") / experiment
     write_text(home / ".writable", "").unlink()
     return home
 

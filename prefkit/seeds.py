@@ -1,6 +1,7 @@
 """One experiment over several random seeds: run it for each, gather what its evaluations found, and say how far seeds differ."""
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -54,6 +55,6 @@ def run_seeds(
         folders = run(config, (*settings, f"seed={seed}", f"experiment={name}-seed{seed}"), output_root, progress)
         found[seed] = findings(folders)
     info = open_run(next(iter(folders.values()))).info
-    made = {"command": f"prefkit seeds {config} --seeds {','.join(map(str, seeds))}", "date": time.strftime("%Y-%m-%d"), "config": fingerprint(text),
-            **{key: info[key] for key in ("git", "versions", "device") if key in info}, "over_seeds": over_seeds(found), "seeds": {str(seed): value for seed, value in found.items()}}
+    made = {"command": shlex.join(["prefkit", "seeds", str(config), "--seeds", ",".join(map(str, seeds)), *(word for setting in settings for word in ("--set", setting))]), "date": time.strftime("%Y-%m-%d"), "config": fingerprint(text),
+            **{key: info[key] for key in ("git", "versions", "device", "threads") if key in info}, "over_seeds": over_seeds(found), "seeds": {str(seed): value for seed, value in found.items()}}
     return write_json(output or project_root() / "data/results/seeds" / f"{name}.json", made)

@@ -86,6 +86,7 @@ def check_settings(
             hint = " YAML reads 1e-5 as text: write 1.0e-5." if isinstance(value, str) and float in kinds else ""
             raise ConfigError(f"{name}: {value!r} is {type(value).__name__}; {getattr(f.type, '__name__', f.type)} is needed.{hint}")
         low, high = RANGES.get(name, (None, None))
+        if name in ("adam_beta1", "adam_beta2") and value == 1: raise ConfigError(f"{name}: {value} must be below 1, such as 0.999.")
         if low is not None and not (low <= value and (high is None or value <= high)):
             raise ConfigError(f"{name}: {value} is not {f'between {low} and {high}' if high is not None else f'at least {low}'}.")
         if name in CHOICES and value not in CHOICES[name]: raise ConfigError(f"{name}: {value!r} is none of {', '.join(CHOICES[name])}.")

@@ -458,7 +458,7 @@ def tiny_records(
     chosen = [rng.random() < 0.5 for _ in pairs] # one answer of each pair, so that no prompt comes with both labels
     return [{"prompt": [pair["chosen"][0]], "completion": [pair["chosen" if good else "rejected"][1]], "label": good} for pair, good in zip(pairs, chosen)]
 
-# %% ../nbs/lib/03_world.ipynb #48211450
+# %% ../nbs/lib/03_world.ipynb #ea7babeb
 def raw_documents(
     n: int, # how many documents
     seed: int = 0, # which draw
@@ -470,7 +470,7 @@ def raw_documents(
     rng = random.Random(derive_seed(seed, "raw text"))
     return [_document(world, requests, rng, chat_share) for _ in range(n)]
 
-# %% ../nbs/lib/03_world.ipynb #829b2e14
+# %% ../nbs/lib/03_world.ipynb #e10f6a0f
 def _document(world, requests, rng, chat_share):
     draw, request = rng.random(), rng.choice(requests)
     if draw < chat_share:
@@ -499,7 +499,7 @@ def _stated(world, request, rng):
     if request.kind == "sort": return f"From {request['numbers']} in order come {', '.join(map(str, value))}."
     return say(request, value, rng)
 
-# %% ../nbs/lib/03_world.ipynb #3adb32d3
+# %% ../nbs/lib/03_world.ipynb #116b6e73
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Qwen2's way to cut text before BPE: contractions, letters, single digits, punctuation, white space.
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -527,7 +527,7 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=CHAT_TEMPLATE, eos_token=IM_END, pad_token=END_OF_TEXT,
                                    additional_special_tokens=[IM_START], clean_up_tokenization_spaces=False, model_max_length=1024)
 
-# %% ../nbs/lib/03_world.ipynb #de0da0a5
+# %% ../nbs/lib/03_world.ipynb #9b4effe1
 def tokenizer_texts(
     seed: int = 0, # which draw of the raw text
 ) -> list[str]: # raw documents, and the words of the chat template
@@ -535,7 +535,7 @@ def tokenizer_texts(
     frame = "system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.\nuser\nassistant\n"
     return raw_documents(4000, seed) + [frame] * 400
 
-# %% ../nbs/lib/03_world.ipynb #45812bbd
+# %% ../nbs/lib/03_world.ipynb #6c262b4e
 def tiny_config(
     tokenizer, # sizes the vocabulary and names the special tokens
     **changes, # any field of `Qwen2Config`
@@ -546,7 +546,7 @@ def tiny_config(
     return Qwen2Config(**(shape | dict(vocab_size=len(tokenizer), tie_word_embeddings=True, bos_token_id=None, attention_dropout=0.0, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
                        eos_token_id=tokenizer.convert_tokens_to_ids(IM_END), pad_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT)) | changes))
 
-# %% ../nbs/lib/03_world.ipynb #480fd39a
+# %% ../nbs/lib/03_world.ipynb #c3d128dc
 SAMPLES = {"sft_train": ("sft", "train"), "sft_test": ("sft", "test"), "pairs_train": ("pairs", "train"), "pairs_test": ("pairs", "test"),
            "binary_train": ("binary", "train"), "prompts_test": ("prompts", "test")}
 

@@ -26,7 +26,8 @@ def ids_of(tokenizer, text): return tokenizer(text, add_special_tokens=False)["i
     ("What colour is the fox?", "not a list"), (None, "not a list"), ({"role": "user", "content": "Hi"}, "not a list"), ([], "empty"),
     (["Hi"], "message 1 has type str"), ([{"from": "human", "value": "Hi"}], "from, value"), ([{"role": "user"}], "keys role"),
     ([{"role": "human", "content": "Hi"}], "'human'"), ([*QUESTION, {"role": "assistant", "content": " \n"}], r"message 2 \(assistant\) is empty"),
-    ([{"role": "user", "content": None}], "NoneType"), ([{"role": "user", "content": "Hi<|im_end|>"}], r"<\|im_end\|>")])
+    ([{"role": "user", "content": None}], "NoneType"), ([{"role": "user", "content": "Hi<|im_end|>"}], r"<\|im_end\|>"),
+    ([{"role": "user", "content": "Hi \ud800 a"}], r"message 1 \(user\) has at character 4 half of a surrogate pair")])
 def test_bad_messages_are_refused_with_the_place_and_the_reason(messages, words):
     with pytest.raises(DataError, match=words) as caught: check_messages(messages)
     assert caught.value.reason
@@ -156,7 +157,7 @@ def test_both_answers_of_a_pair_get_the_same_prompt():
 def test_too_little_of_the_answer_is_an_error_that_says_how_much_and_the_way_out():
     with pytest.raises(DataError) as caught: truncate(list(range(508)), list(range(90)), max_length=512)
     assert str(caught.value) == ("the answer keeps 4 of its 90 tokens (prompt 508, max_length 512, min_response_tokens 16). "
-                                 "Raise max_length, or let such rows go with on_bad_rows=drop.")
+                                 "Raise max_length, or shorten the prompts by max_prompt_length.")
 
 
 def test_whole_answers_may_be_shorter_than_the_minimum(): assert truncate([1] * 508, [2, 3, 4], max_length=512) == ([1] * 508, [2, 3, 4])
@@ -173,11 +174,16 @@ def test_impossible_limits_are_config_errors(bad):
     with pytest.raises(ConfigError, match="at least 1"): truncate([1], [2], **bad)
 
 
+def test_a_shortest_answer_above_the_longest_row_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"min_response_tokens is 16, more than max_length \(4\)"): truncate([1], [2], max_length=4)
+
+
 @settings(max_examples=200, deadline=None)
 @given(prompt=st.integers(0, 40), answers=st.lists(st.integers(1, 40), min_size=1, max_size=2), max_length=st.integers(1, 50),
        max_prompt=st.none() | st.integers(1, 50), minimum=st.integers(1, 20))
 def test_truncation_never_empties_an_answer_nor_exceeds_the_limit(prompt, answers, max_length, max_prompt, minimum):
     prompt_ids, answer_ids = list(range(prompt)), [list(range(100, 100 + n)) for n in answers]
+    minimum = min(minimum, max_length)
     try: short, *kept = truncate(prompt_ids, *answer_ids, max_length=max_length, max_prompt_length=max_prompt, min_response_tokens=minimum)
     except DataError: # only where a longer answer would keep less than the minimum
         room = max_length - min(prompt, max_length, max_prompt or max_length)

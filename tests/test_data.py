@@ -9,8 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from prefkit.chat import encode_response, end_of_turn_id
-from prefkit.core import ConfigError, DataError, project_root, write_jsonl, write_text
+from prefkit.core import ConfigError, DataError, project_root, write_text
 from prefkit.data import DATASETS, encode_records, last_question, load_records, normalise, parse_hh
+from prefkit.pipelines import check_dataset
 
 
 def user(text): return {"role": "user", "content": text}
@@ -49,7 +50,7 @@ def metamath(n):
              "rejected": f"{i} + 1 = {i + 2}\n#### {i + 1}\nThe answer is: {i + 1}"} for i in range(n)]
 
 
-def jsonl(tmp_path, rows, name="prefs.jsonl"): return write_jsonl(tmp_path / name, rows)
+def jsonl(tmp_path, rows, name="prefs.jsonl"): return write_text(tmp_path / name, "".join(json.dumps(row) + "\n" for row in rows))
 def good(n): return [{"prompt": f"What is {i} + 1?", "chosen": f"It is {i + 1}.", "rejected": f"It is {i}."} for i in range(n)]
 
 
@@ -110,6 +111,7 @@ BAD = {
     "two prompts that disagree": {"prompt": "Which size?", "chosen": RED, "rejected": BLUE},
     "message without role and content": {"chosen": ["Hi", "Hello"], "rejected": BLUE},
     "empty message": {"prompt": "", "chosen": "Hello", "rejected": "What?"},
+    "text that cannot be encoded as UTF-8": {"prompt": "\ud800 a", "chosen": "Hello", "rejected": "What?"},
 }
 
 
@@ -128,7 +130,8 @@ def test_a_bad_row_in_a_file_is_dropped_and_named_or_stops_the_run(tmp_path, rea
     with pytest.raises(DataError, match="^row 17 of prefs.jsonl: "): load_records(path, kind="pairs", on_bad_rows="error")
 
 
-@pytest.mark.parametrize("line, words", [('{"prompt": "a", ', "line 17 is not valid JSON"), ("[1, 2]", "line 17 is a JSON list"), (b"\xff\xfe", "line 17 is not UTF-8")])
+@pytest.mark.parametrize("line, words", [('{"prompt": "a", ', "line 17 is not valid JSON"), ("[1, 2]", "line 17 is a JSON list"), (b"\xff\xfe", "line 17 is not UTF-8"),
+    ('{"prompt": "x", "chosen": ', "Expecting value at column 27"), ("[" * 100_000, "line 17 is nested too deeply")])
 def test_a_broken_line_is_named_by_its_number(tmp_path, line, words):
     lines = [json.dumps(row).encode() for row in good(20)]
     lines[16] = line if isinstance(line, bytes) else line.encode()
@@ -136,6 +139,20 @@ def test_a_broken_line_is_named_by_its_number(tmp_path, line, words):
     report = load_records(tmp_path / "prefs.jsonl", kind="pairs").report
     assert (report.read, report.kept) == (20, 19) and words in str(report)
     with pytest.raises(DataError, match=words): load_records(tmp_path / "prefs.jsonl", kind="pairs", on_bad_rows="error")
+
+
+@pytest.mark.parametrize("record, words", [
+    ({"prompt": "Hi", "chosen": "", "rejected": "What?"}, r"^chosen: message 1 \(assistant\) is empty"),
+    ({"prompt": "Hi", "chosen": "Hello", "rejected": ""}, r"^rejected: message 1 \(assistant\) is empty"),
+    ({"prompt": "", "chosen": "Hello", "rejected": "What?"}, r"^prompt: message 1 \(user\) is empty"),
+    ({"chosen": RED, "rejected": BLUE[:1]}, "^rejected: the last message is the user's")])
+def test_a_bad_row_says_in_which_column(record, words):
+    with pytest.raises(DataError, match=words): normalise(record, "pairs")
+
+
+def test_names_in_a_row_that_cannot_be_encoded_do_no_harm(tmp_path):
+    records = load_records(jsonl(tmp_path, [*[{**row, "note\ud800": "\ud800"} for row in good(19)], {"\ud800": 1}]), kind="pairs")
+    assert len(records) == 19 and len(records.fingerprint) == 16 and str(records.report).encode()
 
 
 def test_a_label_that_is_no_label_is_refused():
@@ -211,9 +228,31 @@ def test_a_source_that_is_not_there_is_an_error_with_the_way_out(name, split, wo
     with pytest.raises((DataError, ConfigError), match=words): load_records(name, kind="pairs", split=split)
 
 
-@pytest.mark.parametrize("name, content, words", [("a.txt", "x", "type .txt are not read"), ("a.parquet", "x", "a.parquet: cannot be read"), ("a.json", '[{"a": ', "line 1")])
+@pytest.mark.parametrize("name, content, words", [("a.txt", "x", "type .txt are not read"), ("a.parquet", "x", "a.parquet: cannot be read"), ("a.json", '[{"a": ', "line 1"),
+    ("a.json", "[" * 100_000, "a.json: cannot be read"), ("a.json", json.dumps(good(1)[0], indent=1), "a.json: begins with a JSON object over several lines, .* Write a list")])
 def test_a_file_that_cannot_be_read_is_an_error_with_its_path(tmp_path, name, content, words):
     with pytest.raises(DataError, match=words): load_records(write_text(tmp_path / name, content), kind="pairs")
+
+
+def test_a_broken_page_within_a_parquet_file_is_an_error_with_its_path(tmp_path):
+    path = tmp_path / "prefs.parquet"
+    datasets.Dataset.from_list(good(2000)).to_parquet(path)
+    content = bytearray(path.read_bytes())
+    content[4:400] = bytes(396) # the first page; the footer is whole
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="prefs.parquet: cannot be read"): load_records(path, kind="pairs")
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (dict(dataset=""), "^dataset: the name of the data set is empty"), (dict(split="test"), "^split: prefs.jsonl has one split, train"),
+    (dict(split="test", prefix="validation_"), '^validation_split: .*train.:200.* write validation_split: ""'),
+    (dict(limit=-1, prefix="validation_"), "^validation_limit is -1"), (dict(dataset="missing.jsonl", prefix="probe_"), "^probe_dataset: .*no such file"),
+    (dict(dataset="folder/missing.jsonl"), "^dataset: .*no such file"),
+    (dict(max_prompt_tokens=0), "^max_prompt_tokens is 0, .* at least 1"), (dict(max_length=4), "^min_response_tokens is 16, more than max_length"),
+    (dict(dataset="tiny-world", split="tst"), "^split: tiny-world has no split 'tst'"), (dict(dataset="smoltalk"), "^dataset: smoltalk has no rows of kind pairs")])
+def test_what_is_checked_before_a_run_names_the_parameter(tmp_path, arguments, words):
+    arguments = {"dataset": str(jsonl(tmp_path, good(20))), **arguments}
+    with pytest.raises((ConfigError, DataError), match=words): check_dataset(arguments.pop("dataset"), kind="pairs", **arguments)
 
 
 def test_a_folder_that_is_no_data_set_is_an_error(tmp_path):
@@ -238,6 +277,10 @@ def test_slices_skip_and_limit_part_a_file_without_overlap(tmp_path):
 def test_unknown_settings_are_config_errors(tmp_path, tokenizer, arguments, words):
     with pytest.raises(ConfigError, match=words): load_records(jsonl(tmp_path, good(3)), **arguments)
     with pytest.raises(ConfigError, match=words): encode_records([], tokenizer, **arguments)
+
+
+def test_a_filter_that_no_prompt_could_pass_is_a_config_error(tokenizer):
+    with pytest.raises(ConfigError, match="max_prompt_tokens is -1"): encode_records([], tokenizer, kind="pairs", max_prompt_tokens=-1)
 
 
 # ---- named data sets, stood in for

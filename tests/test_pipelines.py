@@ -101,6 +101,12 @@ FAULTY = {
     "a method of the other pipeline": (GOOD, {"method": "sft"}, "not from pairs"),
     "a hyper-parameter that does not exist": (GOOD, {"hyperparameters": {"betta": 0.1}}, "did you mean beta?"),
     "an unknown schedule": (GOOD, {"schedule": "cosin"}, "schedule"),
+    "a hyper-parameter that is a number": (GOOD, {"hyperparameters": {1: 2}}, "hyper-parameter 1"),
+    "best of no validation": (GOOD, {"keep_best": True}, "validation_split"),
+    "a beta of one": (GOOD, {"adam_beta2": 1.0}, "adam_beta2"),
+    "no model": (GOOD, {"model": ""}, "names no model"),
+    "a model that is nowhere": (GOOD, {"model": "nomodel"}, "nomodel is no folder"),
+    "a folder that is no model": (GOOD, {"model": "nbs"}, "nbs has no config.json"),
     "lengths that leave nothing": (GOOD, {"max_length": 0}, "max_length"),
     "a data set that is not registered": (None, {"dataset": "tiny-wrold"}, "tiny-world"),
     "a split that does not exist": (GOOD, {"validation_split": "test"}, "no 'test'"),
@@ -119,6 +125,29 @@ def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
     with pytest.raises((ConfigError, DataError)) as error: run(config, (), tmp_path / "runs", "quiet")
     assert "stage preference" in str(error.value) and says in str(error.value)
     assert not list((tmp_path / "runs").glob("faulty/.*.partial")) # not even the stage before it was started
+
+
+@pytest.mark.parametrize("given, says", [({"prompts": 0}, "prompts: 0"), ({"batch_size": 0}, "batch_size: 0"), ({"models": {"a": 5}}, "models, a: 5"),
+    ({"models": {"a": "nope"}}, "nope is no folder"), ({"split": "tst"}, "'tst' is none"), ({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p")])
+def test_faulty_settings_of_evaluate_are_refused_before_anything_runs(given, says, tmp_path):
+    config = write_text(tmp_path / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": {"evaluate": {"pipeline": "evaluate", "parameters": given}}}))
+    with pytest.raises(ConfigError, match=says): run(config, (), tmp_path / "runs", "quiet")
+
+
+@pytest.mark.parametrize("broken, says", [("config.json", "broken config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")])
+def test_a_model_folder_that_lacks_a_part_is_refused_without_loading_it(broken, says, tmp_path):
+    from prefkit.pipelines import check_model
+    for file in (ROOT / "data" / "tiny" / "base").iterdir():
+        if file.name != broken: (tmp_path / file.name).symlink_to(file)
+    if broken == "config.json": write_text(tmp_path / broken, "{")
+    with pytest.raises(ConfigError, match=says): check_model(str(tmp_path))
+    check_model("stage:sft"); check_model("data/tiny/base")
+
+
+def test_weights_cut_short_are_a_clear_error(tmp_path):
+    from prefkit.pipelines import load_model
+    for file in (ROOT / "data" / "tiny" / "base").iterdir(): (tmp_path / file.name).write_bytes(file.read_bytes()[:1000 if file.suffix == ".safetensors" else None])
+    with pytest.raises(ConfigError, match="cannot be loaded"): load_model(str(tmp_path))
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_refused(tmp_path):

@@ -88,7 +88,8 @@ def wait_for(condition, seconds=60):
     ("first.extra.beta=1e-1", "write 1.0e-1"), ("first.output_dir=x", "only the runner gives"), ("frist.steps=3", "nothing is called"),
     ("second.start=stage:frist", "Did you mean `first`?"), ("first.start=stage:second", "in a circle"), ("seed=-1", "whole number from 0"),
     ("seed=one", "whole number from 0"), ("experiment=../up", "cannot name a run folder"), ("steps=3", "nothing is called"),
-    ("second.pace=1.5", "pace must be between"),
+    ("second.pace=1.5", "pace must be between"), ("first.pace=.inf", "must be float, and finite"), ("experiment=", "cannot name a run folder"),
+    ("report=nowhere", "there is no report"),
 ])
 def test_a_mistake_in_a_config_is_refused_before_anything_runs(toy, tmp_path, setting, says):
     with pytest.raises(ConfigError, match="(?s)" + says.replace("?", r"\?")): run(toy, [setting], tmp_path / "runs", "quiet")
@@ -100,11 +101,21 @@ def test_a_mistake_in_a_config_is_refused_before_anything_runs(toy, tmp_path, se
     ("stages: {}", "`experiment` is missing"), ("experiment: a\nstage: {}", "Did you mean `stages`?"),
     ("experiment: a\nstages: {x: {pipeline: nowhere}}", "there is no pipeline `nowhere`"),
     ("experiment: a\nstages: {x: {pipeline: nowhere.ipynb}}", "no such notebook"), ("experiment: a\nstages: {x: 3}", "keys with values"),
-    ("experiment: a\nstages: [x]", "keys with values"),
+    ("experiment: a\nstages: [x]", "keys with values"), ("", "Write experiment and stages"), ("experiment: a\nstages: {}", "`stages` is empty"),
+    ("experiment: a\nstages: {1: {pipeline: sft}}", "not text"),
 ])
 def test_a_config_that_cannot_be_read_says_where_and_why(tmp_path, text, says):
     with pytest.raises(ConfigError) as error: load_config(write_text(tmp_path / "bad.yaml", text))
     assert says in str(error.value)
+
+
+def test_a_config_of_another_encoding_a_stage_without_pipeline_and_an_empty_output_folder_are_refused(toy, tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("experiment: gr\u00fcn".encode("latin-1"))
+    with pytest.raises(ConfigError, match="Save it as UTF-8"): load_config(tmp_path / "latin.yaml")
+    for entry in ("null", "sft"):
+        with pytest.raises(ConfigError, match="the stage `x` has no pipeline"):
+            load_config(write_text(tmp_path / "x.yaml", f"experiment: a\nstages: {{x: {entry}}}"), ["x.steps=1"])
+    with pytest.raises(ConfigError, match="output folder's name is empty"): run(toy, (), "", "quiet")
 
 
 def test_a_missing_config_and_a_missing_dataset_are_named(toy, tmp_path):
