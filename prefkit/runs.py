@@ -116,8 +116,8 @@ def close_folder(
     info = {"experiment": experiment, "stage": stage.name, "pipeline": stage.pipeline.stem, "needs": list(stage.needs), "status": "done",
             "seed": parameters.get("seed"), "wall_seconds": round(seconds, 1), "attempts": folder_state(partial)["attempts"],
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **result, "git": git_state(), "fingerprints": prints}
-    empty = [name for name in ("kernel.log",) if (partial / name).exists() and not (partial / name).stat().st_size]
-    for name in ("result.json", "progress.json", *empty): (partial / name).unlink(missing_ok=True)
+    # what the notebook said is in run.ipynb; the kernel's own log is for stages that die, and after that holds its farewell at most
+    for name in ("result.json", "progress.json", "kernel.log"): (partial / name).unlink(missing_ok=True)
     write_json(partial / "run.json", info)
     (partial / "stage.json").unlink()
 
