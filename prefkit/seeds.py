@@ -13,10 +13,10 @@ from prefkit.runs import open_run, run
 
 def mean_interval(values: list[float]) -> dict:
     "Mean over seeds with its 95 % interval by Student's t, which knows that three seeds are few; one seed has none."
-    from scipy.stats import t
-    mean, n = sum(values) / len(values), len(values)
-    half = t.ppf(0.975, n - 1) * (sum((value - mean) ** 2 for value in values) / (n - 1) / n) ** 0.5 if n > 1 else None
-    return {"mean": mean, "low": None if half is None else mean - half, "high": None if half is None else mean + half, "seeds": n}
+    from prefkit import figures
+    mean, *bounds = figures.mean_interval(values)
+    low, high = bounds if len(values) > 1 else (None, None)
+    return {"mean": mean, "low": low, "high": high, "seeds": len(values)}
 
 
 def findings(folders: dict[str, Path]) -> dict:
