@@ -17,7 +17,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from .core import ConfigError, iter_jsonl, write_json, write_jsonl
-from .methods import reference_logps
+from .batches import reference_logps
 
 # %% ../nbs/lib/44_checkpoints.ipynb #9e3c5739
 STATE_FILE = "prefkit.json" # in a checkpoint; it is written last, so its presence says that the checkpoint is whole
@@ -118,16 +118,22 @@ def differences(name: str, old, new) -> list[str]:
 def with_reference(
     model, # before training
     sets: dict[str, list[dict]], # name -> encoded rows
-    kind: str, # of data
+    answers: tuple[str, ...], # names of their answers, those of `extra` too
     pad_token_id: int, # any token
     folder: Path, # where reference.json is kept
-    **options, # batch_size, precision: as for `reference_logps`
-) -> dict[str, list[dict]]: # the same rows with reference log-probs
-    "Rows with their reference log-probs: from the run's folder if they are there for these rows and weights, else computed."
+    *,
+    extra: dict[str, Callable] = {}, # answers to be added: name -> function of model and rows that gives token ids for each row
+    **options, # batch_size, precision, share_prompts: as for `reference_logps`
+) -> dict[str, list[dict]]: # the same rows with reference log-probs, and with the extra answers
+    "Rows with what the model before training says of them: from the run's folder if it is there for these rows and weights, else computed."
     path = folder / "reference.json"
-    key = {"model": model_fingerprint(model), "precision": options.get("precision"), **{name: rows_fingerprint(rows) for name, rows in sets.items()}}
+    key = {"model": model_fingerprint(model), "answers": list(answers), "precision": options.get("precision"), **{name: rows_fingerprint(rows) for name, rows in sets.items()}}
     stored = json.loads(path.read_text()) if path.exists() else None
     if stored is None or stored["key"] != key:
-        stored = {"key": key, **{name: reference_logps(model, rows, kind, pad_token_id, **options) for name, rows in sets.items()}}
+        added = {name: [dict(zip((f"{new}_ids" for new in extra), ids)) for ids in zip(*(make(model, rows) for make in extra.values()))] or [{}] * len(rows) if rows else []
+                 for name, rows in sets.items()}
+        whole = {name: [{**row, **more} for row, more in zip(rows, added[name])] for name, rows in sets.items()}
+        logps = {name: reference_logps(model, rows, answers, pad_token_id, **options) for name, rows in whole.items()}
+        stored = {"key": key, **{name: [{**more, **ref} for more, ref in zip(added[name], logps[name])] for name in sets}}
         write_json(path, stored)
     return {name: [{**row, **logps} for row, logps in zip(rows, stored[name])] for name, rows in sets.items()}

@@ -53,4 +53,14 @@ def seeds(config: Config, seeds: Annotated[str, typer.Option(help="Numbers with 
     print(f"the results: {_carry_out(run_seeds, config, [int(word) for word in seeds.split(',')], output, tuple(settings), output_root)}")
 
 
+@app.command()
+def study(config: Config, workers: Annotated[int, typer.Option(metavar="N", help="Runs at a time; the cores are shared among them.")] = 2,
+          only: Annotated[list[str], typer.Option(metavar="NAME", help="Just this run, or the runs of this method. May be given several times.", show_default=False)] = [],
+          output: Annotated[Path | None, typer.Option(metavar="FILE", help="The JSON.  [default: as the config says, else data/results/lessons/STUDY.json]", show_default=False)] = None,
+          output_root: OutputRoot = None):
+    """Run a study: many short runs from one start, judged against it, gathered in one JSON."""
+    from prefkit.studies import run_study
+    print(f"the results: {_carry_out(run_study, config, workers, tuple(only), output, output_root)}")
+
+
 if __name__ == "__main__": app()

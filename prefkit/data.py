@@ -5,26 +5,27 @@
 # %% auto #0
 __all__ = ['KINDS', 'ANSWERS', 'MOST_DROPPED', 'SHAREGPT_ROLES', 'LAYOUTS', 'CONTENT_COLUMNS', 'LABELS', 'TRAIN_TEST', 'DATASETS',
            'RowReport', 'report_text', 'report_html', 'check_report', 'parse_hh', 'read_messages', 'split_answer',
-           'normalise', 'last_question', 'Source', 'Records', 'load_records', 'encode_records']
+           'normalise', 'last_question', 'Source', 'kind_to_read', 'Records', 'load_records', 'pairs_to_binary',
+           'encode_records']
 
-# %% ../nbs/lib/02_data.ipynb #1e1083cc
-import copy, html, os, re
+# %% ../nbs/lib/02_data.ipynb #5bae0a2f
+import copy, html, math, os, re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 from .chat import SPECIAL_TOKENS, bad_row, check_limits, check_messages, render_response, split_response, truncate
 from .core import ConfigError, DataError, Progress, fingerprint
 from .sources import SplitError, parse_split, read_hub, read_source
 
-# %% ../nbs/lib/02_data.ipynb #57d7d412
+# %% ../nbs/lib/02_data.ipynb #55d4c927
 KINDS = ("sft", "pairs", "binary", "prompts")
 ANSWERS = {"sft": ("response",), "pairs": ("chosen", "rejected"), "binary": ("completion",)}
 MOST_DROPPED = 0.1 # a larger share of bad rows is an error
 
-# %% ../nbs/lib/02_data.ipynb #5f5be8de
+# %% ../nbs/lib/02_data.ipynb #96dd7f5c
 @dataclass(repr=False)
 class RowReport:
     "What became of the rows of one source: kept, shortened, changed, dropped and why."
@@ -36,6 +37,7 @@ class RowReport:
     shortened_answers: int = 0 # and rows of which an answer lost its end
     changed: dict = field(default_factory=dict) # what was changed in kept rows: how many
     dropped: dict = field(default_factory=dict) # reason: rows, examples, whether the user asked for it
+    desirable: int | None = None # kept rows with label True; None where rows have no label
 
     @property
     def dropped_rows(self) -> int: return sum(entry["rows"] for entry in self.dropped.values())
@@ -54,7 +56,7 @@ class RowReport:
 
     def to_dict(self) -> dict: return {**asdict(self), "dropped_rows": self.dropped_rows, "text": str(self)}
 
-# %% ../nbs/lib/02_data.ipynb #dd1a8b7d
+# %% ../nbs/lib/02_data.ipynb #33eb59ed
 def _rows(n): return f"{n:,} row{'' if n == 1 else 's'}"
 
 def report_text(
@@ -66,6 +68,8 @@ def report_text(
     if report.shortened:
         lines.append(f"Shortened {_rows(report.shortened)} of those kept: the prompt's beginning in {report.shortened_prompts:,}, "
                      f"an answer's end in {report.shortened_answers:,}.")
+    if report.desirable is not None and report.kept:
+        lines.append(f"Desirable: {report.desirable:,} of {report.kept:,} ({report.desirable / report.kept:.1%}).")
     lines += [f"Changed: {what} in {_rows(n)}." for what, n in report.changed.items()]
     for reason, entry in sorted(report.dropped.items(), key=lambda item: -item[1]["rows"]):
         lines.append(f"Dropped {_rows(entry['rows'])}{' as asked' if entry['asked'] else ''}: {reason}. For example {entry['examples'][0]}")
@@ -77,6 +81,7 @@ def report_html(
     "The account as a table."
     lines = [("read", report.read, ""), ("kept", report.kept, ""),
              ("shortened", report.shortened, f"prompt in {report.shortened_prompts:,}, answer in {report.shortened_answers:,}"),
+             *([("desirable", report.desirable, "rows with label True")] if report.desirable is not None else []),
              *(("changed", n, what) for what, n in report.changed.items()),
              *(("dropped", entry["rows"], f"{reason}. {entry['examples'][0]}") for reason, entry in report.dropped.items())]
     body = "".join(f"<tr><td>{what}</td><td style='text-align:right'>{n:,}</td><td style='text-align:left'>{html.escape(note)}</td></tr>"
@@ -85,7 +90,7 @@ def report_html(
 
 RowReport.__repr__, RowReport._repr_html_ = report_text, report_html
 
-# %% ../nbs/lib/02_data.ipynb #3266293f
+# %% ../nbs/lib/02_data.ipynb #d719800a
 def check_report(
     report: RowReport, # the account so far
 ) -> RowReport: # the same
@@ -97,7 +102,7 @@ def check_report(
         raise DataError(f"{report.source}: {problem}. Mend the data, or change the settings that the reasons name.{room}\n{report}")
     return report
 
-# %% ../nbs/lib/02_data.ipynb #1b3853fc
+# %% ../nbs/lib/02_data.ipynb #02d4cbf0
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 
 def parse_hh(
@@ -123,7 +128,7 @@ def read_messages(
     return [{"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
             if isinstance(turn, dict) and {"from", "value"} <= set(turn) else turn for turn in value]
 
-# %% ../nbs/lib/02_data.ipynb #296570d4
+# %% ../nbs/lib/02_data.ipynb #c24a04fe
 def _same_text(one, other): return "".join(one.split()) == "".join(other.split())
 
 def split_answer(
@@ -147,13 +152,13 @@ def split_answer(
                       "A prompt has a user's turn and does not end with the assistant's.")
     return prompt, answer
 
-# %% ../nbs/lib/02_data.ipynb #476543ad
+# %% ../nbs/lib/02_data.ipynb #af0151ee
 LAYOUTS = { # for messages to the user
     "sft": "messages, or conversations, or prompt and completion, or prompt and chosen, or chosen",
     "pairs": "chosen and rejected, with prompt or conversations where these do not hold the prompt",
     "binary": "prompt, completion and label, or messages and label",
     "prompts": "prompt, or messages, or conversations"}
-CONTENT_COLUMNS = {"prompt", "chosen", "rejected", "messages", "conversations", "completion", "response", "label"}
+CONTENT_COLUMNS = {"prompt", "chosen", "rejected", "messages", "conversations", "completion", "response", "label", "group"}
 
 def _wrong_columns(record, kind):
     found = ", ".join(map(str, record)) or "none"
@@ -179,7 +184,7 @@ def _split_column(columns, name, role, prompt=None):
     messages = _messages_of(columns, name, role)
     with _column(name): return split_answer(messages, prompt)
 
-# %% ../nbs/lib/02_data.ipynb #81083cf2
+# %% ../nbs/lib/02_data.ipynb #d053a5f0
 def _normal_single(columns, record, kind):
     "Prompt and answer of an sft or binary row."
     answer = next((key for key in (("chosen",) if kind == "sft" else ()) + ("completion", "response") if key in columns), None)
@@ -195,7 +200,12 @@ def _normal_prompt(columns, record):
     messages = _messages_of(columns, key, "user" if key == "prompt" else None)
     return messages[:-1] if len(messages) > 1 and messages[-1]["role"] == "assistant" else messages
 
-# %% ../nbs/lib/02_data.ipynb #ac58962a
+# %% ../nbs/lib/02_data.ipynb #8dfb5d8d
+def _checked_reward(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise bad_row("reward is not a number", f"reward is {value!r}", "Give a finite number, or leave the column out.")
+    return float(value)
+
 def normalise(
     record: dict, # one row in any known layout
     kind: str, # sft, pairs, binary or prompts
@@ -219,10 +229,11 @@ def normalise(
         if "label" not in columns: raise _wrong_columns(columns, kind)
         if columns["label"] not in (True, False): raise bad_row("label is not true or false", f"label is {columns['label']!r}", "Use true and false.")
         row["label"] = bool(columns["label"])
+        if "reward" in columns: row["reward"] = _checked_reward(columns["reward"])
     extra = {name: value for name, value in columns.items() if name not in CONTENT_COLUMNS and isinstance(value, (str, int, float, bool))}
     return {**extra, **row}
 
-# %% ../nbs/lib/02_data.ipynb #b048be86
+# %% ../nbs/lib/02_data.ipynb #5b9a32eb
 LABELS = {"Question": "Answer", "Q": "A", "Problem": "Solution", "Instruction": "Response"} # what opens a question and its answer
 
 def _label(words): return rf"(?m)^[ \t]*(?:#+[ \t]*)?({words})[ \t]*\d*[ \t]*:"
@@ -242,16 +253,19 @@ def last_question(
                       "Write 'Question:' before each question and 'Answer:' before each answer.")
     return question.strip()
 
-# %% ../nbs/lib/02_data.ipynb #dc1b954f
+# %% ../nbs/lib/02_data.ipynb #45c31721
 @dataclass(frozen=True)
 class Source:
     "A named data set: where it is, which splits it has for which kind, what is special about it."
     hub: str # owner/name on the Hub; "" for the tiny world
     splits: dict # split as the user names it: split on the Hub, with a slice where only a part is meant
-    kinds: tuple = KINDS # kinds of rows that it can give
+    kinds: tuple = KINDS # kinds of rows of its own
     config: str | None = None # the Hub's name for a part of the data set
     zero_shot: bool = False # cut few-shot prompts to their last question
     note: str = "" # one sentence for the table
+
+    @property
+    def gives(self) -> tuple: return self.kinds + (("binary",) if "pairs" in self.kinds and "binary" not in self.kinds else ()) # a pair is two rows
 
 TRAIN_TEST = {"train": "train", "test": "test"}
 DATASETS = {
@@ -266,11 +280,30 @@ DATASETS = {
                            note="393,999 pairs of worked sums, the rejected one with a corrupted step."),
 }
 
-# %% ../nbs/lib/02_data.ipynb #8043d154
+# %% ../nbs/lib/02_data.ipynb #44678ebd
+def kind_to_read(
+    name: str, # of DATASETS
+    kind: str, # of the rows that are wanted
+    from_pairs: bool | None = None, # as `load_records` takes it
+) -> str: # the kind of rows to read from it: `kind`, or pairs where binary rows are made of them
+    "What to read from a named data set; raises `ConfigError` where it cannot give such rows."
+    source = DATASETS[name]
+    if kind not in source.gives: raise ConfigError(f"{name} has no rows of kind {kind}; it has {', '.join(source.gives)}.")
+    if kind != "binary" or (from_pairs is None and "binary" in source.kinds): return kind
+    if from_pairs is False and "binary" not in source.kinds:
+        raise ConfigError(f"{name} has pairs and no labelled answers of its own. Leave from_pairs out, and each pair gives two rows.")
+    return "binary" if from_pairs is False else "pairs"
+
+def _are_pairs(rows):
+    "Whether the first rows are pairs without a label of their own; and the rows, from the first on."
+    first = list(islice(rows, 10))
+    columns = [set(record) for _, record, _ in first if record]
+    labelled = any("label" in names and names & {"completion", "response"} for names in columns)
+    return not labelled and any({"chosen", "rejected"} <= names for names in columns), chain(first, rows)
+
 def _read_registered(name, kind, split, seed, start, stop):
     "(label, rows) of a data set of the table."
     source = DATASETS[name]
-    if kind not in source.kinds: raise ConfigError(f"{name} has no rows of kind {kind}; it has {', '.join(source.kinds)}.")
     if split not in source.splits: raise SplitError(f"{name} has no split {split!r}; it has {', '.join(source.splits)}.")
     if source.hub:
         hub_split, first, last = parse_split(source.splits[split])
@@ -281,7 +314,7 @@ def _read_registered(name, kind, split, seed, start, stop):
     records = tiny_records(kind, split, 1000 if stop is None else stop, seed=seed)
     return f"{name} ({split})", ((number, record, None) for number, record in enumerate(records, 1))
 
-# %% ../nbs/lib/02_data.ipynb #6f051032
+# %% ../nbs/lib/02_data.ipynb #4bbd5dde
 @dataclass
 class Records:
     "Rows in the normal form and the account of how they came about."
@@ -296,39 +329,49 @@ class Records:
 def _check_on_bad_rows(on_bad_rows):
     if on_bad_rows not in ("drop", "error"): raise ConfigError(f"on_bad_rows is {on_bad_rows!r}, but must be drop or error.")
 
+def _check_wanted(kind, limit, skip, from_pairs):
+    if kind not in KINDS: raise ConfigError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}.")
+    for argument, value in (("skip", skip), ("limit", limit)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ConfigError(f"{argument} is {value!r}, but must be a whole number from 0.")
+    if from_pairs not in (None, True, False): raise ConfigError(f"from_pairs is {from_pairs!r}, but must be true, false or null.")
+    if from_pairs is not None and kind != "binary": raise ConfigError(f"from_pairs is for rows of kind binary, not {kind}.")
+
 def _bad(report, row, error, on_bad_rows):
     "Count a bad row, or stop at it."
     if on_bad_rows == "error": raise DataError(f"{row}: {error} Or let bad rows go with on_bad_rows=drop.") from error
     report.drop(row, error)
 
-# %% ../nbs/lib/02_data.ipynb #1eb06d03
+# %% ../nbs/lib/02_data.ipynb #41d7b502
 def load_records(
     name: str | os.PathLike, # a name of DATASETS, owner/name on the Hub, a datasets folder, or a .jsonl, .json or .parquet file
     *,
     kind: str, # sft, pairs, binary or prompts
     split: str = "train", # with a slice if wanted: train[:200]
-    limit: int | None = None, # read at most so many rows (the tiny world: 1,000 if None)
+    limit: int | None = None, # read at most so many rows, or so many pairs where binary rows are made of them (the tiny world: 1,000 if None)
     skip: int = 0, # after leaving out so many
     on_bad_rows: str = "drop", # drop (and count) or error (stop at the first)
     seed: int = 0, # of the tiny world; the order of other sources is kept as it is
     zero_shot: bool | None = None, # cut few-shot prompts to their last question; None: as DATASETS says
+    from_pairs: bool | None = None, # binary rows: two from each pair; None: only where the source has no labelled answers of its own
 ) -> Records: # rows in the normal form, each with its name under "row", and the report
     "Read records of any known layout; raises `DataError` for a bad source or too many bad rows, `ConfigError` for bad arguments."
     _check_on_bad_rows(on_bad_rows)
-    if kind not in KINDS: raise ConfigError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}.")
-    for argument, value in (("skip", skip), ("limit", limit)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ConfigError(f"{argument} is {value!r}, but must be a whole number from 0.")
+    _check_wanted(kind, limit, skip, from_pairs)
     split, start, stop = parse_split(split)
     start += skip
     if limit is not None: stop = min(start + limit, start + limit if stop is None else stop)
     if str(name) in DATASETS:
-        label, rows = _read_registered(str(name), kind, split, seed, start, stop)
+        from_pairs = kind_to_read(str(name), kind, from_pairs) != kind
+        label, rows = _read_registered(str(name), "pairs" if from_pairs else kind, split, seed, start, stop)
         zero_shot = DATASETS[str(name)].zero_shot if zero_shot is None else zero_shot
     else: label, rows = read_source(name, split, list(DATASETS))
-    return _normalise_all(islice(rows, start, max(stop, start) if stop is not None else None), label, kind, on_bad_rows, bool(zero_shot))
+    rows = islice(rows, start, max(stop, start) if stop is not None else None)
+    if kind == "binary" and from_pairs is None: from_pairs, rows = _are_pairs(rows)
+    records = _normalise_all(rows, label, "pairs" if from_pairs else kind, on_bad_rows, bool(zero_shot))
+    return pairs_to_binary(records) if from_pairs else records
 
-# %% ../nbs/lib/02_data.ipynb #bf2f858a
+# %% ../nbs/lib/02_data.ipynb #019e3215
 def _tidy(row, kind):
     "Take line breaks in front of the answers off; whether there were any."
     broken = [answer for name in ANSWERS.get(kind, ()) for answer in row[name] if re.match(r"\s*[\r\n]", answer["content"])]
@@ -353,9 +396,28 @@ def _normalise_all(rows, label, kind, on_bad_rows, zero_shot):
         changed["line breaks taken off the beginning of an answer"] += _tidy(row, kind)
         kept.append({**row, "row": place})
     report.kept, report.changed = len(kept), {what: n for what, n in changed.items() if n}
+    if kind == "binary": report.desirable = sum(row["label"] for row in kept)
     return Records(kept, check_report(report))
 
-# %% ../nbs/lib/02_data.ipynb #0e699ebd
+# %% ../nbs/lib/02_data.ipynb #07890c64
+def pairs_to_binary(
+    pairs: Records | Iterable[dict], # rows of kind pairs in the normal form
+) -> Records: # of kind binary: of each pair the chosen answer's row, then the rejected one's
+    "Two rows with a label from each pair, with the number of their prompt under \"group\"; raises `DataError` for rows that are no pairs."
+    rows, groups = [], {}
+    for number, pair in enumerate(pairs, 1):
+        if not {"prompt", "chosen", "rejected"} <= set(pair): raise _wrong_columns(pair, "pairs")
+        group = groups.setdefault(tuple((turn["role"], turn["content"]) for turn in pair["prompt"]), len(groups))
+        extra = {name: value for name, value in pair.items() if name not in CONTENT_COLUMNS | {"reward"}} # a reward of both is none of either
+        rows += [{**extra, "prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen", "group": group,
+                  "row": f"{pair.get('row', f'row {number} of the pairs')}, {name}"} for name in ("chosen", "rejected")]
+    report = copy.deepcopy(pairs.report) if isinstance(pairs, Records) else RowReport("pairs", read=len(rows) // 2)
+    report.source, report.read, report.kept, report.desirable = f"{report.source}, two rows from each pair", 2 * report.read, len(rows), len(rows) // 2
+    report.changed = {f"{what} (counted in pairs)": n for what, n in report.changed.items()}
+    for entry in report.dropped.values(): entry["rows"] *= 2
+    return Records(rows, report)
+
+# %% ../nbs/lib/02_data.ipynb #d71b4d30
 def _texts(row, tokenizer, kind, special_tokens):
     "The texts of one row: the prompt's, then the prompt's with each answer."
     for name in ("prompt", *ANSWERS[kind]):
@@ -375,9 +437,10 @@ def _encoded(row, ids, tokenizer, kind, limits, report):
     report.shortened_answers += fewer_answer
     report.shortened += fewer_prompt or fewer_answer
     if kind == "pairs": return dict(prompt_ids=short_prompt, chosen_ids=short_answers[0], rejected_ids=short_answers[1])
-    return dict(prompt_ids=short_prompt, response_ids=short_answers[0], **({"label": row["label"]} if kind == "binary" else {}))
+    carried = {name: row[name] for name in ("label", "group", "reward") if kind == "binary" and name in row}
+    return dict(prompt_ids=short_prompt, response_ids=short_answers[0], **carried)
 
-# %% ../nbs/lib/02_data.ipynb #f0304251
+# %% ../nbs/lib/02_data.ipynb #63cdef68
 def encode_records(
     records: Records | Iterable[dict], # rows in the normal form
     tokenizer, # a transformers tokenizer with a chat template
@@ -388,7 +451,7 @@ def encode_records(
     min_response_tokens: int = 16, # an answer that is cut must keep so many
     max_prompt_tokens: int | None = None, # leave out rows with a longer prompt (ORPO: 1024)
     on_bad_rows: str = "drop", # drop (and count) or error (stop at the first)
-) -> tuple[list[dict], RowReport]: # rows of token ids, and the account from the source up to here
+) -> tuple[list[dict], RowReport]: # rows of token ids (with label, and group and reward where there are such), and the account up to here
     "Token ids of prompt and answers, shortened by the rule; raises `DataError` at too many bad rows, `ConfigError` for bad arguments."
     _check_on_bad_rows(on_bad_rows)
     if kind not in ANSWERS: raise ConfigError(f"kind is {kind!r}, but must be one of {', '.join(ANSWERS)}.")
@@ -403,9 +466,10 @@ def encode_records(
             encoded += _encode_chunk(rows[start:start + 512], start, tokenizer, kind, limits, special_tokens, max_prompt_tokens, on_bad_rows, report)
             if progress: progress.update(min(512, len(rows) - start))
     report.kept = len(encoded)
+    if kind == "binary": report.desirable = sum(row["label"] for row in encoded)
     return encoded, check_report(report)
 
-# %% ../nbs/lib/02_data.ipynb #fde6e47f
+# %% ../nbs/lib/02_data.ipynb #8521ca60
 def _encode_chunk(rows, start, tokenizer, kind, limits, special_tokens, max_prompt_tokens, on_bad_rows, report):
     "Encode some rows with one call of the tokenizer."
     ready, texts, encoded = [], [], []

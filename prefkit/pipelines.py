@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from prefkit.chat import check_limits
 from prefkit.core import ConfigError, DataError, resolve_path
-from prefkit.data import DATASETS, Records, encode_records, load_records
+from prefkit.data import DATASETS, Records, encode_records, kind_to_read, load_records
 from prefkit.sources import SplitError, is_hub_name, parse_split
 
 
@@ -21,7 +21,7 @@ def training_settings(
 def check_dataset(
     name: str, # as `load_records` takes it
     *,
-    kind: str, # sft or pairs
+    kind: str, # sft, pairs or binary
     split: str = "train", # of the data set
     limit: int | None = None, # rows to read
     on_bad_rows: str = "drop", # drop or error
@@ -30,6 +30,7 @@ def check_dataset(
     min_response_tokens: int = 16, # as `encode_records` takes it
     max_prompt_tokens: int | None = None, # as `encode_records` takes it
     prefix: str = "", # of the parameters' names in messages: validation_, probe_
+    from_pairs: bool | None = None, # of binary rows, as `load_records` takes it
 ):
     "Read what is on this machine once through, so that faulty data show before anything runs; nothing is downloaded for it."
     check_limits(max_length, max_prompt_length, min_response_tokens, max_prompt_tokens)
@@ -38,10 +39,10 @@ def check_dataset(
     source = DATASETS.get(name)
     try:
         split_name = parse_split(split)[0]
-        if source and kind not in source.kinds: raise ConfigError(f"{name} has no rows of kind {kind}; it has {', '.join(source.kinds)}.")
+        if source: kind_to_read(name, kind, from_pairs)
         if source and split_name not in source.splits: raise SplitError(f"{name} has no split {split_name!r}; it has {', '.join(source.splits)}.")
         if source or is_hub_name(name): return # generated, or on the Hub
-        load_records(name, kind=kind, split=split, limit=limit, on_bad_rows=on_bad_rows)
+        load_records(name, kind=kind, split=split, limit=limit, on_bad_rows=on_bad_rows, from_pairs=from_pairs)
     except SplitError as error:
         way_out = ' To train without validation, write validation_split: "".' if prefix == "validation_" else ""
         raise ConfigError(f"{prefix}split: {error}{way_out}") from error
@@ -126,3 +127,48 @@ def last_values(
     from prefkit.train import TIME_FIELDS
     lines = [line for line in metrics if line["split"] == split]
     return {name: value for name, value in lines[-1].items() if name not in (*TIME_FIELDS, "split")} if lines else {}
+
+
+def check_sampling(
+    *,
+    prompts: int, # how many
+    split: str, # of the tiny world
+    temperature: float, # 0: greedy
+    top_p: float, # nucleus
+    max_new_tokens: int, # answers are cut off there
+    batch_size: int, # prompts at a time
+):
+    "Raise `ConfigError` for a split that does not exist or has too few prompts, or a number out of its range."
+    from prefkit.world import SPLITS
+    from prefkit.world import prompts as prompts_of
+    if split not in SPLITS: raise ConfigError(f"split: {split!r} is none of {', '.join(SPLITS)}.")
+    for name, value in {"prompts": prompts, "max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
+        if value < 1: raise ConfigError(f"{name}: {value} is not at least 1.")
+    if temperature < 0: raise ConfigError(f"temperature: {temperature} is below 0. Write 0 for greedy answers.")
+    if not 0 < top_p <= 1: raise ConfigError(f"top_p: {top_p} is not above 0 and at most 1. Write 1 to keep every token.")
+    if split != "train" and prompts > (there := len(prompts_of(split))): raise ConfigError(f"prompts: the {split} split has {there} prompts, {prompts} are wanted. Ask for fewer.")
+
+
+def answer_prompts(
+    model, # a causal language model
+    tokenizer, # its tokenizer
+    asked: list[dict], # records of the tiny world of kind prompts
+    *,
+    label: str = "", # what the model is called
+    seed: int = 0, # of the draws: equal for all models that are compared
+    **options, # max_new_tokens, temperature, top_p, batch_size, as `prefkit.generate.generate` takes them
+) -> list[dict]: # each record with model, answer, tokens and ended
+    "One sampled answer to every prompt."
+    from prefkit.generate import generate
+    chats = [[{"role": "user", "content": record["prompt"]}] for record in asked]
+    made = generate(model, tokenizer, chats, seed=seed, label=label or "answers", **options)
+    return [{"model": label, **record, "answer": answer["text"], "tokens": answer["tokens"], "ended": answer["ended"]} for record, answer in zip(asked, made)]
+
+
+def judge_answers(
+    rows: list[dict], # with prompt and answer; changed in place
+) -> list[dict]: # the same rows with gold (a dict) and second (a number)
+    "What the two judges of the tiny world think of each answer."
+    from prefkit.world import gold_reward, second_judge
+    for row in rows: row |= {"gold": gold_reward(row["prompt"], row["answer"]).to_dict(), "second": second_judge(row["prompt"], row["answer"])}
+    return rows

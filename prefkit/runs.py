@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['folder_state', 'is_done', 'promote', 'settle', 'prepare', 'git_state', 'located', 'close_folder', 'run_stage',
-           'check_stage', 'open_home', 'to_do', 'run', 'Run', 'open_run', 'find_report', 'report']
+           'check_stage', 'open_home', 'to_do', 'selected', 'run', 'Run', 'open_run', 'find_report', 'report']
 
 # %% ../nbs/lib/70_runs.ipynb #4c7fd211
 import json, os, shlex, shutil, subprocess, textwrap, time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 # %% ../nbs/lib/70_runs.ipynb #f43abd3a
-from .config import UPSTREAM, Config, Stage, code_cells, load_config, read_parameters, check_parameters
+from .config import UPSTREAM, Config, Stage, code_cells, load_config, nearest, read_parameters, check_parameters
 from .core import ConfigError, PrefkitError, project_root, read_jsonl, write_json, write_text
 from .fingerprints import difference, fingerprints
 from .stage import Display, StageError, StageLock, Watch, clock, execute, finish, output_folder
@@ -186,22 +186,38 @@ def to_do(config: Config, home: Path, prints: dict) -> tuple[list[Stage], set[st
         needed |= set(stage.needs)
     return stages[::-1], needed
 
-# %% ../nbs/lib/70_runs.ipynb #251e584e
+# %% ../nbs/lib/70_runs.ipynb #85759a6c
+def selected(
+    config: Config, # a whole experiment
+    only: tuple[str, ...] = (), # names of stages; (): all
+) -> Config: # the same with these stages and what they need
+    "The part of an experiment that leads to some of its stages; raises `ConfigError` for a stage that there is not."
+    stages, kept = {stage.name: stage for stage in config.stages}, set()
+    for name in only:
+        if name not in stages: raise ConfigError(f"there is no stage `{name}`.{nearest(name, stages)}")
+    todo = list(only or stages)
+    while todo:
+        kept.add(name := todo.pop())
+        todo += [need for need in stages[name].needs if need not in kept]
+    return replace(config, stages=tuple(stage for stage in config.stages if stage.name in kept))
+
+# %% ../nbs/lib/70_runs.ipynb #04b9a3eb
 def run(
     config: str | Path, # a YAML file
     settings=(), # texts of --set
     output_root: str | Path | None = None, # holds the experiments' folders; None: data/runs
     progress: str = "auto", # bar | lines | quiet
+    only: tuple[str, ...] = (), # just these stages and what they need; (): all
 ) -> dict[str, Path]: # stage -> its run folder
     "Run an experiment: check everything, skip what is done, go on with what was killed. Raises `PrefkitError`s."
-    config = load_config(config, settings)
+    config = selected(load_config(config, settings), only)
     prints, home = fingerprints(config), open_home(output_root, config.experiment)
     stages, needed = to_do(config, home, prints)
     for stage in stages: check_stage(stage, home)
     display = Display(progress)
     return {stage.name: run_stage(stage, config, home, prints[stage.name], display, stage.name in needed) for stage in config.stages}
 
-# %% ../nbs/lib/70_runs.ipynb #3b2670f6
+# %% ../nbs/lib/70_runs.ipynb #f527024a
 @dataclass
 class Run:
     "A finished run, as reports read it."
@@ -211,7 +227,7 @@ class Run:
     metrics: object = field(repr=False) # DataFrame of metrics.jsonl, one line a logging step; empty where there is none
     samples: list = field(repr=False, default_factory=list) # samples.jsonl
 
-# %% ../nbs/lib/70_runs.ipynb #49c12a47
+# %% ../nbs/lib/70_runs.ipynb #a055a633
 def open_run(
     folder: str | Path, # data/runs/<experiment>/<stage>
 ) -> Run:
@@ -223,7 +239,7 @@ def open_run(
     params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     return Run(folder, folder_state(folder), params, pandas.DataFrame(rows), samples)
 
-# %% ../nbs/lib/70_runs.ipynb #aaa03d7a
+# %% ../nbs/lib/70_runs.ipynb #7ef82e1b
 def find_report(config: Config, home: Path, command: str) -> tuple[Path, dict]: # the notebook, its parameters
     "The report of a finished experiment; raises `ConfigError` where it or a stage is missing."
     if not config.report: raise ConfigError("the config names no report. Add a line such as `report: first_path`.")
@@ -235,7 +251,7 @@ def find_report(config: Config, home: Path, command: str) -> tuple[Path, dict]: 
     if "command" in known: given["command"] = command # so that the page can say how it was made
     return notebook, check_parameters(given, known, f"report {config.report}")
 
-# %% ../nbs/lib/70_runs.ipynb #93760142
+# %% ../nbs/lib/70_runs.ipynb #18c2ffc8
 def report(
     config: str | Path, # a YAML file that names a report
     settings=(), # texts of --set

@@ -58,6 +58,7 @@ class TrainSettings(StepSettings):
     precision: str = "auto" # float32, bf16 (autocast; weights stay float32) or auto: bf16 where a GPU has it
     device: str = "auto" # auto: the GPU if there is one; cpu
     group_by_length: bool = False # batches of like length: less padding
+    share_prompts: bool = True # the answers of a row read their prompt once, where the model can: the same numbers in less time
     sample_tokens: int = 64 # longest sampled answer
     show_samples: int = 2 # sampled answers printed at each validation
 

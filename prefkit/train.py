@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['TIME_FIELDS', 'PROBE', 'Steps', 'Finiteness', 'Lines', 'show_evaluation', 'Checks', 'Judge', 'Checkpoints', 'Watch',
            'EpochBatches', 'PreferenceTrainer', 'pad_token', 'add_lora', 'TrainResult', 'check_rows', 'check_run',
-           'train_model', 'run_or_resume', 'finish_run', 'read_result']
+           'prepare_rows', 'train_model', 'run_or_resume', 'finish_run', 'read_result']
 
 # %% ../nbs/lib/40_train.ipynb #27a8fb1b
 import json, math, os, shutil, time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,11 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from .batches import ANSWERS, autocast, batch_logps, can_share, collate, reference_logps, row_length
 from .checkpoints import (STATE_FILE, clear_leftovers, cut_lines, discard, find_checkpoints, model_fingerprint, no_bars, open_folder,
                                  rows_fingerprint, save_folder, with_reference)
 from .core import ConfigError, DataError, PrefkitError, Progress, derive_seed, iter_jsonl, write_json
-from .methods import (ANSWERS, METHODS, Averages, Method, add_batch, add_method, autocast, batch_logps, collate, get_method, loss_items,
-                             measure, method_hyperparameters, method_losses, reference_logps, row_length)
+from .generate import stop_tokens
+from .methods import (EXTRA_ANSWERS, METHODS, Averages, Method, add_batch, add_method, batch_values, get_method, loss_items, measure,
+                             method_hyperparameters, method_losses)
 from .schedules import epoch_batches, learning_rate_factor
 from .settings import TrainSettings, choose_precision, make_scheduler, total_steps, training_arguments
 
@@ -34,9 +37,10 @@ class Steps:
         return sum(loss_items(self.method, batch) for batch in batch_samples) # all micro-batches of one step
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with autocast(model, self.precision): logps = batch_logps(model, inputs)
-        losses, watched = method_losses(self.method, self.hyperparameters, inputs, logps)
+        with autocast(model, self.precision): values = batch_values(model, inputs, self.method)
+        losses, watched = method_losses(self.method, self.hyperparameters, inputs, values)
         add_batch(self.window, self.method, inputs, losses, watched)
+        self.seen.append((values.detach(), losses.detach())) # of the step so far, to say where a NaN came from
         self.tokens += inputs["tokens"]
         loss = losses.sum() / num_items_in_batch
         self.step_loss = self.step_loss.to(loss.device) + loss.detach()
@@ -62,15 +66,27 @@ class Finiteness:
         "Remember the first step whose loss or gradient is not finite; on a GPU nothing waits for the answer."
         now = torch.stack([torch.full_like(grad_norm, self.state.global_step + 1), self.step_loss.to(grad_norm), grad_norm])
         self.first_bad = torch.where(~torch.isfinite(now).all() & (self.first_bad[0] == 0), now, self.first_bad.to(now))
-        self.step_loss = torch.zeros(())
         if grad_norm.device.type == "cpu": self.check_finite()
+        self.step_loss, self.seen = torch.zeros(()), []
 
     def check_finite(self):
         "Raise `PrefkitError` with the way out if `watch_step` saw a bad step."
         step, loss, norm = self.first_bad.tolist()
         if step: raise PrefkitError(
-            f"step {step:.0f}: the loss is {loss:g} and its gradient's norm {norm:g}, no finite numbers. Lower learning_rate (now "
+            f"step {step:.0f}: the loss is {loss:g} and its gradient's norm {norm:g}, no finite numbers{self.origin()}. Lower learning_rate (now "
             f"{self.settings.learning_rate:g}), add warmup_steps or set precision: float32; the last checkpoint is from before.")
+
+    def origin(self) -> str:
+        "Where in the step the first number that is not finite arose; empty where the step's numbers are gone (on a GPU)."
+        for values, losses in self.seen:
+            answers = self.method.answers()
+            for number in (~torch.isfinite(values)).nonzero().flatten().tolist():
+                name, row = answers[number // len(losses)], number % len(losses)
+                what = "reward" if self.method.output == "rewards" else "log-prob"
+                return f": the model's {what} of the {name} answer in row {row} of the batch is {values[number].item():g}"
+            for row in (~torch.isfinite(losses)).nonzero().flatten().tolist():
+                return f": the model's log-probs are finite, but the loss {self.method.name} of row {row} of the batch is {losses[row].item():g}"
+        return ": every row's loss is finite, so it arose in the backward pass" if self.seen else ""
 
 # %% ../nbs/lib/40_train.ipynb #0ee993de
 TIME_FIELDS = ("seconds", "tokens_per_second") # of metrics.jsonl: these alone may differ between two runs of one seed
@@ -125,7 +141,7 @@ class Checks:
 
     def measure(self, rows, method, hyperparameters) -> dict:
         return measure(self.model, rows, method, hyperparameters, self.pad_token_id,
-                       batch_size=self.settings.batch_size, precision=self.precision)
+                       batch_size=self.settings.batch_size, precision=self.precision, share_prompts=self.share_prompts and method.output == "logps")
 
 # %% ../nbs/lib/40_train.ipynb #ccf696cc
 class Judge:
@@ -141,7 +157,7 @@ class Judge:
 
     def sample(self) -> list[dict]:
         "Greedy answers to the sample prompts."
-        if not self.sample_prompts: return []
+        if not self.sample_prompts or self.method.output == "rewards": return []
         from prefkit.generate import generate
         answers = generate(self.model, self.tokenizer, self.sample_prompts, max_new_tokens=self.settings.sample_tokens)
         return [{"prompt": prompt, "answer": answer["text"], "tokens": answer["tokens"], "ended": answer["ended"]}
@@ -207,22 +223,22 @@ class EpochBatches:
 class PreferenceTrainer(Steps, Finiteness, Lines, Checks, Judge, Checkpoints, Trainer):
     "`transformers.Trainer` with our loss, our order of the data, our schedule, our lines and checkpoints."
     def __init__(self, model, tokenizer, method: Method, hyperparameters: dict, settings: TrainSettings, arguments: TrainingArguments,
-                 train_rows, validation_rows=None, probe_rows=None, sample_prompts=None):
+                 train_rows, validation_rows=None, probe_rows=None, sample_prompts=None, share_prompts=False):
         super().__init__(model=model, args=arguments, train_dataset=train_rows, eval_dataset=validation_rows or [],
                          callbacks=[Watch(self)])
         self.remove_callback(PrinterCallback)
         self.method, self.hyperparameters, self.settings, self.tokenizer = method, hyperparameters, settings, tokenizer
-        self.probe_rows, self.sample_prompts = probe_rows, sample_prompts
+        self.probe_rows, self.sample_prompts, self.share_prompts = probe_rows, sample_prompts, share_prompts
         self.precision, self.pad_token_id = choose_precision(settings, arguments.device), pad_token(tokenizer)
         self.metrics_path, self.samples_path = (Path(arguments.output_dir).parent / name for name in ("metrics.jsonl", "samples.jsonl"))
         self.window, self.tokens, self.seconds, self.note, self.writing = Averages(), 0, 0.0, "", None
         self.best_loss, self.best_step, self.without_gain = None, None, 0
-        self.step_loss, self.first_bad = torch.zeros(()), torch.zeros(3)
-        self.batches = EpochBatches([row_length(row, method.kind) for row in train_rows], settings)
+        self.step_loss, self.first_bad, self.seen = torch.zeros(()), torch.zeros(3), []
+        self.batches = EpochBatches([row_length(row, method.answers(), share_prompts) for row in train_rows], settings)
 
     def get_train_dataloader(self):
         return DataLoader(self.train_dataset, batch_sampler=self.batches, generator=torch.Generator(),
-                          collate_fn=lambda rows: collate(rows, self.method.kind, self.pad_token_id))
+                          collate_fn=lambda rows: collate(rows, self.method.answers(), self.pad_token_id, self.share_prompts))
 
     def _run_epoch(self, *args, **kwargs):
         self.batches.epoch, self.clock = kwargs["epoch"], time.perf_counter()
@@ -253,7 +269,7 @@ def add_lora(
     "Put low-rank adapters (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685) onto a model, drawn from the run's seed."
     from peft import LoraConfig, get_peft_model
     config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
-                        target_modules=settings.lora_targets, task_type="CAUSAL_LM")
+                        target_modules=settings.lora_targets, task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(settings.seed, "lora"))
         try: return get_peft_model(model, config)
@@ -280,6 +296,7 @@ def check_rows(
     "Raise `DataError` unless the rows are encoded and of the right kind."
     for number, row in enumerate(rows or []):
         missing = [key for key in ("prompt_ids", *(f"{answer}_ids" for answer in ANSWERS[kind])) if not row.get(key)]
+        if kind == "binary" and row.get("label") is None and row.get("reward") is None: missing.append("label")
         if missing: raise DataError(f"{name}, row {number}: {', '.join(missing)} missing or empty; there is {', '.join(row)}. "
                                     f"Data of kind {kind} are needed, as prefkit.data.encode_records makes them.")
 
@@ -296,8 +313,31 @@ def check_run(
     check_rows(probe_rows, "pairs", "probe_rows")
     if (settings.keep_best or settings.early_stopping_patience) and not validation_rows:
         raise ConfigError("keep_best and early_stopping_patience go by the validation loss. Give validation_rows.")
+    if "mismatched" in method.extra and settings.batch_size < 2:
+        raise ConfigError(f"batch_size: {method.name} estimates its z0 as a mean over the batch's mismatched answers, clamped at 0; of one row that is "
+                          "no estimate but noise, and never below 0. Set batch_size to 2 or more, 8 at least if memory allows.")
 
-# %% ../nbs/lib/40_train.ipynb #bf417ac1
+# %% ../nbs/lib/40_train.ipynb #eeae81e3
+def prepare_rows(
+    model, # before training
+    tokenizer, # for the ids of padding and stop tokens
+    method: Method, # of the table
+    sets: dict[str, list[dict]], # name -> encoded rows
+    folder: Path, # of the run
+    settings: TrainSettings, # batch_size, seed, share_prompts
+    precision: str, # float32 or bf16
+) -> tuple[dict[str, list[dict]], bool]: # the rows with what the method needs beside them; whether their answers share a prompt
+    "Log-probs of the reference, answers that the data do not have, and a look whether this model can share prompts."
+    pad, share = pad_token(tokenizer), settings.share_prompts and method.output == "logps" and len(method.answers()) > 1
+    share = share and can_share(model, sets["train"], ANSWERS[method.kind][0], pad)
+    if settings.share_prompts and len(method.answers()) > 1 and method.output == "logps" and not share:
+        print("this model cannot read several answers after one prompt: each answer is read with its own prompt, in more time.")
+    if not method.reference and not method.extra: return sets, share
+    extra = {name: partial(EXTRA_ANSWERS[name], seed=settings.seed, stop_ids=stop_tokens(tokenizer), pad_token_id=pad, batch_size=max(64, settings.batch_size))
+             for name in method.extra}
+    return with_reference(model, sets, method.answers(), pad, folder, extra=extra, batch_size=settings.batch_size, precision=precision, share_prompts=share), share
+
+# %% ../nbs/lib/40_train.ipynb #0d546248
 def train_model(
     model, # where training starts: changed in place; also the reference of a method that needs one
     tokenizer, # for padding and sampling; stored with the model
@@ -322,12 +362,12 @@ def train_model(
         return read_result(folder, type(model).from_pretrained(folder / "checkpoint"))
     if not (settings.lora and precision == "bf16"): model.float() # weights stored as bf16 would not move
     model.to(arguments.device)
-    if row.reference: sets = with_reference(model, sets, row.kind, pad_token(tokenizer), folder, batch_size=settings.batch_size, precision=precision)
+    sets, share = prepare_rows(model, tokenizer, row, sets, folder, settings, precision)
     trainer = PreferenceTrainer(add_lora(model, settings) if settings.lora else model, tokenizer, row, hyperparameters, settings, arguments,
-                                sets["train"], sets["validation"], probe_rows, sample_prompts)
+                                sets["train"], sets["validation"], probe_rows, sample_prompts, share)
     return finish_run(trainer, folder, run_or_resume(trainer))
 
-# %% ../nbs/lib/40_train.ipynb #0aa2dd46
+# %% ../nbs/lib/40_train.ipynb #d6b27395
 def run_or_resume(
     trainer: PreferenceTrainer, # not yet started
 ) -> int | None: # the step of the checkpoint that it went on from
@@ -347,7 +387,7 @@ def run_or_resume(
         trainer._load_from_checkpoint(str(root / f"checkpoint-{trainer.best_step}"))
     return step
 
-# %% ../nbs/lib/40_train.ipynb #df909bb8
+# %% ../nbs/lib/40_train.ipynb #684952b9
 def finish_run(
     trainer: PreferenceTrainer, # after training
     folder: Path, # of the run

@@ -68,13 +68,18 @@ def trl_trainer(*, beta, loss_type="sigmoid", label_smoothing=0.0):
     return trainer
 
 
-def trl_loss(trainer, pc, pr, rc, rr):
-    "TRL's loss of a batch of pairs, a scalar (the mean). Every answer is one token long and that token's log-prob is the sum."
+def trl_loss(trainer, pc, pr, rc, rr, lengths=None):
+    """TRL's loss of a batch of pairs, a scalar (the mean). An answer's first token carries the whole sum; it has as many
+    tokens as `lengths` (chosen, rejected) say, one where nothing is said."""
     n = len(pc)
-    log_probs = torch.cat([pc, pr])[:, None]
+    counts = torch.ones(2 * n, dtype=torch.long) if lengths is None else torch.cat(tuple(lengths)).long()
+    longest = int(counts.max())
+    log_probs = torch.nn.functional.pad(torch.cat([pc, pr])[:, None], (0, longest - 1))
+    mask = (torch.arange(-1, longest) < counts[:, None]).long()
+    mask[:, 0] = 0 # the prompt: one token
     def model(**inputs):
         zeros = torch.zeros_like(log_probs)
         return types.SimpleNamespace(log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
-    inputs = {"input_ids": torch.zeros(2 * n, 2, dtype=torch.long), "attention_mask": torch.ones(2 * n, 2, dtype=torch.long),
-              "completion_mask": torch.tensor([[0, 1]] * (2 * n)), "ref_chosen_logps": rc, "ref_rejected_logps": rr}
+    inputs = {"input_ids": torch.zeros_like(mask), "attention_mask": torch.ones_like(mask),
+              "completion_mask": mask, "ref_chosen_logps": rc, "ref_rejected_logps": rr}
     return trainer._compute_loss(model, inputs, return_outputs=False)

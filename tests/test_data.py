@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from prefkit.chat import encode_response, end_of_turn_id
 from prefkit.core import ConfigError, DataError, project_root, write_text
-from prefkit.data import DATASETS, encode_records, last_question, load_records, normalise, parse_hh
+from prefkit.data import DATASETS, encode_records, last_question, load_records, normalise, pairs_to_binary, parse_hh
 from prefkit.pipelines import check_dataset
 
 
@@ -451,6 +451,138 @@ def test_ten_thousand_tiny_rows_are_encoded_in_seconds(tokenizer):
     start = time.process_time() # processor time: other work on the machine does not count
     encoded, _ = encode_records(rows, tokenizer, kind="pairs")
     assert len(encoded) == 10000 and time.process_time() - start < 30
+
+
+# ---- labelled answers from pairs
+
+@pytest.mark.parametrize("record", [
+    {"chosen": RED, "rejected": BLUE}, {"prompt": "Which colour?", "chosen": RED, "rejected": BLUE}, {"prompt": RED[:1], "chosen": RED[1:], "rejected": BLUE[1:]},
+    {"prompt": RED[:1], "chosen": "Red.", "rejected": "Blue."}, PLAIN, HH, SHAREGPT, {**PLAIN, "label": True}, {**PLAIN, "messages": RED}],
+    ids=["implicit", "ultrafeedback", "explicit messages", "prompt messages, plain answers", "plain", "hh", "sharegpt", "label of the pair", "messages beside"])
+def test_every_layout_of_a_pair_gives_the_same_two_labelled_answers(tmp_path, record):
+    records = load_records(jsonl(tmp_path, [record]), kind="binary")
+    assert records.rows == [{"prompt": RED[:1], "completion": RED[1:], "label": True, "group": 0, "row": "row 1 of prefs.jsonl, chosen"},
+                            {"prompt": RED[:1], "completion": BLUE[1:], "label": False, "group": 0, "row": "row 1 of prefs.jsonl, rejected"}]
+
+
+def test_rows_from_pairs_keep_their_place_and_the_account_counts_rows(tmp_path):
+    rows = [*good(16), BAD["chosen equals rejected"], *good(2), {"prompt": "Hi", "chosen": "\nHello", "rejected": "What?"}]
+    records = load_records(jsonl(tmp_path, rows), kind="binary")
+    report = records.report
+    assert (report.read, report.kept, report.dropped_rows, report.bad_rows, report.desirable, len(records)) == (40, 38, 2, 2, 19, 38)
+    assert [row["row"] for row in records][-4:] == [f"row {n} of prefs.jsonl, {side}" for n in (19, 20) for side in ("chosen", "rejected")]
+    for words in ("prefs.jsonl, two rows from each pair: read 40 rows, kept 38, dropped 2 (5.0%)", "Desirable: 19 of 38 (50.0%).", "row 17 of prefs.jsonl: ",
+                  "Changed: line breaks taken off the beginning of an answer (counted in pairs) in 1 row."): assert words in str(report)
+    assert "<td>desirable</td>" in report._repr_html_() and report.to_dict()["desirable"] == 19
+    with pytest.raises(DataError, match="^row 17 of prefs.jsonl: "): load_records(tmp_path / "prefs.jsonl", kind="binary", on_bad_rows="error")
+
+
+def test_limit_skip_and_slices_count_pairs(tmp_path):
+    path = jsonl(tmp_path, good(30))
+    def numbers(**arguments): return [int(row["row"].split()[1]) for row in load_records(path, kind="binary", **arguments)]
+    assert numbers(limit=3) == [1, 1, 2, 2, 3, 3] and numbers(split="train[5:20]", skip=3, limit=1) == [9, 9]
+
+
+def test_answers_to_one_prompt_have_one_group_wherever_they_stand(tmp_path):
+    records = load_records(jsonl(tmp_path, [*good(3), {**good(1)[0], "chosen": "One.", "rejected": "None."}]), kind="binary")
+    assert [row["group"] for row in records] == [0, 0, 1, 1, 2, 2, 0, 0]
+
+
+def test_a_file_of_labelled_answers_is_read_as_it_stands(tmp_path):
+    path = jsonl(tmp_path, [{"prompt": "Hi", "completion": f"Hello {i}", "label": i % 4 == 0} for i in range(8)])
+    records = load_records(path, kind="binary")
+    assert len(records) == 8 and records.report.desirable == 2 and "group" not in records[0] and records[3]["row"] == "row 4 of prefs.jsonl"
+    both = jsonl(tmp_path, [{**PLAIN, "completion": "Red.", "label": False}], "both.jsonl")
+    assert len(load_records(both, kind="binary")) == 1 and len(load_records(both, kind="binary", from_pairs=True)) == 2
+    with pytest.raises(DataError, match="wrong columns|do not make a row of kind pairs"): load_records(path, kind="binary", from_pairs=True)
+
+
+def test_one_bad_row_at_the_head_of_a_file_does_not_hide_that_it_holds_pairs(tmp_path):
+    assert len(load_records(jsonl(tmp_path, [{"prompt": "Hi"}, *good(19)]), kind="binary")) == 38
+    lines = ["{", *map(json.dumps, good(19))]
+    assert len(load_records(write_text(tmp_path / "broken.jsonl", "\n".join(lines)), kind="binary")) == 38
+
+
+def test_pairs_to_binary_of_plain_rows_and_of_rows_that_are_no_pairs():
+    records = pairs_to_binary([normalise(row, "pairs") for row in ultrafeedback(3)])
+    assert [row["row"] for row in records][:2] == ["row 1 of the pairs, chosen", "row 1 of the pairs, rejected"]
+    assert (records.report.read, records.report.kept, records[1]["prompt_id"], records[1]["score_rejected"]) == (6, 6, "id0", 3.0)
+    with pytest.raises(DataError, match="kind pairs"): pairs_to_binary([normalise(smoltalk(1)[0], "sft")])
+
+
+def test_pairs_to_binary_leaves_what_it_was_given_alone(tmp_path):
+    pairs = load_records(jsonl(tmp_path, [*good(19), BAD["empty answer"]]), kind="pairs")
+    before = pairs.report.to_dict(), json.dumps(pairs.rows)
+    pairs_to_binary(pairs)
+    assert (pairs.report.to_dict(), json.dumps(pairs.rows)) == before
+
+
+def test_named_sets_of_pairs_give_labelled_answers(hub):
+    asked, sets = hub
+    sets["HuggingFaceH4/ultrafeedback_binarized", "train_prefs"] = ultrafeedback(6)
+    sets["Anthropic/hh-rlhf", "test"] = [HH] * 4
+    sets["abacusai/MetaMath_DPO_FewShot", "eval"] = metamath(9)
+    sets["someone/pairs", "train"] = ultrafeedback(5)
+    records = load_records("ultrafeedback_binarized", kind="binary", limit=4)
+    pairs = load_records("ultrafeedback_binarized", kind="pairs", limit=4)
+    assert records.rows == pairs_to_binary(pairs).rows and records.report.desirable == 4
+    assert records[1]["row"] == "row 1 of HuggingFaceH4/ultrafeedback_binarized (train_prefs), rejected"
+    assert len(load_records("hh-rlhf", kind="binary", split="test")) == 8 and len(load_records("someone/pairs", kind="binary")) == 10
+    math = load_records("metamath_dpo", kind="binary", split="test")
+    assert math[4]["prompt"] == [user("What is 2 + 1?")] and "last question (counted in pairs) in 9 rows" in str(math.report)
+
+
+def test_tiny_world_has_labelled_answers_of_its_own_and_gives_others_from_its_pairs():
+    own, pairs, made = (load_records("tiny-world", kind=kind, limit=40, from_pairs=wanted) for kind, wanted in (("binary", None), ("pairs", None), ("binary", True)))
+    assert len(own) == 40 and own.rows == load_records("tiny-world", kind="binary", limit=40, from_pairs=False).rows
+    assert len(made) == 80 and made.rows == pairs_to_binary(pairs).rows
+    assert own.report.desirable == sum(row["label"] for row in own) and made.report.desirable == 40
+
+
+@pytest.mark.parametrize("name, arguments, words", [
+    ("smoltalk", dict(kind="binary"), "no rows of kind binary; it has sft, prompts"), ("smoltalk", dict(kind="binary", from_pairs=True), "no rows of kind binary"),
+    ("hh-rlhf", dict(kind="binary", from_pairs=False), "has pairs and no labelled answers of its own"),
+    ("tiny-world", dict(kind="pairs", from_pairs=True), "from_pairs is for rows of kind binary, not pairs"),
+    ("tiny-world", dict(kind="binary", from_pairs="yes"), "from_pairs is 'yes'")])
+def test_from_pairs_where_it_makes_no_sense_is_a_config_error(name, arguments, words):
+    with pytest.raises(ConfigError, match=words): load_records(name, **arguments)
+
+
+def test_what_is_checked_before_a_run_knows_rows_from_pairs(tmp_path):
+    for name in ("ultrafeedback_binarized", "tiny-world", str(jsonl(tmp_path, good(20)))): check_dataset(name, kind="binary")
+    check_dataset("tiny-world", kind="binary", from_pairs=True)
+    with pytest.raises(ConfigError, match="^dataset: hh-rlhf has pairs and no labelled"): check_dataset("hh-rlhf", kind="binary", from_pairs=False)
+    with pytest.raises(ConfigError, match="^validation_dataset: smoltalk has no rows of kind binary"): check_dataset("smoltalk", kind="binary", prefix="validation_")
+    with pytest.raises(DataError, match="(?s)^dataset: .*chosen equals rejected"): check_dataset(str(jsonl(tmp_path, [BAD["chosen equals rejected"]] * 4)), kind="binary")
+
+
+def test_encoded_rows_from_pairs_carry_label_and_group_and_are_counted(tokenizer):
+    made = load_records("tiny-world", kind="binary", limit=40, from_pairs=True)
+    rows, report = encode_records(made, tokenizer, kind="binary")
+    assert [set(row) for row in rows] == [{"prompt_ids", "response_ids", "label", "group"}] * 80 and [row["group"] for row in rows] == [row["group"] for row in made]
+    pairs, _ = encode_records(load_records("tiny-world", kind="pairs", limit=40), tokenizer, kind="pairs")
+    assert [row["response_ids"] for row in rows] == [pair[name] for pair in pairs for name in ("chosen_ids", "rejected_ids")]
+    assert (report.read, report.kept, report.desirable) == (80, 80, 40)
+
+
+def test_desirable_rows_are_counted_anew_after_encoding(tokenizer):
+    rows = [{"prompt": [user("Hi")], "completion": [assistant("word " * (400 if i == 0 else 1))], "label": i < 5} for i in range(20)]
+    _, report = encode_records(rows, tokenizer, kind="binary", max_length=60, min_response_tokens=60)
+    assert (report.kept, report.desirable) == (19, 4) and "Desirable: 4 of 19 (21.1%)." in str(report)
+
+
+def test_a_reward_is_carried_through_and_one_that_is_no_number_is_a_bad_row(tmp_path, tokenizer):
+    rows = [{"prompt": "Hi", "completion": f"Hello {i}", "label": i % 2 == 0, "reward": i - 5} for i in range(19)]
+    records = load_records(jsonl(tmp_path, [*rows, {**rows[0], "reward": "high"}]), kind="binary")
+    assert records.report.dropped["reward is not a number"]["rows"] == 1 and "reward is 'high'" in str(records.report)
+    encoded, _ = encode_records(records, tokenizer, kind="binary")
+    assert [row["reward"] for row in encoded] == [float(i - 5) for i in range(19)] and all(isinstance(row["reward"], float) for row in encoded)
+    for value in (True, float("nan"), float("inf"), [1]):
+        with pytest.raises(DataError, match="reward"): normalise({**rows[0], "reward": value}, "binary")
+
+
+def test_a_group_in_the_data_is_not_taken_for_a_prompts_number():
+    assert "group" not in normalise({"prompt": "Hi", "completion": "Hello", "label": True, "group": "news"}, "binary")
 
 
 # ---- real text

@@ -1,0 +1,147 @@
+"""The method table: every row trains through the one trainer, logs what it is watched for, and a new row takes five lines."""
+import math
+
+import pytest, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefkit.batches import batch_logps, can_share, collate, reference_logps
+from prefkit.core import ConfigError, PrefkitError, project_root
+from prefkit.data import encode_records, load_records
+from prefkit.losses import dpo_loss
+from prefkit.methods import EXTRA_ANSWERS, METHODS, Method, add_method, get_method, loss_inputs, method_hyperparameters, own_metrics
+from prefkit.train import TrainSettings, train_model
+
+torch.set_num_threads(1)
+BASE = project_root() / "data/tiny/base"
+PREFERENCE = [name for name, row in METHODS.items() if row.kind != "sft" and row.output == "logps"]
+OWN = {"xpo": {"bonus", "logratio_explore"}, "kto": {"kl"}, "topr": {"weight", "share_clipped"}, "topr_per_token": {"weight", "share_clipped"},
+       "orpo": {"log_odds_ratio"}, "probability_ratio": {"log_odds_ratio"}, "simpo": {"margin_per_token"}}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(): return AutoTokenizer.from_pretrained(BASE)
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    records = {kind: load_records("tiny-world", kind=kind, limit=16) for kind in ("pairs", "binary")}
+    return {kind: encode_records(some, tokenizer, kind=kind)[0] for kind, some in records.items()}
+
+def trained(folder, tokenizer, rows, method, model=None, hyperparameters=None, **changes):
+    settings = TrainSettings(**{**dict(learning_rate=1e-3, batch_size=8, max_steps=3, logging_steps=1, show_samples=0, device="cpu"), **changes})
+    model = model or AutoModelForCausalLM.from_pretrained(BASE)
+    some = rows[get_method(method).kind]
+    return train_model(model, tokenizer, method, some, some[:4], folder, settings, hyperparameters)
+
+
+def test_the_table_has_every_offline_method():
+    assert set(METHODS) >= {"sft", "dpo", "ipo", "dpop", "minor_dpo", "xpo", "simpo", "orpo", "probability_ratio", "kto", "topr", "reward_model"}
+    for row in METHODS.values(): assert set(row.defaults) <= set(row.sources), f"{row.name}: a default without its source"
+
+@pytest.mark.parametrize("method", PREFERENCE)
+def test_every_method_trains_and_logs_what_it_is_watched_for(method, tmp_path, tokenizer, rows):
+    before = AutoModelForCausalLM.from_pretrained(BASE)
+    result = trained(tmp_path, tokenizer, rows, method)
+    train, validation = ([line for line in result.metrics if line["split"] == split] for split in ("train", "validation"))
+    assert len(train) == 3 and len(validation) == 2
+    assert all(math.isfinite(value) for line in train for value in line.values() if isinstance(value, float))
+    assert set(own_metrics(train[0])) >= OWN.get(method, set()) and (method in OWN) == bool(own_metrics(train[0]))
+    moved = sum((a - b).abs().sum().item() for a, b in zip(before.parameters(), result.model.parameters()))
+    assert moved > 0
+    if get_method(method).reference: assert abs(train[0]["logratio_chosen"]) < 1e-3 < abs(train[-1]["logratio_chosen"])
+
+@pytest.mark.parametrize("method, start", [("dpo", math.log(2)), ("ipo", 25.0), ("dpop", math.log(2)), ("minor_dpo", math.log(2))])
+def test_the_first_loss_is_the_one_that_the_formula_gives_at_policy_equals_reference(method, start, tmp_path, tokenizer, rows):
+    result = trained(tmp_path, tokenizer, rows, method, learning_rate=1e-5, max_steps=1)
+    assert result.metrics[0]["loss"] == pytest.approx(start, rel=1e-4)
+
+def test_a_made_up_method_takes_five_lines(tmp_path, tokenizer, rows):
+    def hinge(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, *, beta=0.1):
+        margin = (policy_chosen_logps - ref_chosen_logps) - (policy_rejected_logps - ref_rejected_logps)
+        return torch.relu(1 - beta * margin)
+    add_method(Method("hinge", hinge, "pairs", reference=True, defaults={"beta": 0.1}, watch=lambda inputs, hyper: {"answers": inputs["chosen_lengths"]}))
+    try: result = trained(tmp_path, tokenizer, rows, "hinge", hyperparameters={"beta": 0.5})
+    finally: del METHODS["hinge"]
+    assert result.metrics[0]["loss"] == pytest.approx(1, abs=1e-3) and result.metrics[-1]["answers"] > 0
+    assert AutoModelForCausalLM.from_pretrained(result.path).num_parameters() == result.model.num_parameters()
+
+def test_answers_that_share_their_prompt_train_to_the_same_numbers(tmp_path, tokenizer, rows):
+    for method in ("dpo", "kto", "xpo"):
+        lines = [trained(tmp_path / f"{method}{share}", tokenizer, rows, method, share_prompts=share).metrics for share in (True, False)]
+        for ours, plain in zip(*lines):
+            for name in ("loss", "logps_chosen", "logps_rejected", "kl", "bonus"):
+                if name in plain: assert ours[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-3), (method, name)
+
+def test_gradients_of_shared_prompts_equal_separate_ones(tokenizer, rows):
+    model, gradients = AutoModelForCausalLM.from_pretrained(BASE).double(), []
+    for share in (True, False):
+        model.zero_grad()
+        (batch_logps(model, collate(rows["pairs"], ("chosen", "rejected"), 0, share)) ** 2).sum().backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[1].norm() # the model's own norms and rotations are computed in float32
+
+def test_a_model_that_cannot_share_is_noticed(tokenizer, rows):
+    model = AutoModelForCausalLM.from_pretrained(BASE)
+    assert can_share(model, rows["pairs"], "chosen", 0)
+    original = model.forward
+    model.forward = lambda *args, position_ids=None, **kwargs: original(*args, **kwargs) # a model that ignores positions
+    assert not can_share(model, rows["pairs"], "chosen", 0)
+    eager = AutoModelForCausalLM.from_pretrained(BASE, attn_implementation="eager")
+    assert not can_share(eager, rows["pairs"], "chosen", 0)
+
+def test_mismatched_answers_are_of_another_prompt_and_cost_one_pass(tokenizer, rows):
+    partners = EXTRA_ANSWERS["mismatched"](None, rows["binary"], seed=0)
+    own = {tuple(row["prompt_ids"]): [] for row in rows["binary"]}
+    for row in rows["binary"]: own[tuple(row["prompt_ids"])].append(row["response_ids"])
+    room = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows["binary"])
+    for row, partner in zip(rows["binary"], partners):
+        assert partner not in own[tuple(row["prompt_ids"])] and len(row["prompt_ids"]) + len(partner) <= room
+    one = [{**row, "prompt_ids": [1, 2]} for row in rows["binary"]]
+    with pytest.raises(ConfigError, match="prompt"): EXTRA_ANSWERS["mismatched"](None, one, seed=0)
+
+def test_z0_is_the_mean_over_mismatched_answers_and_takes_no_gradient(tokenizer, rows):
+    method, model = get_method("kto"), AutoModelForCausalLM.from_pretrained(BASE)
+    made = [{**row, "mismatched_ids": ids} for row, ids in zip(rows["binary"], EXTRA_ANSWERS["mismatched"](None, rows["binary"], seed=0))]
+    refs = reference_logps(model, made, method.answers(), 0)
+    batch = collate([{**row, **ref} for row, ref in zip(made, refs)], method.answers(), 0, True)
+    values = batch_logps(model, batch) + 0.5 # as if the policy had moved by half a nat on every answer
+    inputs = loss_inputs(method, batch, values)
+    assert inputs["kl"].item() == pytest.approx(0.5, abs=1e-3) and not inputs["kl"].requires_grad
+
+def test_kto_refuses_a_batch_of_one(tmp_path, tokenizer, rows):
+    with pytest.raises(ConfigError, match="batch_size.*z0"): trained(tmp_path, tokenizer, rows, "kto", batch_size=1)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+def test_samples_of_the_reference_are_drawn_once_and_kept(tmp_path, tokenizer, rows, monkeypatch):
+    result = trained(tmp_path, tokenizer, rows, "xpo", keep_checkpoints=True)
+    monkeypatch.setitem(EXTRA_ANSWERS, "explore", lambda *args, **kwargs: pytest.fail("drawn again"))
+    (tmp_path / "training.json").write_text((tmp_path / "training.json").read_text().replace('"finished": true', '"finished": false'))
+    again = trained(tmp_path, tokenizer, rows, "xpo", keep_checkpoints=True)
+    assert [line["bonus"] for line in again.metrics] == [line["bonus"] for line in result.metrics]
+
+def test_topr_reads_rewards_from_rows_and_one_over_the_labels(tokenizer, rows):
+    labelled = collate(rows["binary"], ("response",), 0)
+    assert labelled["rewards"].tolist() == [1.0 if row["label"] else -1.0 for row in rows["binary"]]
+    scored = collate([{**row, "reward": -0.25} for row in rows["binary"]], ("response",), 0)
+    assert set(scored["rewards"].tolist()) == {-0.25}
+
+@pytest.mark.parametrize("place, match", [("policy", "log-prob of the chosen answer in row"), ("loss", "finite, but the loss broken of row")])
+def test_a_nan_is_traced_to_where_it_arose(place, match, tmp_path, tokenizer, rows):
+    def broken(policy_chosen_logps, policy_rejected_logps, *, scale=1.0): return (policy_chosen_logps - policy_rejected_logps) * (math.nan if place == "loss" else scale)
+    add_method(Method("broken", broken, "pairs", reference=False, defaults={"scale": 1.0}))
+    model = AutoModelForCausalLM.from_pretrained(BASE)
+    if place == "policy": model.lm_head.weight.data[5] = math.nan
+    try:
+        with pytest.raises(PrefkitError, match=match): trained(tmp_path, tokenizer, rows, "broken", model=model)
+    finally: del METHODS["broken"]
+
+@pytest.mark.parametrize("method, given, name", [("dpo", {"beta": -1}, "beta"), ("simpo", {"gama": 1}, "gamma"), ("topr", {"ratio_low": 2.0}, "ratio"),
+                                                  ("kto", {"weight_desirable": -1.0}, "weight_desirable"), ("ipo", {"tau": 0}, "tau")])
+def test_hyperparameters_are_checked_before_training(method, given, name):
+    with pytest.raises(ConfigError, match=name): method_hyperparameters(get_method(method), given)
+
+def test_dpo_by_way_of_the_table_is_the_loss_itself(tokenizer, rows):
+    model = AutoModelForCausalLM.from_pretrained(BASE)
+    batch = collate([{**row, "ref_chosen_logps": -20.0, "ref_rejected_logps": -25.0} for row in rows["pairs"]], ("chosen", "rejected"), 0)
+    values = batch_logps(model, batch)
+    inputs = loss_inputs(get_method("dpo"), batch, values)
+    torch.testing.assert_close(dpo_loss(*(inputs[name] for name in get_method("dpo").inputs())), dpo_loss(*values.chunk(2), batch["ref_chosen_logps"], batch["ref_rejected_logps"]))
