@@ -16,7 +16,7 @@ from typing import Callable
 import torch
 from transformers.utils import logging as transformers_logging
 
-from .core import ConfigError, iter_jsonl, write_json, write_jsonl
+from .core import ConfigError, fingerprint, iter_jsonl, write_json, write_jsonl
 from .batches import reference_logps
 
 # %% ../nbs/lib/44_checkpoints.ipynb #9e3c5739
@@ -123,17 +123,21 @@ def with_reference(
     folder: Path, # where reference.json is kept
     *,
     extra: dict[str, Callable] = {}, # answers to be added: name -> function of model and rows that gives token ids for each row
+    cache: Path | None = None, # a folder in which other runs with this model and these rows find the log-probs; not used with `extra`
     **options, # batch_size, precision, share_prompts: as for `reference_logps`
 ) -> dict[str, list[dict]]: # the same rows with reference log-probs, and with the extra answers
     "Rows with what the model before training says of them: from the run's folder if it is there for these rows and weights, else computed."
     path = folder / "reference.json"
-    key = {"model": model_fingerprint(model), "answers": list(answers), "precision": options.get("precision"), **{name: rows_fingerprint(rows) for name, rows in sets.items()}}
-    stored = json.loads(path.read_text()) if path.exists() else None
-    if stored is None or stored["key"] != key:
+    key = {"model": model_fingerprint(model), "answers": list(answers), **options, **{name: rows_fingerprint(rows) for name, rows in sets.items()}}
+    shared = cache / f"{fingerprint(key)}.json" if cache and not extra else None
+    found = [json.loads(place.read_text()) if place and place.exists() else {} for place in (path, shared)]
+    stored = next((one for one in found if one.get("key") == key), None)
+    if stored is None:
         added = {name: [dict(zip((f"{new}_ids" for new in extra), ids)) for ids in zip(*(make(model, rows) for make in extra.values()))] or [{}] * len(rows) if rows else []
                  for name, rows in sets.items()}
         whole = {name: [{**row, **more} for row, more in zip(rows, added[name])] for name, rows in sets.items()}
         logps = {name: reference_logps(model, rows, answers, pad_token_id, **options) for name, rows in whole.items()}
         stored = {"key": key, **{name: [{**more, **ref} for more, ref in zip(added[name], logps[name])] for name in sets}}
-        write_json(path, stored)
+    for place, one in zip((path, shared), found):
+        if place and one.get("key") != key: write_json(place, stored)
     return {name: [{**row, **logps} for row, logps in zip(rows, stored[name])] for name, rows in sets.items()}

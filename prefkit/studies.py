@@ -119,7 +119,8 @@ def _make_run(words: str, entry: dict, own: dict, study: dict, where: str, seen:
         if data[key] not in choices: raise ConfigError(f"{where}: `{key}` must be {' or '.join(choices)}, not {data[key]!r}.")
     for key in ("limit", "validation_limit"):
         if data[key] is not None and data[key] < 1: raise ConfigError(f"{where}: `{key}` must be at least 1, not {data[key]}.")
-    if getattr(row, "output", "logps") == "rewards": raise ConfigError(f"{where}: {row.name} trains no model that answers, so a study cannot judge it. Use its pipeline.")
+    if "mismatched" in row.extra and made.batch_size < 2: raise ConfigError(f"{where}: `batch_size`: {row.name} needs at least 2 rows to estimate its z0.")
+    if row.output == "rewards": raise ConfigError(f"{where}: {row.name} trains no model that answers, so a study cannot judge it. Use its pipeline.")
     start = _check_start(entry["start"], f"{where}, start", seen) if "start" in own else study["start"]
     return StudyRun(name, row.name, hyperparameters, {key: getattr(made, key) for key in settings}, data, start)
 
@@ -191,11 +192,15 @@ def repetition(
 def _rows(tokenizer, kind: str, data: dict, split: str, limit: int, seed: int):
     "Encoded rows of the tiny world, of the kind that a method learns from."
     from prefkit import data as records
-    wanted = "sft" if kind == "sft" and data["answers"] == "demonstrations" else "binary" if kind == "binary" and data["dataset_kind"] == "binary" else "pairs"
-    found = records.load_records("tiny-world", kind=wanted, split=split, limit=limit, seed=seed)
-    if wanted == "pairs" and kind == "sft": found = chosen_answers(found)
-    if wanted == "pairs" and kind == "binary": found = records.pairs_to_binary(found)
-    return records.encode_records(found, tokenizer, kind=kind)[0]
+    chosen = kind == "sft" and data["answers"] == "chosen"
+    options = {"from_pairs": data["dataset_kind"] == "pairs"} if kind == "binary" else {}
+    found = records.load_records("tiny-world", kind="pairs" if chosen else kind, split=split, limit=limit, seed=seed, **options)
+    return records.encode_records(chosen_answers(found) if chosen else found, tokenizer, kind=kind)[0]
+
+
+def _copy(source: Path, target: Path):
+    "Copy a file that is there to where none is."
+    if source.exists() and not target.exists(): write_text(target, source.read_text(encoding="utf-8"))
 
 
 def _train(job: dict, model, tokenizer, folder: Path):
@@ -205,7 +210,15 @@ def _train(job: dict, model, tokenizer, folder: Path):
     rows, validation = _rows(tokenizer, kind, data, "train", data["limit"], seed), None
     if data["validation_limit"]: validation = _rows(tokenizer, kind, data, "validation", data["validation_limit"], seed)
     probe = _rows(tokenizer, "pairs", data, "validation", 256, seed) if data["probe"] else None
-    make = lambda: train_model(model, tokenizer, job["method"], rows, validation, folder, TrainSettings(**job["settings"]), job["hyperparameters"], probe_rows=probe).model
+    shared = folder.parent / job["reference"] # what the start says of the data is the same for many runs
+
+    def make():
+        made = train_model(model, tokenizer, job["method"], rows, validation, folder, TrainSettings(**job["settings"]), job["hyperparameters"], probe_rows=probe,
+                           cache=project_root() / "data/cache/reference").model
+        _copy(folder / "reference.json", shared)
+        return made
+
+    _copy(shared, folder / "reference.json")
     try: return make()
     except ConfigError: # the job is checked: the folder holds a run on other data, made by an earlier version of them
         if not (folder / "training.json").exists(): raise
@@ -243,6 +256,12 @@ def _bind_to_parent():
 
 # All runs, and what they found.
 
+def _code(module: str) -> str:
+    "A module's code without comments and layout; nothing for one that has no file."
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return bare_code(Path(file).read_text(encoding="utf-8")) if file else ""
+
+
 def _job(study: Study, one: StudyRun | None, model: str, seen: dict) -> dict:
     "What a process has to know of a run (None: of the start model), and its fingerprint: settings, start, data, the loss's code."
     seen[model] = seen.get(model) or (fingerprint_files(Path(model)) if Path(model).exists() else model)
@@ -250,10 +269,11 @@ def _job(study: Study, one: StudyRun | None, model: str, seen: dict) -> dict:
     code = ""
     if one:
         from prefkit.train import get_method
-        module = sys.modules[get_method(one.method).loss.__module__]
-        code = bare_code(Path(module.__file__).read_text(encoding="utf-8")) if getattr(module, "__file__", None) else ""
+        row, code = get_method(one.method), _code(get_method(one.method).loss.__module__)
         job |= {"method": one.method, "hyperparameters": one.hyperparameters, "settings": {"seed": study.seed, **one.settings}, "data": one.data}
-    training = fingerprint([seen[model], code, {key: value for key, value in job.items() if key != "evaluate"}])
+        decisive = [seen[model], row.answers(), one.data, {key: job["settings"].get(key) for key in ("seed", "batch_size", "precision", "share_prompts")}]
+        job["reference"] = f".reference-{fingerprint([*decisive, _code('prefkit.methods'), _code('prefkit.generate')])}.json"
+    training = fingerprint([seen[model], code, {key: value for key, value in job.items() if key not in ("evaluate", "reference")}])
     return {**job, "model": model, "training": training, "fingerprint": fingerprint([training, {key: value for key, value in (study.evaluate or {}).items() if key != "examples"}])}
 
 
@@ -322,7 +342,7 @@ def _entry(study: Study, one: StudyRun, folder: Path, job: dict, start: list[dic
     result = _is_done(folder, job) or ({"error": crash, "seconds": None} if crash else None)
     if result is None: return None
     lines = read_jsonl(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
-    dropped = {"step", "split", *TIME_FIELDS, *(() if study.keep is None else {key for line in lines for key in line} - set(study.keep))}
+    dropped = {"step", "split", "learning_rate", *TIME_FIELDS, *(() if study.keep is None else {key for line in lines for key in line} - set(study.keep))}
     made = {"name": one.name, "method": one.method, "hyperparameters": one.hyperparameters, "settings": {**one.settings, **one.data}, "start": one.start, "seconds": result["seconds"],
             "fingerprint": job["fingerprint"], **({"error": result["error"]} if "error" in result else {}),
             "lines": [{"step": line["step"], "split": line["split"], **{key: value for key, value in line.items() if key not in dropped}} for line in lines], "evaluation": None, "examples": []}

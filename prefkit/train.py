@@ -317,7 +317,7 @@ def check_run(
         raise ConfigError(f"batch_size: {method.name} estimates its z0 as a mean over the batch's mismatched answers, clamped at 0; of one row that is "
                           "no estimate but noise, and never below 0. Set batch_size to 2 or more, 8 at least if memory allows.")
 
-# %% ../nbs/lib/40_train.ipynb #eeae81e3
+# %% ../nbs/lib/40_train.ipynb #776f8060
 def prepare_rows(
     model, # before training
     tokenizer, # for the ids of padding and stop tokens
@@ -326,6 +326,7 @@ def prepare_rows(
     folder: Path, # of the run
     settings: TrainSettings, # batch_size, seed, share_prompts
     precision: str, # float32 or bf16
+    cache: Path | None = None, # where other runs find the reference's log-probs
 ) -> tuple[dict[str, list[dict]], bool]: # the rows with what the method needs beside them; whether their answers share a prompt
     "Log-probs of the reference, answers that the data do not have, and a look whether this model can share prompts."
     pad, share = pad_token(tokenizer), settings.share_prompts and method.output == "logps" and len(method.answers()) > 1
@@ -335,9 +336,11 @@ def prepare_rows(
     if not method.reference and not method.extra: return sets, share
     extra = {name: partial(EXTRA_ANSWERS[name], seed=settings.seed, stop_ids=stop_tokens(tokenizer), pad_token_id=pad, batch_size=max(64, settings.batch_size))
              for name in method.extra}
-    return with_reference(model, sets, method.answers(), pad, folder, extra=extra, batch_size=settings.batch_size, precision=precision, share_prompts=share), share
+    sets = with_reference(model, sets, method.answers(), pad, folder, extra=extra, cache=cache,
+                          batch_size=settings.batch_size, precision=precision, share_prompts=share)
+    return sets, share
 
-# %% ../nbs/lib/40_train.ipynb #0d546248
+# %% ../nbs/lib/40_train.ipynb #e29489b5
 def train_model(
     model, # where training starts: changed in place; also the reference of a method that needs one
     tokenizer, # for padding and sampling; stored with the model
@@ -349,6 +352,7 @@ def train_model(
     hyperparameters: dict | None = None, # of the loss, over the method's defaults
     sample_prompts: list | None = None, # prompts (message lists) answered at every validation
     probe_rows: list[dict] | None = None, # encoded pairs whose log-probs are watched, whatever the method
+    cache: Path | None = None, # a folder in which runs with the same model and data share the reference's log-probs
 ) -> TrainResult: # the trained model and what was logged
     "Train, or go on where a killed run stopped; raises `ConfigError` and `DataError` before the first step."
     row, settings, folder = get_method(method), settings or TrainSettings(), Path(output_dir)
@@ -362,12 +366,12 @@ def train_model(
         return read_result(folder, type(model).from_pretrained(folder / "checkpoint"))
     if not (settings.lora and precision == "bf16"): model.float() # weights stored as bf16 would not move
     model.to(arguments.device)
-    sets, share = prepare_rows(model, tokenizer, row, sets, folder, settings, precision)
+    sets, share = prepare_rows(model, tokenizer, row, sets, folder, settings, precision, cache)
     trainer = PreferenceTrainer(add_lora(model, settings) if settings.lora else model, tokenizer, row, hyperparameters, settings, arguments,
                                 sets["train"], sets["validation"], probe_rows, sample_prompts, share)
     return finish_run(trainer, folder, run_or_resume(trainer))
 
-# %% ../nbs/lib/40_train.ipynb #d6b27395
+# %% ../nbs/lib/40_train.ipynb #ea439a66
 def run_or_resume(
     trainer: PreferenceTrainer, # not yet started
 ) -> int | None: # the step of the checkpoint that it went on from
@@ -387,7 +391,7 @@ def run_or_resume(
         trainer._load_from_checkpoint(str(root / f"checkpoint-{trainer.best_step}"))
     return step
 
-# %% ../nbs/lib/40_train.ipynb #684952b9
+# %% ../nbs/lib/40_train.ipynb #e56d76c5
 def finish_run(
     trainer: PreferenceTrainer, # after training
     folder: Path, # of the run

@@ -1,10 +1,11 @@
 """The method table: every row trains through the one trainer, logs what it is watched for, and a new row takes five lines."""
-import math
+import json, math
 
 import pytest, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.batches import batch_logps, can_share, collate, reference_logps
+from prefkit.config import read_notebook
 from prefkit.core import ConfigError, PrefkitError, project_root
 from prefkit.data import encode_records, load_records
 from prefkit.losses import dpo_loss
@@ -145,3 +146,31 @@ def test_dpo_by_way_of_the_table_is_the_loss_itself(tokenizer, rows):
     values = batch_logps(model, batch)
     inputs = loss_inputs(get_method("dpo"), batch, values)
     torch.testing.assert_close(dpo_loss(*(inputs[name] for name in get_method("dpo").inputs())), dpo_loss(*values.chunk(2), batch["ref_chosen_logps"], batch["ref_rejected_logps"]))
+
+def run_pipeline(folder, **parameters):
+    "The cells of the pipeline `preference`, in this process, with these parameters."
+    path, names = project_root() / "nbs/pipelines/preference.ipynb", {"__name__": "pipeline"}
+    for cell in read_notebook(path)["cells"]:
+        if cell["cell_type"] == "code": exec(compile("".join(cell["source"]), "preference.ipynb", "exec"), names)
+        if "parameters" in cell["metadata"].get("tags", ()): names.update(parameters, output_dir=str(folder))
+    return json.loads((folder / "result.json").read_text())
+
+@pytest.mark.parametrize("method", PREFERENCE)
+def test_every_method_runs_through_the_one_pipeline_by_its_name(method, tmp_path):
+    result = run_pipeline(tmp_path, method=method, limit=16, validation_limit=8, max_steps=2, batch_size=8, from_pairs=True if get_method(method).kind == "binary" else None)
+    assert result["metrics"]["steps"] == 2 and result["model"]["hyperparameters"] == get_method(method).defaults
+    assert {"loss.png", "chosen_rejected.png"} | {f"{name}.png" for name in OWN.get(method, ())} <= {path.name for path in tmp_path.iterdir()}
+
+def test_log_probs_of_the_reference_are_shared_among_runs_and_never_confused(tmp_path, tokenizer, rows, monkeypatch):
+    import prefkit.checkpoints
+    calls, original = [], prefkit.checkpoints.reference_logps
+    monkeypatch.setattr(prefkit.checkpoints, "reference_logps", lambda *a, **k: calls.append(1) or original(*a, **k))
+    def run(name, model=None, some=rows["pairs"], **changes):
+        settings = TrainSettings(**{**dict(batch_size=8, max_steps=1, show_samples=0, device="cpu"), **changes})
+        train_model(model or AutoModelForCausalLM.from_pretrained(BASE), tokenizer, "dpo", some, None, tmp_path / name, settings, cache=tmp_path / "cache")
+        return len(calls)
+    assert run("first") == 2 # rows to train on, and none to validate
+    assert run("second", learning_rate=1e-3) == 2 # found
+    other = AutoModelForCausalLM.from_pretrained(BASE)
+    other.lm_head.weight.data[7] += 1
+    assert run("other model", model=other) == 4 and run("other rows", some=rows["pairs"][:8]) == 6 and run("other layout", share_prompts=False) == 8

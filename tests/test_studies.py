@@ -51,7 +51,7 @@ def alive(pid):
     ({"runs": [{"method": "dpo", "start": {"config": "data/configs/tiny/first_path.yaml", "stage": "stf"}}]}, "run 1 (dpo), start: data/configs/tiny/first_path.yaml has no stage `stf`. Did you mean `sft`?"),
     ({"start": {"config": "data/configs/tiny/first_path.yaml"}}, "start: `stage` is missing"), ({"start": {"config": "nowhere.yaml", "stage": "sft"}}, "start, config:"), ({"start": {"model": "data/nowhere/x"}}, "is no folder"),
     ({"start": {"model": "data/tiny/base", "stage": "sft"}}, "`model` stands alone"), ({"common": {"limits": 3}}, "common: `limits` is not known here. Did you mean `limit`?"),
-    ({"evaluate": {"prompt": 3}}, "evaluate: there is no parameter `prompt`"), ({"evaluate": {"split": "tset"}}, "evaluate: split: 'tset' is none of"), ({"evaluate": {"temperature": -1.0}}, "temperature"),
+    ({"evaluate": {"prompt": 3}}, "evaluate: `prompt` is not known here. Did you mean `prompts`?"), ({"evaluate": {"split": "tset"}}, "evaluate: split: 'tset' is none of"), ({"evaluate": {"temperature": -1.0}}, "temperature"),
     ({"evaluate": {"prompts": 5000}}, "the validation split has"), ({"evaluate": {"examples": -1}}, "`examples` must be at least 0"), ({"keep": "loss"}, "`keep` must be list"), ({"keep": ["step"]}, "need not name step"),
 ])
 def test_a_mistake_in_a_config_is_refused_before_anything_runs(tmp_path, changes, says):

@@ -9,7 +9,7 @@ __all__ = ['ipo_loss']
 from torch import Tensor
 from ..logps import check_batch, check_number
 
-# %% ../../nbs/lib/22_ipo.ipynb #1fa77888
+# %% ../../nbs/lib/22_ipo.ipynb #90856c2c
 def ipo_loss(
     policy_chosen_logps: Tensor, # (batch,) sum of response-token log-probs, policy, chosen answers
     policy_rejected_logps: Tensor, # (batch,) the same of the rejected answers

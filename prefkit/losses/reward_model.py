@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..logps import check_batch
 
-# %% ../../nbs/lib/30_reward_model.ipynb #1ccbae3b
+# %% ../../nbs/lib/30_reward_model.ipynb #cf67ecb0
 def reward_model_loss(
     chosen_rewards: Tensor, # (batch,) scores of the chosen answers
     rejected_rewards: Tensor, # (batch,) scores of the rejected answers

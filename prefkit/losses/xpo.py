@@ -10,7 +10,7 @@ from torch import Tensor
 from ..logps import check_batch, check_number
 from .dpo import dpo_loss
 
-# %% ../../nbs/lib/25_xpo.ipynb #0f330320
+# %% ../../nbs/lib/25_xpo.ipynb #8a495a76
 def xpo_loss(
     policy_chosen_logps: Tensor, # (batch,) sum of response-token log-probs, policy, chosen answers
     policy_rejected_logps: Tensor, # (batch,) the same of the rejected answers
@@ -26,4 +26,4 @@ def xpo_loss(
     dtype = check_batch(policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps,
                         ref_chosen_logps=ref_chosen_logps, ref_rejected_logps=ref_rejected_logps, explore_logps=explore_logps)
     preference = dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=beta)
-    return preference + alpha * explore_logps.to(dtype) # gradient flows through the bonus
+    return preference + alpha * explore_logps.to(dtype) # Algorithm 1, both sums; gradient flows through the bonus
