@@ -241,13 +241,14 @@ def open_run(
 
 # %% ../nbs/lib/70_runs.ipynb #7ef82e1b
 def find_report(config: Config, home: Path, command: str) -> tuple[Path, dict]: # the notebook, its parameters
-    "The report of a finished experiment; raises `ConfigError` where it or a stage is missing."
+    "The report of a config: of finished runs, or of results under data/results; raises `ConfigError` where it or a stage is missing."
     if not config.report: raise ConfigError("the config names no report. Add a line such as `report: first_path`.")
-    missing = [stage.name for stage in config.stages if not is_done(home / stage.name)]
-    if missing: raise ConfigError(f"not finished yet: {', '.join(missing)}. Run the experiment first: prefkit run CONFIG.")
     notebook = project_root() / "nbs" / "reports" / f"{config.report}.ipynb"
-    given = {"experiment": config.experiment, "runs_dir": str(home.parent), "output_dir": str(home / ".report.partial")}
-    known = read_parameters(notebook)
+    known, given = read_parameters(notebook), {"output_dir": str(home / ".report.partial")}
+    if "runs_dir" in known: # else it draws committed results, and no run is needed
+        missing = [stage.name for stage in config.stages if not is_done(home / stage.name)]
+        if missing: raise ConfigError(f"not finished yet: {', '.join(missing)}. Run the experiment first: prefkit run CONFIG.")
+        given |= {"experiment": config.experiment, "runs_dir": str(home.parent)}
     if "command" in known: given["command"] = command # so that the page can say how it was made
     return notebook, check_parameters(given, known, f"report {config.report}")
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..logps import check_batch, check_number
 
-# %% ../../nbs/lib/28_kto.ipynb #4bd437e4
+# %% ../../nbs/lib/28_kto.ipynb #d544e88a
 def kto_loss(
     policy_logps: Tensor, # (batch,) sum of response-token log-probs, policy
     ref_logps: Tensor, # (batch,) the same, reference
@@ -37,7 +37,7 @@ def kto_loss(
     loss = F.logsigmoid(short).exp() # 1 - s(-short) = s(short); through the logarithm, so that the slope s(short)s(-short) is exact too
     return torch.where(desirable, weight_desirable * loss, weight_undesirable * loss) # Eq. 8: lambda_y - value
 
-# %% ../../nbs/lib/28_kto.ipynb #0907a965
+# %% ../../nbs/lib/28_kto.ipynb #61ec9290
 def kto_kl(
     policy_mismatched_logps: Tensor, # (batch,) log-probs of answers to other prompts (`derangement`), policy
     ref_mismatched_logps: Tensor, # (batch,) the same, reference
@@ -46,7 +46,7 @@ def kto_kl(
     dtype = check_batch(policy_mismatched_logps=policy_mismatched_logps, ref_mismatched_logps=ref_mismatched_logps)
     return (policy_mismatched_logps.detach().to(dtype) - ref_mismatched_logps.detach().to(dtype)).mean().clamp(min=0)
 
-# %% ../../nbs/lib/28_kto.ipynb #9c9cae44
+# %% ../../nbs/lib/28_kto.ipynb #aa33ae6b
 def derangement(
     groups: Sequence[Hashable], # (rows,) what tells the prompts apart: a number, a text, or a tuple of token ids
     *,
@@ -66,7 +66,7 @@ def derangement(
     partner = {row: line[(place + shift) % rows] for place, row in enumerate(line)}
     return [partner[row] for row in range(rows)]
 
-# %% ../../nbs/lib/28_kto.ipynb #40c7b6fb
+# %% ../../nbs/lib/28_kto.ipynb #eb8e7084
 def kto_weights(
     desirable: int, # how many answers are desirable
     undesirable: int, # how many are not
