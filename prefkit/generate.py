@@ -92,13 +92,14 @@ def sample_ids(
     model.train(was_training)
     return answers
 
+# %% ../nbs/lib/50_generate.ipynb #32d02d1f
 def stop_tokens(
     tokenizer, # of a chat model
 ) -> list[int]: # ids
     "The tokens that end an answer: end of sequence, end of turn, padding."
     return sorted({tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.pad_token_id} - {None, tokenizer.unk_token_id})
 
-# %% ../nbs/lib/50_generate.ipynb #f438f7f9
+# %% ../nbs/lib/50_generate.ipynb #184c39b8
 def generate(
     model, # a causal language model; its mode is put back afterwards
     tokenizer, # with a chat template

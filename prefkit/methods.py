@@ -8,9 +8,8 @@ __all__ = ['INPUTS', 'METHODS', 'EXTRA_ANSWERS', 'Method', 'add_method', 'watch_
            'loss_inputs', 'watch_answers', 'watch_rewards', 'method_losses', 'batch_values', 'Averages', 'loss_items',
            'add_batch', 'own_metrics', 'measure']
 
-# %% ../nbs/lib/42_methods.ipynb #d1878ee2
+# %% ../nbs/lib/42_methods.ipynb #ed1aeb3a
 import inspect
-import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Callable
@@ -121,8 +120,7 @@ def mismatched_answers(
     **options, # not used
 ) -> list[list[int]]: # for each row the token ids of an answer to another prompt
     "Each prompt with another prompt's answer (KTO's z0), cut to the longest row's room; raises `ConfigError` where all prompts are one."
-    prompts = {}
-    groups = [prompts.setdefault(tuple(row["prompt_ids"]), len(prompts)) for row in rows]
+    groups = [row.get("group", tuple(row["prompt_ids"])) for row in rows] # rows from pairs say which prompt they are of
     try: partners = derangement(groups, seed=seed)
     except ValueError as error: raise ConfigError(f"kto: {error} Give more data, with different prompts.") from error
     room = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
@@ -157,10 +155,11 @@ def watch_kl(inputs: dict, hyperparameters: dict) -> dict: # for kto
 
 def watch_taper(inputs: dict, hyperparameters: dict) -> dict: # for topr
     "The taper's weight and the share clipped, of answers with a negative reward."
-    low, high = (hyperparameters[name] for name in ("ratio_low", "ratio_high"))
-    logratio, negative = inputs["policy_logps"] - inputs["behaviour_logps"], (inputs["rewards"] < 0).float()
-    weight = topr_weight(inputs["policy_logps"], inputs["behaviour_logps"], inputs["rewards"], ratio_low=low, ratio_high=high)
-    clipped = (logratio >= math.log(high)) | ((logratio <= math.log(low)) if low > 0 else torch.zeros_like(logratio, dtype=torch.bool))
+    limits = {name: hyperparameters[name] for name in ("ratio_low", "ratio_high")}
+    weight = topr_weight(inputs["policy_logps"], inputs["behaviour_logps"], inputs["rewards"], **limits)
+    plain = topr_weight(inputs["policy_logps"], inputs["behaviour_logps"], inputs["rewards"], ratio_low=0.0, ratio_high=1e30) # a limit that no ratio reaches
+    negative = (inputs["rewards"] < 0).float()
+    clipped = (plain > limits["ratio_high"]) | (plain < limits["ratio_low"])
     return {"weight": (weight, negative), "share_clipped": (clipped.float(), negative)}
 
 # %% ../nbs/lib/42_methods.ipynb #58edb5ae

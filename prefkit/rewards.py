@@ -11,7 +11,6 @@ import re
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .batches import evaluating
 from .chat import encode_response, end_of_turn_id, pad_batch, render_response, split_response, truncate
@@ -79,6 +78,7 @@ def _check_ends(model, sequences):
         if ids[-1] == pad: raise ConfigError(f"sequence {number} ends with token {pad}, which is the model's padding token: the score would be read one token "
                                              "too early. Set model.config.pad_token_id to a token that no answer ends with.")
 
+# %% ../nbs/lib/51_rewards.ipynb #8335800f
 def sequence_rewards(
     model, # AutoModelForSequenceClassification, num_labels=1
     sequences: list[list[int]], # token ids of prompt and answer
@@ -98,7 +98,7 @@ def sequence_rewards(
             progress.update(len(numbers))
     return scores
 
-# %% ../nbs/lib/51_rewards.ipynb #ee847971
+# %% ../nbs/lib/51_rewards.ipynb #180600ed
 def _answer_ids(tokenizer, prompt, answer, max_length, max_prompt_length):
     "Prompt and answer as one list of ids, shortened by the rule."
     text = answer.lstrip() if re.match(r"\s*[\r\n]", answer) else answer
@@ -127,7 +127,7 @@ def rewards_of(
         except DataError as error: raise DataError(f"answer {number}: {error}") from error
     return sequence_rewards(model, sequences, batch_size=batch_size)
 
-# %% ../nbs/lib/51_rewards.ipynb #157c5e3b
+# %% ../nbs/lib/51_rewards.ipynb #dd5d4f78
 def _differences(chosen_rewards, rejected_rewards):
     "Differences as float64; `DataError` for unequal lengths, no pairs or NaN."
     chosen, rejected = (np.asarray(x, dtype=np.float64) for x in (chosen_rewards, rejected_rewards))
@@ -153,7 +153,7 @@ def claimed_accuracy(
     "The accuracy that the rewards claim for themselves, mean sigmoid(|difference|); for true log-odds the best that anybody can reach."
     return float(_sigmoid(np.abs(_differences(chosen_rewards, rejected_rewards))).mean())
 
-# %% ../nbs/lib/51_rewards.ipynb #d1032f23
+# %% ../nbs/lib/51_rewards.ipynb #aa3b22de
 def calibration(
     chosen_rewards, # (n,) rewards of the answers that were preferred
     rejected_rewards, # (n,) rewards of the others
@@ -182,7 +182,7 @@ def expected_calibration_error(
     table = calibration(chosen_rewards, rejected_rewards, bins)
     return float(np.average((table["predicted"] - table["observed"]).abs(), weights=table["n"]))
 
-# %% ../nbs/lib/51_rewards.ipynb #c8fb9057
+# %% ../nbs/lib/51_rewards.ipynb #37d0fb3f
 def honest_scale(
     chosen_rewards, # (n,) of pairs that the model was not trained on
     rejected_rewards, # (n,)
@@ -197,7 +197,7 @@ def honest_scale(
     for _ in range(60): low, high = ((low + high) / 2, high) if slope((low + high) / 2) > 0 else (low, (low + high) / 2)
     return (low + high) / 2
 
-# %% ../nbs/lib/51_rewards.ipynb #745d8d62
+# %% ../nbs/lib/51_rewards.ipynb #581643e3
 def preference_report(
     chosen_rewards, # (n,) rewards of the answers that were preferred, of pairs that the model was not trained on
     rejected_rewards, # (n,) rewards of the others

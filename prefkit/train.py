@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIME_FIELDS', 'PROBE', 'Steps', 'Finiteness', 'Lines', 'show_evaluation', 'Checks', 'Judge', 'Checkpoints', 'Watch',
            'EpochBatches', 'PreferenceTrainer', 'pad_token', 'add_lora', 'TrainResult', 'check_rows', 'check_run',
-           'prepare_rows', 'train_model', 'run_or_resume', 'finish_run', 'read_result']
+           'check_output', 'prepare_rows', 'train_model', 'run_or_resume', 'finish_run', 'read_result']
 
 # %% ../nbs/lib/40_train.ipynb #27a8fb1b
 import json, math, os, shutil, time
@@ -317,7 +317,23 @@ def check_run(
         raise ConfigError(f"batch_size: {method.name} estimates its z0 as a mean over the batch's mismatched answers, clamped at 0; of one row that is "
                           "no estimate but noise, and never below 0. Set batch_size to 2 or more, 8 at least if memory allows.")
 
-# %% ../nbs/lib/40_train.ipynb #776f8060
+# %% ../nbs/lib/40_train.ipynb #a11b6cc1
+def check_output(
+    model, # that training starts from
+    method: Method, # of the table
+    pad_token_id: int, # that batches are filled with
+    sets: dict[str, list[dict]], # encoded rows
+):
+    "Raise `ConfigError` where model and method do not fit, or where a classifier would take an answer's last token for padding."
+    scalar = hasattr(model, "score") and getattr(model, "num_labels", None) == 1
+    if scalar != (method.output == "rewards"):
+        raise ConfigError(f"method: {method.name} trains {'a model with a scalar head, see prefkit.rewards.scalar_head' if method.output == 'rewards' else 'a language model'}, not a {type(model).__name__}.")
+    if not scalar: return
+    if model.config.pad_token_id != pad_token_id: raise ConfigError(f"model: its pad_token_id is {model.config.pad_token_id}, but batches are filled with {pad_token_id}. Make them equal: the score is read at the last token that is no padding.")
+    if any(row[f"{answer}_ids"][-1] == pad_token_id for rows in sets.values() for row in rows for answer in ANSWERS[method.kind]):
+        raise ConfigError(f"tokenizer: answers end with its padding token {pad_token_id}, so that their last token would be taken for padding. Give the tokenizer another pad_token.")
+
+# %% ../nbs/lib/40_train.ipynb #c1b08dd5
 def prepare_rows(
     model, # before training
     tokenizer, # for the ids of padding and stop tokens
@@ -340,7 +356,7 @@ def prepare_rows(
                           batch_size=settings.batch_size, precision=precision, share_prompts=share)
     return sets, share
 
-# %% ../nbs/lib/40_train.ipynb #e29489b5
+# %% ../nbs/lib/40_train.ipynb #6b8758ec
 def train_model(
     model, # where training starts: changed in place; also the reference of a method that needs one
     tokenizer, # for padding and sampling; stored with the model
@@ -361,6 +377,7 @@ def train_model(
     total = total_steps(len(train_rows), settings)
     arguments = training_arguments(settings, folder / "checkpoints", total)
     precision, sets = choose_precision(settings, arguments.device), {"train": train_rows, "validation": validation_rows or []}
+    check_output(model, row, pad_token(tokenizer), sets)
     if open_folder(folder, {"method": method, "hyperparameters": hyperparameters, "settings": asdict(settings), "steps": total,
                             "data": {name: rows_fingerprint(rows) for name, rows in sets.items()}, "model": model_fingerprint(model)}):
         return read_result(folder, type(model).from_pretrained(folder / "checkpoint"))
@@ -371,7 +388,7 @@ def train_model(
                                 sets["train"], sets["validation"], probe_rows, sample_prompts, share)
     return finish_run(trainer, folder, run_or_resume(trainer))
 
-# %% ../nbs/lib/40_train.ipynb #ea439a66
+# %% ../nbs/lib/40_train.ipynb #fe73a94f
 def run_or_resume(
     trainer: PreferenceTrainer, # not yet started
 ) -> int | None: # the step of the checkpoint that it went on from
@@ -391,7 +408,7 @@ def run_or_resume(
         trainer._load_from_checkpoint(str(root / f"checkpoint-{trainer.best_step}"))
     return step
 
-# %% ../nbs/lib/40_train.ipynb #e56d76c5
+# %% ../nbs/lib/40_train.ipynb #c46908f2
 def finish_run(
     trainer: PreferenceTrainer, # after training
     folder: Path, # of the run

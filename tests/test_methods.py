@@ -2,7 +2,7 @@
 import json, math
 
 import pytest, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prefkit.batches import batch_logps, can_share, collate, reference_logps
 from prefkit.config import read_notebook
@@ -174,3 +174,28 @@ def test_log_probs_of_the_reference_are_shared_among_runs_and_never_confused(tmp
     other = AutoModelForCausalLM.from_pretrained(BASE)
     other.lm_head.weight.data[7] += 1
     assert run("other model", model=other) == 4 and run("other rows", some=rows["pairs"][:8]) == 6 and run("other layout", share_prompts=False) == 8
+
+@pytest.mark.parametrize("high, low, share", [(1.0, 0.0, 0.5), (0.0, 0.0, 1.0), (2.0, 0.5, 1.0), (10.0, 0.0, 0.0)])
+def test_share_clipped_counts_negative_answers_whose_ratio_was_changed(high, low, share):
+    ratio = torch.tensor([4.0, 0.1, 9.0])
+    inputs = {"policy_logps": ratio.log() - 5, "behaviour_logps": torch.full((3,), -5.0), "rewards": torch.tensor([-1.0, -1.0, 1.0])}
+    values, weights = get_method("topr").watch(inputs, {"ratio_low": low, "ratio_high": high})["share_clipped"]
+    assert (values * weights).sum() / weights.sum() == share
+
+@pytest.mark.parametrize("fault, says", [("language model", "scalar head"), ("padding", "pad_token_id is 1"), ("end", "end with its padding token")])
+def test_a_reward_model_that_would_read_its_score_off_padding_is_refused(fault, says, tmp_path, tokenizer, rows):
+    from prefkit.rewards import scalar_head
+    model, some = scalar_head(BASE, seed=0), rows["pairs"]
+    if fault == "language model": model = AutoModelForCausalLM.from_pretrained(BASE)
+    if fault == "padding": model.config.pad_token_id = 1
+    if fault == "end": some = [{**row, "rejected_ids": [*row["rejected_ids"], tokenizer.pad_token_id]} for row in some]
+    with pytest.raises(ConfigError, match=says): trained(tmp_path, tokenizer, {"pairs": some}, "reward_model", model=model)
+    assert not (tmp_path / "training.json").exists()
+
+def test_a_reward_model_with_adapters_trains_head_and_adapters_and_is_saved_merged(tmp_path, tokenizer, rows):
+    from prefkit.rewards import scalar_head
+    start = scalar_head(BASE, seed=0)
+    result = trained(tmp_path, tokenizer, rows, "reward_model", model=scalar_head(BASE, seed=0), lora=True, lora_rank=4)
+    loaded = AutoModelForSequenceClassification.from_pretrained(result.path)
+    assert loaded.num_labels == 1 and not torch.equal(loaded.score.weight, start.score.weight)
+    assert not torch.equal(loaded.model.layers[0].self_attn.q_proj.weight, start.model.layers[0].self_attn.q_proj.weight)

@@ -1,5 +1,5 @@
 """The SimPO loss: against TRL's own code, the formula in 50 digits, autograd, and at its edges."""
-import math, types
+import math, os, types
 from decimal import Decimal, localcontext
 
 import pytest, torch
@@ -22,6 +22,7 @@ def trl_simpo(beta, gamma):
     "TRL 1.16's own SimPO: a branch of `CPOTrainer.cpo_loss`, which wants per-token means."
     trl = pytest.importorskip("trl", reason="TRL, the outside oracle, is not installed (extra `dev`)")
     if not trl.__version__.startswith("1.16."): pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.cpo.cpo_trainer import CPOTrainer
     trainer = object.__new__(CPOTrainer)
     trainer.alpha, trainer.loss_type, trainer.beta, trainer.simpo_gamma, trainer.label_smoothing = 0.0, "simpo", beta, gamma, 0.0

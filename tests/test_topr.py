@@ -102,6 +102,17 @@ def test_positive_answers_are_weighted_1_whatever_the_ratio():
     torch.testing.assert_close(weight, torch.tensor([0.2, 0.1, 0.2]))
 
 
+def test_the_ratio_is_that_of_the_whole_answer_and_so_an_importance_weight():
+    "Two-token answers by enumeration: only the product of token ratios turns an average over mu into one over pi."
+    torch.manual_seed(1)
+    tokens = torch.stack([torch.randn(2, 3, 1, dtype=torch.float64).log_softmax(1).expand(2, 3, 3), torch.randn(2, 3, 3, dtype=torch.float64).log_softmax(-1)], -1)
+    (policy, behaviour), reward = tokens.sum(-1).flatten(1), -torch.rand(9, dtype=torch.float64)
+    truth = (policy.exp() * reward).sum()
+    torch.testing.assert_close((behaviour.exp() * topr_weight(policy, behaviour, reward, ratio_high=1e6) * reward).sum(), truth, rtol=1e-12, atol=0)
+    by_length = (behaviour.exp() * topr_weight(policy / 2, behaviour / 2, reward, ratio_high=1e6) * reward).sum()
+    assert abs(by_length - truth) > 0.005 * abs(truth)
+
+
 def test_ratio_low_1_is_untapered_reinforce_and_lengths_divide_the_loss_only():
     (policy, behaviour, rewards), lengths = answers(50, torch.float64, 5)
     torch.testing.assert_close(topr_loss(policy, behaviour, rewards, ratio_low=1.0), -rewards * policy, rtol=0, atol=0)

@@ -87,6 +87,28 @@ def test_loss_and_gradient_are_finite_at_the_edges(mean_logps, chosen_length, re
     finite_loss_and_gradients(xpo_loss, logps, beta=beta, alpha=alpha)
 
 
+def test_samples_of_the_policy_itself_make_a_bonus_without_a_mean_gradient():
+    "Why the paper draws them from the reference: the average of grad log pi over pi's own samples is zero."
+    torch.manual_seed(0)
+    scores, reference = torch.randn(6, dtype=torch.float64, requires_grad=True), torch.randn(6, dtype=torch.float64).softmax(-1)
+    logps, zeros = scores.log_softmax(-1), torch.zeros(6, dtype=torch.float64)
+    def mean_gradient(samples_from): # by enumeration
+        return torch.autograd.grad((samples_from.detach() * xpo_loss(zeros, zeros, zeros, zeros, logps, alpha=0.1)).sum(), scores, retain_graph=True)[0]
+    torch.testing.assert_close(mean_gradient(logps.exp()), zeros, atol=1e-15, rtol=0)
+    torch.testing.assert_close(mean_gradient(reference), 0.1 * (reference - logps.exp().detach()), rtol=1e-10, atol=1e-15)
+
+
+def test_with_lora_the_reference_is_the_model_with_its_adapter_off():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(6, 6, bias=False))
+    before = base(torch.eye(6)).detach()
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=16, target_modules=["0"], init_lora_weights=False))
+    with torch.no_grad():
+        assert not torch.allclose(model(torch.eye(6)), before, atol=0.1)
+        with model.disable_adapter(): assert torch.equal(model(torch.eye(6)), before)
+
+
 def test_bfloat16_input_is_computed_in_float32():
     logps = five(50, torch.bfloat16, 5)
     torch.testing.assert_close(xpo_loss(*logps), xpo_loss(*(x.float() for x in logps)), rtol=0, atol=0)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..logps import check_batch, check_number
 
-# %% ../../nbs/lib/24_minor_dpo.ipynb #682da056
+# %% ../../nbs/lib/24_minor_dpo.ipynb #63368227
 def minor_dpo_loss(
     policy_chosen_logps: Tensor, # (batch,) sum of response-token log-probs, policy, chosen answers
     policy_rejected_logps: Tensor, # (batch,) the same of the rejected answers

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..logps import check_batch, check_number
 
-# %% ../../nbs/lib/26_simpo.ipynb #c99cd3ae
+# %% ../../nbs/lib/26_simpo.ipynb #5d0da6a3
 def simpo_loss(
     policy_chosen_logps: Tensor, # (batch,) sum of response-token log-probs, policy, chosen answers
     policy_rejected_logps: Tensor, # (batch,) the same of the rejected answers
