@@ -83,12 +83,12 @@ def prepare(
 
 # %% ../nbs/lib/70_runs.ipynb #fa873fab
 def git_state() -> dict: # {revision, dirty}, None where there is no git
-    "Which revision of the project this is, and whether files differ from it."
+    "Which revision of the project this is, and whether files differ from it; results are none that a run reads."
     def git(*words):
         try: return subprocess.run(["git", "-C", str(project_root()), *words], capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError): return None
     revision = git("rev-parse", "HEAD")
-    return {"revision": revision, "dirty": bool(git("status", "--porcelain")) if revision else None}
+    return {"revision": revision, "dirty": bool(git("status", "--porcelain", "--", ".", ":!data/results")) if revision else None}
 
 # %% ../nbs/lib/70_runs.ipynb #a108238e
 def located(value, home: Path):
