@@ -6,7 +6,8 @@
 __all__ = ['ANSWERS', 'LABELS', 'row_length', 'share_segments', 'segment_mask', 'scored_tokens', 'collate', 'batch_logps',
            'can_share', 'evaluating', 'autocast', 'length_batches', 'to_device', 'logps_name', 'reference_logps']
 
-# %% ../nbs/lib/11_batches.ipynb #da515338
+# %% ../nbs/lib/11_batches.ipynb #60c3eda4
+import math
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .chat import pad_batch
-from .core import Progress
+from .core import PrefkitError, Progress
 
 # %% ../nbs/lib/11_batches.ipynb #ddef21cb
 ANSWERS = {"sft": ("response",), "pairs": ("chosen", "rejected"), "binary": ("response",)} # the answers of a row, by the kind of data
@@ -72,9 +73,9 @@ def scored_tokens(
     return tuple(torch.tensor(found).T.contiguous())
 
 # %% ../nbs/lib/11_batches.ipynb #20631d80
-LABELS = { # what labelled single answers bring along
-    "desirable": lambda row: bool(row["label"]) if "label" in row else row["reward"] >= 0,
-    "rewards": lambda row: float(row["reward"] if "reward" in row else 1 if row["label"] else -1),
+LABELS = { # what labelled single answers bring along: a label, a reward, or both
+    "desirable": lambda row: bool(row["label"]) if row.get("label") is not None else row["reward"] >= 0,
+    "rewards": lambda row: float(row["reward"] if row.get("reward") is not None else 1 if row["label"] else -1),
 }
 
 def collate(
@@ -112,13 +113,15 @@ def batch_logps(
 # %% ../nbs/lib/11_batches.ipynb #e11d55e6
 def can_share(
     model, # a causal language model
-    rows: list[dict], # encoded rows; the two shortest are tried, each with its own answer and the other's
+    rows: list[dict], # encoded rows; the shortest and the longest are tried, each with its own answer and the other's
     answer: str, # the name of an answer that they have
     pad_token_id: int, # any token
 ) -> bool:
     "Does this model give the same log-probs when two answers share their prompt?"
-    if getattr(model.config, "_attn_implementation", None) != "sdpa": return False
-    first, last = (row for few in [sorted(rows, key=lambda row: row_length(row, (answer,)))[:2]] for row in (few[0], few[-1]))
+    windows = set(getattr(model.config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if getattr(model.config, "_attn_implementation", None) != "sdpa" or windows: return False # a window's mask would be lost
+    order = sorted(rows, key=lambda row: row_length(row, (answer,)))
+    first, last = order[0], order[-1]
     few = [{"prompt_ids": one["prompt_ids"], "a_ids": one[f"{answer}_ids"], "b_ids": other[f"{answer}_ids"]} for one, other in ((first, last), (last, first))]
     device = next(model.parameters()).device
     with evaluating(model):
@@ -187,6 +190,9 @@ def reference_logps(
         for numbers in length_batches(rows, answers, batch_size, share_prompts):
             batch = to_device(collate([rows[i] for i in numbers], answers, pad_token_id, share_prompts), device)
             values = batch_logps(model, batch).float().reshape(len(names), -1).T.tolist()
-            for i, row in zip(numbers, values): found[i] = dict(zip(names, row))
+            for i, row in zip(numbers, values):
+                found[i] = dict(zip(names, row))
+                for name, value in found[i].items():
+                    if not math.isfinite(value): raise PrefkitError(f"{label}: {name} of row {i} is {value}. The model gives no finite log-probs before training: look at its weights and precision.")
             progress.update(len(numbers))
     return found

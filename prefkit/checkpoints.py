@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['STATE_FILE', 'LEFTOVERS', 'find_checkpoints', 'discard', 'no_bars', 'save_folder', 'clear_leftovers', 'cut_lines',
-           'model_fingerprint', 'rows_fingerprint', 'open_folder', 'differences', 'with_reference']
+           'model_fingerprint', 'rows_fingerprint', 'open_folder', 'differences', 'model_settings', 'code_fingerprint',
+           'read_stored', 'with_reference']
 
-# %% ../nbs/lib/44_checkpoints.ipynb #6ac228ef
-import hashlib, json, os, shutil
+# %% ../nbs/lib/44_checkpoints.ipynb #146bb571
+import hashlib, inspect, json, os, shutil
 from array import array
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable
 
 import torch
+import transformers
 from transformers.utils import logging as transformers_logging
 
 from .core import ConfigError, fingerprint, iter_jsonl, write_json, write_jsonl
+import prefkit.batches, prefkit.generate, prefkit.logps
 from .batches import reference_logps
 
 # %% ../nbs/lib/44_checkpoints.ipynb #9e3c5739
@@ -114,7 +117,22 @@ def differences(name: str, old, new) -> list[str]:
         return [f"{name}.{key}" for key in {**old, **new} if old.get(key) != new.get(key)]
     return [] if old == new else [name]
 
-# %% ../nbs/lib/44_checkpoints.ipynb #b0f9f435
+# %% ../nbs/lib/44_checkpoints.ipynb #dc0a220b
+def model_settings(model) -> dict:
+    "What besides weights a model's log-probs depend on: its config (positions, kind of attention), where and with which versions it runs."
+    config = {name: value for name, value in model.config.to_dict().items() if name not in ("_name_or_path", "transformers_version")}
+    return {**json.loads(json.dumps(config, default=str)), "attention": getattr(model.config, "_attn_implementation", None), "device": model.device.type,
+            "torch": str(torch.__version__), "transformers": transformers.__version__}
+
+def code_fingerprint() -> str:
+    "A short name for the code that makes batches, log-probs and added answers."
+    return fingerprint([inspect.getsource(module) for module in (prefkit.batches, prefkit.generate, prefkit.logps)])
+
+def read_stored(path: Path | None) -> dict: # {} where there is none, or none that can be read: it is then made anew
+    "A stored reference."
+    try: return json.loads(path.read_text()) if path and path.exists() else {}
+    except ValueError: return {}
+
 def with_reference(
     model, # before training
     sets: dict[str, list[dict]], # name -> encoded rows
@@ -128,9 +146,9 @@ def with_reference(
 ) -> dict[str, list[dict]]: # the same rows with reference log-probs, and with the extra answers
     "Rows with what the model before training says of them: from the run's folder if it is there for these rows and weights, else computed."
     path = folder / "reference.json"
-    key = {"model": model_fingerprint(model), "answers": list(answers), **options, **{name: rows_fingerprint(rows) for name, rows in sets.items()}}
+    key = {"model": model_fingerprint(model), "config": model_settings(model), "code": code_fingerprint(), "answers": list(answers), **options, **{name: rows_fingerprint(rows) for name, rows in sets.items()}}
     shared = cache / f"{fingerprint(key)}.json" if cache and not extra else None
-    found = [json.loads(place.read_text()) if place and place.exists() else {} for place in (path, shared)]
+    found = [read_stored(place) for place in (path, shared)]
     stored = next((one for one in found if one.get("key") == key), None)
     if stored is None:
         added = {name: [dict(zip((f"{new}_ids" for new in extra), ids)) for ids in zip(*(make(model, rows) for make in extra.values()))] or [{}] * len(rows) if rows else []

@@ -59,6 +59,7 @@ class Method:
 
 # %% ../nbs/lib/42_methods.ipynb #a0527138
 METHODS: dict[str, Method] = {}
+EXTRA_ANSWERS: dict[str, Callable] = {} # answers that are added to the data, filled below
 
 def add_method(
     method: Method, # the new row; a row of the same name is replaced
@@ -73,8 +74,13 @@ def add_method(
         if p.default is p.empty and name not in inputs and name not in method.defaults:
             raise ConfigError(f"{method.name}: the loss asks for {name}, which {method.kind} data do not have; "
                               f"they have {', '.join(INPUTS[method.kind])}.")
-    for name in method.defaults:
-        if name not in parameters: raise ConfigError(f"{method.name}: the loss has no hyper-parameter {name}.")
+    for name in (*method.defaults, *method.optional_inputs):
+        if name not in parameters: raise ConfigError(f"{method.name}: the loss has no argument {name}.")
+    for name in method.extra:
+        if name not in EXTRA_ANSWERS: raise ConfigError(f"{method.name}: extra answers {name!r} are none of {', '.join(EXTRA_ANSWERS)}.")
+    for name, wanted, given in (("explore_logps", 'extra=("explore",)', "explore" in method.extra), ("kl", 'extra=("mismatched",)', "mismatched" in method.extra),
+                                ("chosen_rewards", 'output="rewards"', method.output == "rewards")):
+        if name in inputs and not given: raise ConfigError(f"{method.name}: the loss asks for {name}. Write {wanted} in its row.")
     if method.reference != any(name.startswith("ref_") or name in ("behaviour_logps", "kl") for name in inputs):
         raise ConfigError(f"{method.name}: reference={method.reference}, but the loss asks for {', '.join(inputs)}.")
     METHODS[method.name] = method
@@ -109,7 +115,7 @@ add_method(Method("simpo", simpo_loss, "pairs", reference=False, defaults={"beta
                   sources={"beta": "Meng et al. 2024 (SimPO): 2.0 to 2.5 in its first settings", "gamma": "Meng et al. 2024 (SimPO): half of beta"}))
 for name, loss in (("orpo", orpo_loss), ("probability_ratio", probability_ratio_loss)):
     add_method(Method(name, loss, "pairs", reference=False, defaults={"lam": 0.1, "nll_weight": 1.0}, watch=watch_odds,
-                      sources={"lam": "Hong et al. 2024 (ORPO), Section 5", "nll_weight": "Hong et al. 2024 (ORPO), Eq. 6"}))
+                      sources={"lam": "Hong et al. 2024 (ORPO), Section 6.1: 0.1 to 0.25", "nll_weight": "Hong et al. 2024 (ORPO), Eq. 6"}))
 
 # %% ../nbs/lib/42_methods.ipynb #a3513b2a
 def mismatched_answers(
@@ -135,13 +141,14 @@ def explore_answers(
     pad_token_id: int, # any token
     batch_size: int = 64, # prompts at a time
 ) -> list[list[int]]: # for each row the token ids of one sample, its end included
-    "One sample of the reference for each prompt (offline XPO), as long as the longest answer in the data at most."
+    "One sample of the reference for each prompt (offline XPO), as long as the longest answer in the data at most, and cut to the longest row's room."
     longest = max(len(row[f"{side}_ids"]) for row in rows for side in ANSWERS["pairs"])
     samples = sample_ids(model, [row["prompt_ids"] for row in rows], stop_ids=stop_ids, pad_token_id=pad_token_id, max_new_tokens=longest,
                          temperature=1.0, seed=seed, batch_size=batch_size, label="samples of the reference")
-    return [ids for ids, ended in samples]
+    room = max(len(row["prompt_ids"]) + len(row[f"{side}_ids"]) for row in rows for side in ANSWERS["pairs"])
+    return [ids[:max(1, room - len(row["prompt_ids"]))] for row, (ids, ended) in zip(rows, samples)]
 
-EXTRA_ANSWERS = {"mismatched": mismatched_answers, "explore": explore_answers}
+EXTRA_ANSWERS |= {"mismatched": mismatched_answers, "explore": explore_answers}
 
 # %% ../nbs/lib/42_methods.ipynb #9c17a5a7
 def watch_bonus(inputs: dict, hyperparameters: dict) -> dict: # for xpo
@@ -150,7 +157,7 @@ def watch_bonus(inputs: dict, hyperparameters: dict) -> dict: # for xpo
     return {"bonus": hyperparameters["alpha"] * explore, "logratio_explore": explore - inputs["ref_explore_logps"]}
 
 def watch_kl(inputs: dict, hyperparameters: dict) -> dict: # for kto
-    "z0, the batch's estimate of the KL divergence."
+    "z0, the reference point: the batch's mean log-ratio of mismatched answers, at least 0."
     return {"kl": inputs["kl"].expand(len(inputs["policy_logps"]))}
 
 def watch_taper(inputs: dict, hyperparameters: dict) -> dict: # for topr
@@ -164,12 +171,12 @@ def watch_taper(inputs: dict, hyperparameters: dict) -> dict: # for topr
 
 # %% ../nbs/lib/42_methods.ipynb #58edb5ae
 add_method(Method("xpo", xpo_loss, "pairs", reference=True, defaults={"beta": 0.1, "alpha": 1e-5}, extra=("explore",), watch=watch_bonus,
-                  sources={"beta": "as dpo", "alpha": "TRL 1.16's default"}))
+                  sources={"beta": "as dpo", "alpha": "so small that it is DPO all but exactly; the XPO report plots 0.01 and 0.1"}))
 add_method(Method("kto", kto_loss, "binary", reference=True, extra=("mismatched",), watch=watch_kl,
                   defaults={"beta": 0.1, "weight_desirable": 1.0, "weight_undesirable": 1.0},
                   sources={"beta": "Ethayarajh et al. 2024 (KTO) and the comparison report", "weight_desirable": "equal numbers of both labels; else see kto_weights", "weight_undesirable": "as weight_desirable"}))
 add_method(Method("topr", topr_loss, "binary", reference=True, defaults={"ratio_low": 0.0, "ratio_high": 1.0}, watch=watch_taper,
-                  sources={"ratio_low": "Roux et al. 2025, Eq. 8", "ratio_high": "Roux et al. 2025, Eq. 8"}))
+                  sources={"ratio_low": "Le Roux et al. 2025, Eq. 8", "ratio_high": "Le Roux et al. 2025, Eq. 8"}))
 add_method(Method("topr_per_token", topr_loss, "binary", reference=True, defaults={"ratio_low": 0.0, "ratio_high": 1.0}, watch=watch_taper,
                   optional_inputs=("lengths",), sources={"ratio_low": "as topr", "ratio_high": "as topr", "lengths": "the loss, not the ratio, divided by the answer's length"}));
 
@@ -242,7 +249,11 @@ def watch_rewards(
     hyperparameters: dict, # of the loss
 ) -> dict: # name -> (rows,)
     "Rewards of pairs, their margin, and the share of pairs whose chosen answer has the larger one, ties counted half."
-    if method.kind != "pairs" or not (method.reference or method.output == "rewards"): return {}
+    if method.kind == "sft" or not (method.reference or method.output == "rewards"): return {}
+    if method.kind == "binary": # each answer has one side, so there is no margin
+        scale, wanted = hyperparameters.get("beta"), inputs["desirable"].float()
+        reward = (inputs["policy_logps"] - inputs["ref_logps"]) * (scale or 0.0)
+        return {"reward_chosen": (reward, wanted), "reward_rejected": (reward, 1 - wanted)} if scale else {}
     if method.output == "rewards": chosen, rejected = inputs["chosen_rewards"], inputs["rejected_rewards"]
     else: chosen, rejected = (hyperparameters.get("beta", hyperparameters.get("tau", 1.0)) * (inputs[f"policy_{side}_logps"] - inputs[f"ref_{side}_logps"]) for side in ANSWERS["pairs"])
     return {"reward_chosen": chosen, "reward_rejected": rejected, "reward_margin": chosen - rejected,

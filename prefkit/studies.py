@@ -20,7 +20,7 @@ from pathlib import Path
 
 from prefkit.config import Parameter, check_keys, check_parameters, check_value, load_config, nearest, read_yaml
 from prefkit.core import ConfigError, PrefkitError, fingerprint, fingerprint_files, project_root, read_jsonl, resolve_path, write_json, write_jsonl, write_text
-from prefkit.fingerprints import bare_code
+from prefkit.fingerprints import bare_code, reached_modules
 from prefkit.pipelines import answer_prompts, check_model, check_sampling, check_training, chosen_answers, judge_answers, load_model
 from prefkit.runs import git_state, open_home, run
 from prefkit.stage import StageLock, clock, machine, versions
@@ -198,11 +198,6 @@ def _rows(tokenizer, kind: str, data: dict, split: str, limit: int, seed: int):
     return records.encode_records(chosen_answers(found) if chosen else found, tokenizer, kind=kind)[0]
 
 
-def _copy(source: Path, target: Path):
-    "Copy a file that is there to where none is."
-    if source.exists() and not target.exists(): write_text(target, source.read_text(encoding="utf-8"))
-
-
 def _train(job: dict, model, tokenizer, folder: Path):
     "Train one run, or go on with it; returns the model."
     from prefkit.train import TrainSettings, get_method, train_model
@@ -210,18 +205,14 @@ def _train(job: dict, model, tokenizer, folder: Path):
     rows, validation = _rows(tokenizer, kind, data, "train", data["limit"], seed), None
     if data["validation_limit"]: validation = _rows(tokenizer, kind, data, "validation", data["validation_limit"], seed)
     probe = _rows(tokenizer, "pairs", data, "validation", 256, seed) if data["probe"] else None
-    shared = folder.parent / job["reference"] # what the start says of the data is the same for many runs
 
-    def make():
-        made = train_model(model, tokenizer, job["method"], rows, validation, folder, TrainSettings(**job["settings"]), job["hyperparameters"], probe_rows=probe,
+    def make(): # what the start says of the data is the same for many runs: they find it in the cache
+        return train_model(model, tokenizer, job["method"], rows, validation, folder, TrainSettings(**job["settings"]), job["hyperparameters"], probe_rows=probe,
                            cache=project_root() / "data/cache/reference").model
-        _copy(folder / "reference.json", shared)
-        return made
 
-    _copy(shared, folder / "reference.json")
     try: return make()
-    except ConfigError: # the job is checked: the folder holds a run on other data, made by an earlier version of them
-        if not (folder / "training.json").exists(): raise
+    except ConfigError as error: # the job is checked: the folder holds a run on other data, made by an earlier version of them
+        if "holds a run with other" not in str(error): raise
         for name in ("training.json", "reference.json", "metrics.jsonl", "samples.jsonl"): (folder / name).unlink(missing_ok=True)
         for name in ("checkpoints", "checkpoint"): shutil.rmtree(folder / name, ignore_errors=True)
         return make()
@@ -256,24 +247,19 @@ def _bind_to_parent():
 
 # All runs, and what they found.
 
-def _code(module: str) -> str:
-    "A module's code without comments and layout; nothing for one that has no file."
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return bare_code(Path(file).read_text(encoding="utf-8")) if file else ""
+def _code() -> str:
+    "A fingerprint of all code that a run's numbers come from, comments and layout aside."
+    reached = reached_modules(["import prefkit.data, prefkit.generate, prefkit.pipelines, prefkit.train, prefkit.win_rate, prefkit.world"])
+    return fingerprint({name: bare_code(file.read_text(encoding="utf-8")) for name, file in reached.items()})
 
 
 def _job(study: Study, one: StudyRun | None, model: str, seen: dict) -> dict:
-    "What a process has to know of a run (None: of the start model), and its fingerprint: settings, start, data, the loss's code."
+    "What a process has to know of a run (None: of the start model), and its fingerprint: settings, start, data, code."
     seen[model] = seen.get(model) or (fingerprint_files(Path(model)) if Path(model).exists() else model)
     job = {"seed": study.seed, "method": None, "evaluate": study.evaluate}
-    code = ""
-    if one:
-        from prefkit.train import get_method
-        row, code = get_method(one.method), _code(get_method(one.method).loss.__module__)
-        job |= {"method": one.method, "hyperparameters": one.hyperparameters, "settings": {"seed": study.seed, **one.settings}, "data": one.data}
-        decisive = [seen[model], row.answers(), one.data, {key: job["settings"].get(key) for key in ("seed", "batch_size", "precision", "share_prompts")}]
-        job["reference"] = f".reference-{fingerprint([*decisive, _code('prefkit.methods'), _code('prefkit.generate')])}.json"
-    training = fingerprint([seen[model], code, {key: value for key, value in job.items() if key not in ("evaluate", "reference")}])
+    if one: job |= {"method": one.method, "hyperparameters": one.hyperparameters, "settings": {"seed": study.seed, **one.settings}, "data": one.data}
+    seen["code"] = seen.get("code") or _code()
+    training = fingerprint([seen[model], seen["code"], {key: value for key, value in job.items() if key != "evaluate"}])
     return {**job, "model": model, "training": training, "fingerprint": fingerprint([training, {key: value for key, value in (study.evaluate or {}).items() if key != "examples"}])}
 
 

@@ -316,6 +316,9 @@ def check_run(
     if "mismatched" in method.extra and settings.batch_size < 2:
         raise ConfigError(f"batch_size: {method.name} estimates its z0 as a mean over the batch's mismatched answers, clamped at 0; of one row that is "
                           "no estimate but noise, and never below 0. Set batch_size to 2 or more, 8 at least if memory allows.")
+    if "mismatched" in method.extra and len(train_rows) % settings.batch_size == 1:
+        raise ConfigError(f"batch_size: {len(train_rows)} rows in batches of {settings.batch_size} leave one row alone, of which {method.name} cannot "
+                          "estimate its z0. Take another batch_size, or one row less.")
 
 # %% ../nbs/lib/40_train.ipynb #a11b6cc1
 def check_output(
@@ -325,6 +328,7 @@ def check_output(
     sets: dict[str, list[dict]], # encoded rows
 ):
     "Raise `ConfigError` where model and method do not fit, or where a classifier would take an answer's last token for padding."
+    if hasattr(model, "peft_config"): raise ConfigError("model: it carries adapters already, so that what training starts from is not clear. Call merge_and_unload() first; settings.lora adds new ones.")
     scalar = hasattr(model, "score") and getattr(model, "num_labels", None) == 1
     if scalar != (method.output == "rewards"):
         raise ConfigError(f"method: {method.name} trains {'a model with a scalar head, see prefkit.rewards.scalar_head' if method.output == 'rewards' else 'a language model'}, not a {type(model).__name__}.")

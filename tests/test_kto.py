@@ -3,7 +3,7 @@ import math, types
 from collections import Counter, defaultdict
 
 import pytest, torch
-from hypothesis import assume, example, given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from loss_checks import averages, finite_loss_and_gradients, input_dtypes, random_logps, token_counts
 from prefkit.losses import derangement, kto_kl, kto_loss, kto_weights

@@ -2,7 +2,7 @@
 import json, math
 
 import pytest, torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.batches import batch_logps, can_share, collate, reference_logps
 from prefkit.config import read_notebook
@@ -199,3 +199,61 @@ def test_a_reward_model_with_adapters_trains_head_and_adapters_and_is_saved_merg
     loaded = AutoModelForSequenceClassification.from_pretrained(result.path)
     assert loaded.num_labels == 1 and not torch.equal(loaded.score.weight, start.score.weight)
     assert not torch.equal(loaded.model.layers[0].self_attn.q_proj.weight, start.model.layers[0].self_attn.q_proj.weight)
+
+def test_a_sliding_window_is_not_shared(tokenizer):
+    config = Qwen2Config(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=32,
+                         use_sliding_window=True, sliding_window=16, max_window_layers=0)
+    rows = [{"prompt_ids": [3] * 4, "chosen_ids": [5, 6, 7]}, {"prompt_ids": list(range(30)), "chosen_ids": list(range(10, 22))}]
+    assert not can_share(Qwen2ForCausalLM(config), rows, "chosen", 0)
+
+def test_what_else_than_weights_changes_log_probs_makes_other_references(tmp_path, tokenizer, rows):
+    from prefkit.checkpoints import with_reference
+    def found(cache, **changes):
+        model = AutoModelForCausalLM.from_pretrained(BASE)
+        for name, value in changes.items(): setattr(model.config, name, value)
+        with_reference(model, {"train": rows["pairs"][:2]}, ("chosen", "rejected"), 0, tmp_path / str(changes), cache=cache, batch_size=2)
+        return len(list(cache.iterdir()))
+    assert [found(tmp_path / "cache"), found(tmp_path / "cache"), found(tmp_path / "cache", rope_parameters={"rope_type": "default", "rope_theta": 300.0})] == [1, 1, 2]
+    next((tmp_path / "cache").iterdir()).write_text("{") # a broken file is none
+    assert found(tmp_path / "cache", rms_norm_eps=1e-5) == 3
+
+def test_a_model_without_finite_log_probs_is_named_before_training(tmp_path, tokenizer, rows):
+    model = AutoModelForCausalLM.from_pretrained(BASE)
+    model.lm_head.weight.data[5] = math.nan
+    with pytest.raises(PrefkitError, match="ref_chosen_logps of row .* is nan"): trained(tmp_path, tokenizer, rows, "dpo", model=model, share_prompts=False)
+
+def test_a_model_with_adapters_is_refused_as_a_start(tmp_path, tokenizer, rows):
+    from prefkit.train import add_lora
+    model = add_lora(AutoModelForCausalLM.from_pretrained(BASE), TrainSettings(lora=True))
+    with pytest.raises(ConfigError, match="merge_and_unload"): trained(tmp_path, tokenizer, rows, "dpo", model=model)
+
+def test_kto_refuses_a_last_batch_of_one_row(tmp_path, tokenizer, rows):
+    with pytest.raises(ConfigError, match="leave one row alone"): trained(tmp_path, tokenizer, {"binary": rows["binary"][:9]}, "kto", batch_size=4)
+
+def test_labels_and_rewards_may_each_be_missing():
+    rows = [{"prompt_ids": [1], "response_ids": [2], "label": None, "reward": 0.5}, {"prompt_ids": [1], "response_ids": [2], "label": False, "reward": None}]
+    batch = collate(rows, ("response",), 0)
+    assert batch["desirable"].tolist() == [True, False] and batch["rewards"].tolist() == [0.5, -1.0]
+
+@pytest.mark.parametrize("row, match", [(dict(optional_inputs=("chosen_length",)), "chosen_length"), (dict(extra=("exlpore",)), "exlpore")])
+def test_slips_in_a_row_of_the_table_are_refused(row, match):
+    with pytest.raises(ConfigError, match=match): add_method(Method("slip", dpo_loss, "pairs", reference=True, **row))
+    def asks(policy_chosen_logps, explore_logps): return policy_chosen_logps + explore_logps
+    with pytest.raises(ConfigError, match="explore"): add_method(Method("slip", asks, "pairs", reference=False))
+    assert "slip" not in METHODS
+
+@pytest.mark.parametrize("method", ["kto", "xpo"])
+def test_added_answers_survive_a_crash_and_the_run_ends_in_the_same_weights(method, tmp_path, tokenizer, rows, monkeypatch):
+    import prefkit.train as train
+    options = dict(max_steps=4, save_steps=2, keep_checkpoints=True)
+    whole = trained(tmp_path / "whole", tokenizer, rows, method, **options)
+    original = train.PreferenceTrainer._get_grad_norm
+    def stop(self, *args, **kwargs):
+        if self.state.global_step == 3: raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+    monkeypatch.setattr(train.PreferenceTrainer, "_get_grad_norm", stop)
+    with pytest.raises(KeyboardInterrupt): trained(tmp_path / "killed", tokenizer, rows, method, **options)
+    monkeypatch.setattr(train.PreferenceTrainer, "_get_grad_norm", original)
+    again = trained(tmp_path / "killed", tokenizer, rows, method, **options)
+    assert again.resumed_from == 2
+    for a, b in zip(whole.model.parameters(), again.model.parameters()): assert torch.equal(a, b)

@@ -1,5 +1,4 @@
 """The comparison of the offline methods: its configs, and its report on results whose numbers are invented by a seed, only to test the drawing."""
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -101,10 +100,10 @@ def invented(rates, seeds=3, sd=0.01):
 def invented_grid(fails="dpo learning_rate=0.0002 beta=0.3"):
     "What `prefkit study` writes."
     study, rng, runs = load_study(CONFIGS / "tiny/offline_grid.yaml"), np.random.default_rng(1), []
-    for run in study.runs:
-        rate, bad = float(rng.uniform(0.45, 0.65)), run.name == fails
+    for each in study.runs:
+        rate, bad = float(rng.uniform(0.45, 0.65)), each.name == fails
         judged = {"n": 400, "gold": 2.0, "right": 0.7, "second": 3.0, "tokens": 17.0, "repetition": 0.01, **{name: {"rate": rate, "low": rate - 0.04, "high": rate + 0.04} for name in ("win_rate", "second_win_rate")}}
-        runs.append({"name": run.name, "method": run.method, "hyperparameters": run.hyperparameters, "settings": {**run.settings, **run.data}, "lines": [], "evaluation": None if bad else judged,
+        runs.append({"name": each.name, "method": each.method, "hyperparameters": each.hyperparameters, "settings": {**each.settings, **each.data}, "lines": [], "evaluation": None if bad else judged,
                      "examples": [], **({"error": "step 7: the loss is nan"} if bad else {})})
     return {"study": study.name, "command": "prefkit study data/configs/tiny/offline_grid.yaml", "date": "2026-01-01", "git": {"revision": None, "dirty": None}, "versions": {"python": "3.11"}, "device": "cpu",
             "seed": 0, "evaluate": study.evaluate, "runs": runs}
