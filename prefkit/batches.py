@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ANSWERS', 'LABELS', 'row_length', 'share_segments', 'segment_mask', 'scored_tokens', 'collate', 'batch_logps',
-           'can_share', 'evaluating', 'autocast', 'length_batches', 'to_device', 'logps_name', 'reference_logps']
+           'can_share', 'evaluating', 'autocast', 'length_batches', 'to_device', 'logps_name', 'check_finite',
+           'reference_logps']
 
 # %% ../nbs/lib/11_batches.ipynb #60c3eda4
 import math
@@ -171,6 +172,12 @@ def logps_name(
     "How losses call an answer's log-probs: policy_chosen_logps, ref_logps."
     return f"{model}_logps" if answer == "response" else f"{model}_{answer}_logps"
 
+def check_finite(logps: dict, row: int, label: str): # log-probs of one row by name
+    "Raise `PrefkitError` where a model gives no finite log-probs."
+    for name, value in logps.items():
+        if not math.isfinite(value): raise PrefkitError(f"{label}: {name} of row {row} is {value}. The model gives no finite log-probs before training: look at its weights and precision.")
+
+# %% ../nbs/lib/11_batches.ipynb #d4342b1a
 def reference_logps(
     model, # the model before training; with LoRA adapters: they are switched off
     rows: list[dict], # encoded rows
@@ -192,7 +199,6 @@ def reference_logps(
             values = batch_logps(model, batch).float().reshape(len(names), -1).T.tolist()
             for i, row in zip(numbers, values):
                 found[i] = dict(zip(names, row))
-                for name, value in found[i].items():
-                    if not math.isfinite(value): raise PrefkitError(f"{label}: {name} of row {i} is {value}. The model gives no finite log-probs before training: look at its weights and precision.")
+                check_finite(found[i], i, label)
             progress.update(len(numbers))
     return found

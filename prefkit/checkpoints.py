@@ -133,6 +133,7 @@ def read_stored(path: Path | None) -> dict: # {} where there is none, or none th
     try: return json.loads(path.read_text()) if path and path.exists() else {}
     except ValueError: return {}
 
+# %% ../nbs/lib/44_checkpoints.ipynb #9af880e4
 def with_reference(
     model, # before training
     sets: dict[str, list[dict]], # name -> encoded rows
