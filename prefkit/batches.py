@@ -48,6 +48,7 @@ def share_segments(
             ids[i, here], positions[i, here], segments[i, here] = new, start + torch.arange(len(new)), number
     return {"input_ids": ids, "position_ids": positions, "segments": segments}
 
+# %% ../nbs/lib/11_batches.ipynb #e29eaade
 def segment_mask(
     segments: Tensor, # (rows, length) from `share_segments`
 ) -> Tensor: # (rows, 1, length, length) bool: may column i (third axis) look at column j (fourth axis)?
@@ -55,7 +56,7 @@ def segment_mask(
     seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     return (seen & torch.ones_like(seen[0]).tril())[:, None]
 
-# %% ../nbs/lib/11_batches.ipynb #46563718
+# %% ../nbs/lib/11_batches.ipynb #9bb0517c
 def scored_tokens(
     rows: list[dict], # encoded rows
     answers: tuple[str, ...], # names of their answers
@@ -73,7 +74,7 @@ def scored_tokens(
             before += len(ids)
     return tuple(torch.tensor(found).T.contiguous())
 
-# %% ../nbs/lib/11_batches.ipynb #20631d80
+# %% ../nbs/lib/11_batches.ipynb #306f6ab9
 LABELS = { # what labelled single answers bring along: a label, a reward, or both
     "desirable": lambda row: bool(row["label"]) if row.get("label") is not None else row["reward"] >= 0,
     "rewards": lambda row: float(row["reward"] if row.get("reward") is not None else 1 if row["label"] else -1),
@@ -99,7 +100,7 @@ def collate(
     return {**kept, "columns": columns, "sources": sequence * len(columns) + place, "targets": targets, "owners": owners,
             "lengths": torch.tensor(lengths), "tokens": tokens, "response_tokens": len(targets), "rows": len(rows), **extra}
 
-# %% ../nbs/lib/11_batches.ipynb #030fc931
+# %% ../nbs/lib/11_batches.ipynb #0ec0424e
 def batch_logps(
     model, # a causal language model, adapters and all
     batch: dict, # from `collate`
@@ -111,7 +112,7 @@ def batch_logps(
     logps = -F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), batch["targets"], reduction="none")
     return logps.new_zeros(len(batch["lengths"])).index_add(0, batch["owners"], logps)
 
-# %% ../nbs/lib/11_batches.ipynb #e11d55e6
+# %% ../nbs/lib/11_batches.ipynb #7bad7084
 def can_share(
     model, # a causal language model
     rows: list[dict], # encoded rows; the shortest and the longest are tried, each with its own answer and the other's
@@ -130,7 +131,7 @@ def can_share(
     exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
     return torch.allclose(apart, together, rtol=1e-4 if exact else 0.02, atol=1e-3 if exact else 0.2)
 
-# %% ../nbs/lib/11_batches.ipynb #5fd5cdb6
+# %% ../nbs/lib/11_batches.ipynb #68ead0a7
 @contextmanager
 def evaluating(
     model, # any torch module
@@ -144,12 +145,13 @@ def evaluating(
     finally:
         for module, mode in modes.items(): module.training = mode
 
+# %% ../nbs/lib/11_batches.ipynb #4f2fae08
 def autocast(model, precision: str):
     "bf16 for the matrix products if `precision` says so; the weights stay as they are."
     if precision != "bf16": return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
 
-# %% ../nbs/lib/11_batches.ipynb #fadfd8fa
+# %% ../nbs/lib/11_batches.ipynb #1b516c3a
 def length_batches(
     rows: list[dict], # encoded rows
     answers: tuple[str, ...], # names of their answers
@@ -160,11 +162,12 @@ def length_batches(
     order = sorted(range(len(rows)), key=lambda i: -row_length(rows[i], answers, share_prompts))
     return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
 
+# %% ../nbs/lib/11_batches.ipynb #ce1eae3f
 def to_device(batch: dict, device) -> dict:
     "A batch with its tensors on a device."
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
-# %% ../nbs/lib/11_batches.ipynb #735bfc92
+# %% ../nbs/lib/11_batches.ipynb #d35365f8
 def logps_name(
     model: str, # policy or ref
     answer: str, # such as chosen; "response" where a row has only one
@@ -172,12 +175,13 @@ def logps_name(
     "How losses call an answer's log-probs: policy_chosen_logps, ref_logps."
     return f"{model}_logps" if answer == "response" else f"{model}_{answer}_logps"
 
+# %% ../nbs/lib/11_batches.ipynb #5e636a3c
 def check_finite(logps: dict, row: int, label: str): # log-probs of one row by name
     "Raise `PrefkitError` where a model gives no finite log-probs."
     for name, value in logps.items():
         if not math.isfinite(value): raise PrefkitError(f"{label}: {name} of row {row} is {value}. The model gives no finite log-probs before training: look at its weights and precision.")
 
-# %% ../nbs/lib/11_batches.ipynb #d4342b1a
+# %% ../nbs/lib/11_batches.ipynb #ca0e181f
 def reference_logps(
     model, # the model before training; with LoRA adapters: they are switched off
     rows: list[dict], # encoded rows
