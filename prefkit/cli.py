@@ -1,6 +1,8 @@
 """The command `prefkit`: `run` an experiment, draw its `report`. All that it does is in `prefkit.runs`."""
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +20,27 @@ Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", show_
 OutputRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Where the experiments' folders stand.  [default: data/runs]", show_default=False)]
 
 
+STOPPED = "\nstopped. The same command goes on from here."
+
+
+def _interrupted(signum, frame):
+    "The first Ctrl-C unwinds. A library may swallow it (Python loses one that falls into a callback); the next one ends the process."
+    signal.signal(signal.SIGINT, _ended)
+    raise KeyboardInterrupt
+
+
+def _ended(signum, frame): # as a kill would: nothing is lost, and kernels end with their parent
+    os.write(2, f"{STOPPED}\n".encode())
+    os._exit(1)
+
+
 def _carry_out(action, *arguments):
     "Call `action`; what a user can mend is one message and the exit code 1."
+    before = signal.signal(signal.SIGINT, _interrupted)
     try: return action(*arguments)
     except PrefkitError as error: print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt: print("\nstopped. The same command goes on from here.", file=sys.stderr)
+    except KeyboardInterrupt: print(STOPPED, file=sys.stderr)
+    finally: signal.signal(signal.SIGINT, before)
     raise typer.Exit(1)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prefkit.config import code_cells, load_config, read_parameters
 from prefkit.core import ConfigError, DataError, PrefkitError, project_root, read_jsonl, write_jsonl, write_text
+from prefkit.studies import load_study
 from prefkit.runs import open_run, run
 
 ROOT = project_root()
@@ -98,7 +99,7 @@ FAULTY = {
     "1e-5 read as text": (GOOD, {"learning_rate": "1e-5"}, "write 1.0e-5"),
     "learning rate below zero": (GOOD, {"learning_rate": -1.0}, "learning_rate"),
     "a method that does not exist": (GOOD, {"method": "dpoo"}, "no method 'dpoo'; did you mean dpo?"),
-    "a method of the other pipeline": (GOOD, {"method": "sft"}, "not from pairs"),
+    "a method of the other pipeline": (GOOD, {"method": "sft"}, "Use the pipeline sft"),
     "a hyper-parameter that does not exist": (GOOD, {"hyperparameters": {"betta": 0.1}}, "did you mean beta?"),
     "an unknown schedule": (GOOD, {"schedule": "cosin"}, "schedule"),
     "a hyper-parameter that is a number": (GOOD, {"hyperparameters": {1: 2}}, "hyper-parameter 1"),
@@ -179,5 +180,5 @@ def test_every_pipeline_keeps_the_conventions(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "data" / "configs").rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_config_fits_its_pipelines(path):
-    try: load_config(path)
+    try: load_study(path) if "\nstudy: " in path.read_text(encoding="utf-8") else load_config(path)
     except PrefkitError as error: pytest.fail(str(error))
