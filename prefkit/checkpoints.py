@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATE_FILE', 'LEFTOVERS', 'find_checkpoints', 'discard', 'no_bars', 'save_folder', 'clear_leftovers', 'cut_lines',
-           'model_fingerprint', 'rows_fingerprint', 'open_folder', 'differences', 'model_settings', 'code_fingerprint',
-           'read_stored', 'with_reference']
+           'model_fingerprint', 'rows_fingerprint', 'OtherRun', 'open_folder', 'differences', 'model_settings',
+           'code_fingerprint', 'read_stored', 'with_reference']
 
 # %% ../nbs/lib/44_checkpoints.ipynb #146bb571
 import hashlib, inspect, json, os, shutil
@@ -96,19 +96,22 @@ def rows_fingerprint(rows: list[dict]) -> str:
         for name in sorted(row): digest.update(name.encode() + (array("q", row[name]).tobytes() if isinstance(row[name], list) else str(row[name]).encode()))
     return digest.hexdigest()[:16]
 
-# %% ../nbs/lib/44_checkpoints.ipynb #932e93c9
+# %% ../nbs/lib/44_checkpoints.ipynb #804b977f
+class OtherRun(ConfigError):
+    "A folder that holds a run with other settings, data or start."
+
 def open_folder(
     folder: Path, # output_dir of a run
     identity: dict, # everything that must be equal for a run to be continued
 ) -> bool: # is the run in it finished?
-    "Claim an output folder for one run; raises `ConfigError` if it holds another run or cannot be written to."
+    "Claim an output folder for one run; raises `OtherRun` if it holds another run, `ConfigError` if it cannot be written to."
     path = folder / "training.json"
     if not path.exists():
         write_json(path, {**identity, "finished": False})
         return False
     before, identity = json.loads(path.read_text()), json.loads(json.dumps(identity)) # as json gives it back: tuples are lists
     changed = [name for key, value in identity.items() for name in differences(key, before.get(key), value)]
-    if changed: raise ConfigError(f"{folder} holds a run with other {', '.join(changed)}. Choose another output_dir or delete this one.")
+    if changed: raise OtherRun(f"{folder} holds a run with other {', '.join(changed)}. Choose another output_dir or delete this one.")
     return before["finished"]
 
 def differences(name: str, old, new) -> list[str]:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INPUTS', 'EXTRA_ANSWERS', 'METHODS', 'Method', 'check_extras', 'add_method', 'watch_averages', 'watch_odds',
            'mismatched_answers', 'explore_answers', 'watch_bonus', 'watch_kl', 'watch_taper', 'get_method',
-           'method_hyperparameters', 'loss_inputs', 'watch_answers', 'watch_rewards', 'method_losses', 'batch_values',
-           'Averages', 'loss_items', 'add_batch', 'own_metrics', 'measure']
+           'check_batch_size', 'method_hyperparameters', 'loss_inputs', 'watch_answers', 'watch_rewards',
+           'method_losses', 'batch_values', 'Averages', 'loss_items', 'add_batch', 'own_metrics', 'measure']
 
 # %% ../nbs/lib/42_methods.ipynb #ed1aeb3a
 import inspect
@@ -138,6 +138,7 @@ def mismatched_answers(
     room = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
     return [rows[j]["response_ids"][:max(1, room - len(row["prompt_ids"]))] for row, j in zip(rows, partners)]
 
+# %% ../nbs/lib/42_methods.ipynb #07d20c30
 def explore_answers(
     model, # the reference
     rows: list[dict], # encoded rows of kind pairs
@@ -156,7 +157,7 @@ def explore_answers(
 
 EXTRA_ANSWERS |= {"mismatched": mismatched_answers, "explore": explore_answers}
 
-# %% ../nbs/lib/42_methods.ipynb #d4b5d50a
+# %% ../nbs/lib/42_methods.ipynb #dd511c2b
 def watch_bonus(inputs: dict, hyperparameters: dict) -> dict: # for xpo
     "The bonus in the loss, and how far the reference's samples have moved."
     explore = inputs["explore_logps"]
@@ -175,7 +176,7 @@ def watch_taper(inputs: dict, hyperparameters: dict) -> dict: # for topr
     clipped = (plain > limits["ratio_high"]) | (plain < limits["ratio_low"])
     return {"weight": (weight, negative), "share_clipped": (clipped.float(), negative)}
 
-# %% ../nbs/lib/42_methods.ipynb #4a7d17b5
+# %% ../nbs/lib/42_methods.ipynb #12f10260
 add_method(Method("xpo", xpo_loss, "pairs", reference=True, defaults={"beta": 0.1, "alpha": 1e-5}, extra=("explore",), watch=watch_bonus,
                   sources={"beta": "as dpo", "alpha": "so small that it is DPO all but exactly; the XPO report plots 0.01 and 0.1"}))
 add_method(Method("kto", kto_loss, "binary", reference=True, extra=("mismatched",), watch=watch_kl,
@@ -186,7 +187,7 @@ add_method(Method("topr", topr_loss, "binary", reference=True, defaults={"ratio_
 add_method(Method("topr_per_token", topr_loss, "binary", reference=True, defaults={"ratio_low": 0.0, "ratio_high": 1.0}, watch=watch_taper,
                   optional_inputs=("lengths",), sources={"ratio_low": "as topr", "ratio_high": "as topr", "lengths": "the loss, not the ratio, divided by the answer's length"}));
 
-# %% ../nbs/lib/42_methods.ipynb #5e449e3b
+# %% ../nbs/lib/42_methods.ipynb #881397eb
 def get_method(
     name: str, # as in a config
 ) -> Method: # its row
@@ -196,7 +197,22 @@ def get_method(
     raise ConfigError(f"method: there is no method {name!r}{f'; did you mean {near[0]}?' if near else '.'} "
                       f"Methods: {', '.join(METHODS)}.")
 
-# %% ../nbs/lib/42_methods.ipynb #36683f1f
+# %% ../nbs/lib/42_methods.ipynb #14a97104
+def check_batch_size(
+    method: Method, # a row of the table
+    batch_size: int, # rows in one forward pass
+    rows: int | None = None, # of the data, where known
+):
+    "Raise `ConfigError` where a batch, or the last one, would be too small for a method that estimates something from it (KTO's z0)."
+    if "mismatched" not in method.extra: return
+    if batch_size < 2:
+        raise ConfigError(f"batch_size: {method.name} estimates its z0 as a mean over the batch's mismatched answers, clamped at 0; of one row that is "
+                          "no estimate but noise, and never below 0. Set batch_size to 2 or more, 8 at least if memory allows.")
+    if rows is not None and rows % batch_size == 1:
+        raise ConfigError(f"batch_size: {rows} rows in batches of {batch_size} leave one row alone, of which {method.name} cannot "
+                          "estimate its z0. Take another batch_size, or one row less.")
+
+# %% ../nbs/lib/42_methods.ipynb #c5c827fd
 def method_hyperparameters(
     method: Method, # a row of the table
     given: dict | None = None, # what the config sets
@@ -214,7 +230,7 @@ def method_hyperparameters(
     except (TypeError, ValueError) as error: raise ConfigError(f"{method.name}: {error}") from error
     return values
 
-# %% ../nbs/lib/42_methods.ipynb #4a196e2b
+# %% ../nbs/lib/42_methods.ipynb #e04e0aa3
 def loss_inputs(
     method: Method, # a row of the table
     batch: dict, # from `collate`
@@ -230,7 +246,7 @@ def loss_inputs(
     if method.kind == "binary" and method.reference: inputs.setdefault("behaviour_logps", batch["ref_logps"])
     return inputs
 
-# %% ../nbs/lib/42_methods.ipynb #1c429c8c
+# %% ../nbs/lib/42_methods.ipynb #940ef34b
 def watch_answers(
     method: Method, # a row of the table
     inputs: dict, # from `loss_inputs`
@@ -249,7 +265,7 @@ def watch_answers(
         watched |= {name: value if weight is None else (value, weight) for name, value in values.items()}
     return watched
 
-# %% ../nbs/lib/42_methods.ipynb #5391ba3a
+# %% ../nbs/lib/42_methods.ipynb #ebbcd991
 def watch_rewards(
     method: Method, # a row of the table
     inputs: dict, # from `loss_inputs`
@@ -266,7 +282,7 @@ def watch_rewards(
     return {"reward_chosen": chosen, "reward_rejected": rejected, "reward_margin": chosen - rejected,
             "reward_accuracy": (chosen > rejected) + 0.5 * (chosen == rejected)}
 
-# %% ../nbs/lib/42_methods.ipynb #d5bf39fd
+# %% ../nbs/lib/42_methods.ipynb #9a06468b
 def method_losses(
     method: Method, # a row of the table
     hyperparameters: dict, # from `method_hyperparameters`
@@ -289,7 +305,7 @@ def batch_values(
     if method.output == "logps": return batch_logps(model, batch)
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, 0].float()
 
-# %% ../nbs/lib/42_methods.ipynb #2dbd7ba5
+# %% ../nbs/lib/42_methods.ipynb #604a751e
 class Averages:
     "Weighted means of named values, summed on the device and read out only when a line is written."
     def __init__(self): self.sums, self.counts = {}, {}
@@ -318,7 +334,7 @@ class Averages:
         self.sums = {name: torch.tensor(total, dtype=dtype, device=device) for name, total in state["sums"].items()}
         self.counts = dict(state["counts"])
 
-# %% ../nbs/lib/42_methods.ipynb #6706df32
+# %% ../nbs/lib/42_methods.ipynb #9cc3c789
 def loss_items(
     method: Method, # for its reduction
     batch: dict, # from `collate`
@@ -326,7 +342,7 @@ def loss_items(
     "Response tokens or rows of a batch."
     return batch["response_tokens"] if method.reduction == "tokens" else batch["rows"]
 
-# %% ../nbs/lib/42_methods.ipynb #a84c22fe
+# %% ../nbs/lib/42_methods.ipynb #35d9f7fd
 def add_batch(
     averages: Averages, # to be added to
     method: Method, # for its reduction
@@ -340,7 +356,7 @@ def add_batch(
         if isinstance(values, tuple): averages.add(name, (values[0] * values[1]).sum(), values[1].sum())
         else: averages.add(name, values.sum(), batch["rows"])
 
-# %% ../nbs/lib/42_methods.ipynb #11b43aed
+# %% ../nbs/lib/42_methods.ipynb #9912c8a6
 def own_metrics(
     names: list[str], # of a log's columns
 ) -> list[str]: # those that only some methods have
@@ -349,7 +365,7 @@ def own_metrics(
     sides = [f"{what}_{side}" for what in ("logps", "logratio", "length", "reward") for side in (*ANSWERS["pairs"], "margin", "accuracy")]
     return [name for name in names if name not in (*every, *sides)]
 
-# %% ../nbs/lib/42_methods.ipynb #618950dc
+# %% ../nbs/lib/42_methods.ipynb #c7a9c376
 def measure(
     model, # to be judged; its mode and the random state are left as they are
     rows: list[dict], # encoded rows, with reference log-probs if the method needs them

@@ -11,6 +11,8 @@ import re
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 
 from .batches import evaluating
 from .chat import encode_response, end_of_turn_id, pad_batch, render_response, split_response, truncate
@@ -136,7 +138,6 @@ def _differences(chosen_rewards, rejected_rewards):
     if not np.isfinite(chosen).all() or not np.isfinite(rejected).all(): raise DataError("a reward is NaN or infinite. Look at the rows with the largest rewards.")
     return chosen - rejected
 
-def _sigmoid(x): return np.exp(-np.logaddexp(0.0, -x))
 
 def reward_accuracy(
     chosen_rewards, # (n,) rewards of the answers that were preferred
@@ -151,7 +152,7 @@ def claimed_accuracy(
     rejected_rewards, # (n,)
 ) -> float:
     "The accuracy that the rewards claim for themselves, mean sigmoid(|difference|); for true log-odds the best that anybody can reach."
-    return float(_sigmoid(np.abs(_differences(chosen_rewards, rejected_rewards))).mean())
+    return float(expit(np.abs(_differences(chosen_rewards, rejected_rewards))).mean())
 
 # %% ../nbs/lib/51_rewards.ipynb #aa3b22de
 def calibration(
@@ -163,7 +164,7 @@ def calibration(
     import pandas as pd
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1: raise ConfigError(f"bins is {bins!r}, but must be a whole number of at least 1.")
     difference = _differences(chosen_rewards, rejected_rewards)
-    predicted, observed = _sigmoid(np.abs(difference)), (np.sign(difference) + 1) / 2
+    predicted, observed = expit(np.abs(difference)), (np.sign(difference) + 1) / 2
     number = np.minimum((2 * (predicted - 0.5) * bins).astype(int), bins - 1)
     rows = []
     for each in np.unique(number):
@@ -189,13 +190,12 @@ def honest_scale(
 ) -> float: # 0 to infinity; 1 is a model that claims what it can keep
     "The factor by which to multiply rewards so that sigmoid(difference) explains the preferences best; raises `DataError`."
     difference = _differences(chosen_rewards, rejected_rewards)
-    slope = lambda k: float((difference * _sigmoid(-k * difference)).sum()) # of the log-likelihood; falls with k
+    slope = lambda k: float((difference * expit(-k * difference)).sum()) # of the log-likelihood; falls with k
     if slope(0.0) <= 0: return 0.0
     if (difference >= 0).all(): return float("inf")
-    low, high = 0.0, 1.0
-    while slope(high) > 0: low, high = high, 2 * high
-    for _ in range(60): low, high = ((low + high) / 2, high) if slope((low + high) / 2) > 0 else (low, (low + high) / 2)
-    return (low + high) / 2
+    high = 1.0
+    while slope(high) > 0: high *= 2
+    return float(brentq(slope, 0.0, high))
 
 # %% ../nbs/lib/51_rewards.ipynb #581643e3
 def preference_report(

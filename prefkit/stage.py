@@ -11,7 +11,7 @@ import json, os, platform, signal, sys, threading, time
 from pathlib import Path
 
 # %% ../nbs/lib/69_stage.ipynb #59a17e51
-from .core import ConfigError, DataError, PrefkitError, project_root, write_json
+from .core import ConfigError, DataError, PrefkitError, cache_folder, project_root, write_json
 
 # %% ../nbs/lib/69_stage.ipynb #537e434d
 class StageLock:
@@ -238,7 +238,7 @@ def output_folder(
     stage: str, # names the folder in that case
 ) -> Path: # it exists
     "Where a pipeline writes: what the runner gave it, else a new folder under data/cache/by-hand."
-    folder = Path(output_dir) if output_dir else project_root() / "data" / "cache" / "by-hand" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(output_dir) if output_dir else cache_folder() / "by-hand" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise ConfigError(f"output_dir {folder}: {error.strerror}. Choose a folder that you may write to.") from None
     return folder

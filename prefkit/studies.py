@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from prefkit.config import Parameter, check_keys, check_parameters, check_value, load_config, nearest, read_yaml
-from prefkit.core import ConfigError, PrefkitError, fingerprint, fingerprint_files, project_root, read_jsonl, resolve_path, write_json, write_jsonl, write_text
+from prefkit.core import ConfigError, NotFinite, PrefkitError, cache_folder, fingerprint, fingerprint_files, project_root, read_jsonl, resolve_path, write_json, write_jsonl, write_text
 from prefkit.fingerprints import bare_code, reached_modules
 from prefkit.pipelines import answer_prompts, check_model, check_sampling, check_training, chosen_answers, judge_answers, load_model
 from prefkit.runs import git_state, open_home, run
@@ -100,6 +100,7 @@ def _check_start(start, where: str, seen: dict) -> dict:
 
 def _make_run(words: str, entry: dict, own: dict, study: dict, where: str, seen: dict) -> StudyRun:
     "Check one run; `own` is what stands in its entry, `entry` the same over `common`."
+    from prefkit.methods import check_batch_size
     from prefkit.train import TrainSettings, get_method, method_hyperparameters
     known, given = _settings(), entry.get("hyperparameters", {})
     name = " ".join(filter(None, (str(entry.get("name", entry["method"])), words)))
@@ -111,6 +112,7 @@ def _make_run(words: str, entry: dict, own: dict, study: dict, where: str, seen:
     try:
         row, made = get_method(entry["method"]), TrainSettings(**{"seed": study["seed"], **settings})
         hyperparameters = method_hyperparameters(row, given)
+        check_batch_size(row, made.batch_size)
         check_training(made, "validation" if data["validation_limit"] else "")
     except ConfigError as error: raise ConfigError(f"{where}: {error}") from None
     for key, kind in CONCERNS.items():
@@ -119,7 +121,6 @@ def _make_run(words: str, entry: dict, own: dict, study: dict, where: str, seen:
         if data[key] not in choices: raise ConfigError(f"{where}: `{key}` must be {' or '.join(choices)}, not {data[key]!r}.")
     for key in ("limit", "validation_limit"):
         if data[key] is not None and data[key] < 1: raise ConfigError(f"{where}: `{key}` must be at least 1, not {data[key]}.")
-    if "mismatched" in row.extra and made.batch_size < 2: raise ConfigError(f"{where}: `batch_size`: {row.name} needs at least 2 rows to estimate its z0.")
     if row.output == "rewards": raise ConfigError(f"{where}: {row.name} trains no model that answers, so a study cannot judge it. Use its pipeline.")
     start = _check_start(entry["start"], f"{where}, start", seen) if "start" in own else study["start"]
     return StudyRun(name, row.name, hyperparameters, {key: getattr(made, key) for key in settings}, data, start)
@@ -200,6 +201,7 @@ def _rows(tokenizer, kind: str, data: dict, split: str, limit: int, seed: int):
 
 def _train(job: dict, model, tokenizer, folder: Path):
     "Train one run, or go on with it; returns the model."
+    from prefkit.checkpoints import OtherRun
     from prefkit.train import TrainSettings, get_method, train_model
     kind, data, seed = get_method(job["method"]).kind, job["data"], job["settings"]["seed"]
     rows, validation = _rows(tokenizer, kind, data, "train", data["limit"], seed), None
@@ -208,11 +210,10 @@ def _train(job: dict, model, tokenizer, folder: Path):
 
     def make(): # what the start says of the data is the same for many runs: they find it in the cache
         return train_model(model, tokenizer, job["method"], rows, validation, folder, TrainSettings(**job["settings"]), job["hyperparameters"], probe_rows=probe,
-                           cache=project_root() / "data/cache/reference").model
+                           cache=cache_folder() / "reference").model
 
     try: return make()
-    except ConfigError as error: # the job is checked: the folder holds a run on other data, made by an earlier version of them
-        if "holds a run with other" not in str(error): raise
+    except OtherRun: # the job is checked: the folder holds a run on other data, made by an earlier version of them
         for name in ("training.json", "reference.json", "metrics.jsonl", "samples.jsonl"): (folder / name).unlink(missing_ok=True)
         for name in ("checkpoints", "checkpoint"): shutil.rmtree(folder / name, ignore_errors=True)
         return make()
@@ -233,7 +234,7 @@ def work(
             asked = tiny_records("prompts", options["split"], options["prompts"])
             sampling = {key: options[key] for key in ("temperature", "top_p", "max_new_tokens", "batch_size")}
             write_jsonl(folder / "answers.jsonl", judge_answers(answer_prompts(model.to(device), tokenizer, asked, seed=job["seed"], **sampling)))
-    except PrefkitError as error: result["error"] = str(error) # a finding: it would fail so again
+    except NotFinite as error: result["error"] = str(error) # a finding; anything else is tried again by the next call
     write_json(folder / "result.json", {**result, "seconds": round(time.perf_counter() - begin, 1), **machine(), "versions": versions()})
 
 

@@ -21,9 +21,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from .batches import ANSWERS, autocast, batch_logps, can_share, collate, reference_logps, row_length
 from .checkpoints import (STATE_FILE, clear_leftovers, cut_lines, discard, find_checkpoints, model_fingerprint, no_bars, open_folder,
                                  rows_fingerprint, save_folder, with_reference)
-from .core import ConfigError, DataError, PrefkitError, Progress, derive_seed, iter_jsonl, write_json
+from .core import ConfigError, DataError, NotFinite, PrefkitError, Progress, derive_seed, iter_jsonl, write_json
 from .generate import stop_tokens
-from .methods import (EXTRA_ANSWERS, METHODS, Averages, Method, add_batch, add_method, batch_values, get_method, loss_items, measure,
+from .methods import (EXTRA_ANSWERS, METHODS, Averages, Method, add_batch, add_method, batch_values, check_batch_size, get_method, loss_items, measure,
                              method_hyperparameters, method_losses)
 from .schedules import epoch_batches, learning_rate_factor
 from .settings import TrainSettings, choose_precision, make_scheduler, total_steps, training_arguments
@@ -70,9 +70,9 @@ class Finiteness:
         self.step_loss, self.seen = torch.zeros(()), []
 
     def check_finite(self):
-        "Raise `PrefkitError` with the way out if `watch_step` saw a bad step."
+        "Raise `NotFinite` with the way out if `watch_step` saw a bad step."
         step, loss, norm = self.first_bad.tolist()
-        if step: raise PrefkitError(
+        if step: raise NotFinite(
             f"step {step:.0f}: the loss is {loss:g} and its gradient's norm {norm:g}, no finite numbers{self.origin()}. Lower learning_rate (now "
             f"{self.settings.learning_rate:g}), add warmup_steps or set precision: float32; the last checkpoint is from before.")
 
@@ -89,7 +89,7 @@ class Finiteness:
         return ": every row's loss is finite, so it arose in the backward pass" if self.seen else ""
 
 # %% ../nbs/lib/40_train.ipynb #0ee993de
-TIME_FIELDS = ("seconds", "tokens_per_second") # of metrics.jsonl: these alone may differ between two runs of one seed
+TIME_FIELDS = ("seconds", "tokens_per_second", "seconds_sampling", "seconds_learning") # of metrics.jsonl: these alone may differ between two runs of one seed
 
 class Lines:
     "The part of the trainer that writes metrics.jsonl."
@@ -97,17 +97,22 @@ class Lines:
         "Append one line and hand it to the system, so that it outlives a killed process."
         with open(path, "a", encoding="utf-8", newline="\n") as file: file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
+    def passes_done(self) -> float: return self.state.epoch # over the rows; the online trainer counts its prompts
+    def times(self) -> dict: return {} # further columns of seconds, such as those of sampling
+    def reset_times(self): pass
+
     def log(self, logs: dict, start_time: float | None = None):
         "`Trainer` calls this when a line is due: the means of everything since the last one."
         if "loss" not in logs: return # its summary at the end of training
         values, seconds = self.window.means(), max(self.seconds, 1e-9)
-        line = {"step": self.state.global_step, "epoch": self.state.epoch, "split": "train", "loss": values.pop("loss"),
+        line = {"step": self.state.global_step, "epoch": self.passes_done(), "split": "train", "loss": values.pop("loss"),
                 "learning_rate": logs["learning_rate"], "grad_norm": values.pop("grad_norm"), **values,
-                "tokens_per_second": self.tokens / seconds, "seconds": seconds}
+                "tokens_per_second": self.tokens / seconds, "seconds": seconds, **self.times()}
         self.check_finite()
         self.write_line(self.metrics_path, line)
         self.note = f"loss {line['loss']:.3f}"
         self.window, self.tokens, self.seconds = Averages(), 0, 0.0
+        self.reset_times()
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, line)
 
 # %% ../nbs/lib/40_train.ipynb #076cb8e3
@@ -234,14 +239,18 @@ class PreferenceTrainer(Steps, Finiteness, Lines, Checks, Judge, Checkpoints, Tr
         self.window, self.tokens, self.seconds, self.note, self.writing = Averages(), 0, 0.0, "", None
         self.best_loss, self.best_step, self.without_gain = None, None, 0
         self.step_loss, self.first_bad, self.seen = torch.zeros(()), torch.zeros(3), []
-        self.batches = EpochBatches([row_length(row, method.answers(), share_prompts) for row in train_rows], settings)
+        self.batches = self.batch_numbers(train_rows)
+
+    def batch_numbers(self, train_rows) -> EpochBatches:
+        return EpochBatches([row_length(row, self.method.answers(), self.share_prompts) for row in train_rows], self.settings)
 
     def get_train_dataloader(self):
         return DataLoader(self.train_dataset, batch_sampler=self.batches, generator=torch.Generator(),
                           collate_fn=lambda rows: collate(rows, self.method.answers(), self.pad_token_id, self.share_prompts))
 
     def _run_epoch(self, *args, **kwargs):
-        self.batches.epoch, self.clock = kwargs["epoch"], time.perf_counter()
+        if self.batches: self.batches.epoch = kwargs["epoch"]
+        self.clock = time.perf_counter()
         return super()._run_epoch(*args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -313,12 +322,7 @@ def check_run(
     check_rows(probe_rows, "pairs", "probe_rows")
     if (settings.keep_best or settings.early_stopping_patience) and not validation_rows:
         raise ConfigError("keep_best and early_stopping_patience go by the validation loss. Give validation_rows.")
-    if "mismatched" in method.extra and settings.batch_size < 2:
-        raise ConfigError(f"batch_size: {method.name} estimates its z0 as a mean over the batch's mismatched answers, clamped at 0; of one row that is "
-                          "no estimate but noise, and never below 0. Set batch_size to 2 or more, 8 at least if memory allows.")
-    if "mismatched" in method.extra and len(train_rows) % settings.batch_size == 1:
-        raise ConfigError(f"batch_size: {len(train_rows)} rows in batches of {settings.batch_size} leave one row alone, of which {method.name} cannot "
-                          "estimate its z0. Take another batch_size, or one row less.")
+    check_batch_size(method, settings.batch_size, len(train_rows))
 
 # %% ../nbs/lib/40_train.ipynb #a11b6cc1
 def check_output(

@@ -12,6 +12,11 @@ from hypothesis import settings
 settings.register_profile("prefkit", deadline=None, derandomize=True)
 settings.load_profile("prefkit")
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    "No test finds what another run has cached, or leaves anything in the project's cache."
+    os.environ["PREFKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
 @pytest.fixture(scope="session")
 def root():
     "The project's top folder."

@@ -102,7 +102,8 @@ def test_accumulated_micro_batches_equal_the_big_batch(tmp_path, method):
     big = fit(tmp_path / "big", method, rows, batch_size=12)
     small = fit(tmp_path / "small", method, rows, batch_size=3, gradient_accumulation=4)
     for one, other in zip(steps_of(big), steps_of(small), strict=True):
-        for name in set(one) - set(TIME_FIELDS) - {"split"}: assert one[name] == pytest.approx(other[name], rel=2e-4, abs=1e-5), name
+        rounding = {"reward_accuracy"} if one["step"] == 1 else set() # policy = reference: which reward is the larger one is rounding
+        for name in set(one) - set(TIME_FIELDS) - {"split"} - rounding: assert one[name] == pytest.approx(other[name], rel=2e-4, abs=1e-5), name
     for name, value in weights(big.model).items(): torch.testing.assert_close(value, weights(small.model)[name], rtol=1e-3, atol=2e-5)
 
 def test_gradient_of_micro_batches_equals_that_of_the_big_batch_and_naive_averaging_does_not():
