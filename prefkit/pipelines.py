@@ -49,6 +49,12 @@ def check_dataset(
     except (ConfigError, DataError) as error: raise type(error)(f"{prefix}dataset: {error}") from error
 
 
+def first_row(name: str, kind: str, split: str) -> dict | None: # None: nothing can be known of it here
+    "The first record of a data set that is generated or lies on this machine, to see what its rows hold."
+    if DATASETS[name].hub if name in DATASETS else is_hub_name(name): return None
+    return next(iter(load_records(name, kind=kind, split=split, limit=1)), None)
+
+
 def chosen_answers(
     pairs: Records, # of kind pairs
 ) -> Records: # of kind sft

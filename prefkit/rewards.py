@@ -8,6 +8,7 @@ __all__ = ['filling_token', 'scalar_head', 'sequence_rewards', 'rewards_of', 're
 
 # %% ../nbs/lib/51_rewards.ipynb #79a027e2
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -45,19 +46,30 @@ def scalar_head(
     model_name_or_path: str, # a folder, or a name on the Hub: a causal language model, or one with a head of one number
     *,
     seed: int = 0, # of the new head; a head that is there is kept
+    layers: int | None = None, # keep only the first so many layers: a deliberately small reward model
 ): # AutoModelForSequenceClassification with num_labels=1 and config.pad_token_id, float32, in eval mode
     "A reward model to be trained; the random state is not touched. Raises `ConfigError` where it cannot be loaded."
     from transformers import AutoTokenizer
     place = str(resolve_path(model_name_or_path)) if resolve_path(model_name_or_path).exists() else model_name_or_path
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model, info = _load_quietly(place, num_labels=1, pad_token_id=filling_token(tokenizer))
+        model, info = _load_quietly(place, num_labels=1, pad_token_id=filling_token(tokenizer), **_fewer_layers(place, layers))
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, ConfigError): raise
         raise ConfigError(f"model: {model_name_or_path} cannot be loaded as a reward model ({str(error).strip().splitlines()[0]}). "
                           "Give a folder written by save_pretrained, or a name on the Hub.") from error
     _draw_head(model, info["missing_keys"], seed, model_name_or_path)
     return model.eval()
+
+def _fewer_layers(place, layers):
+    "What the config has to say so that only the first layers are built and loaded."
+    if layers is None: return {}
+    from transformers import AutoConfig
+    config = AutoConfig.from_pretrained(place)
+    most = config.get_text_config().num_hidden_layers
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= most: raise ConfigError(f"layers is {layers!r}, but must be a whole number from 1 to {most}.")
+    kinds = getattr(config, "layer_types", None)
+    return {"num_hidden_layers": layers, **({"layer_types": kinds[:layers]} if kinds else {})}
 
 # %% ../nbs/lib/51_rewards.ipynb #b922b4e4
 def _draw_head(model, missing, seed, name):
@@ -86,18 +98,19 @@ def sequence_rewards(
     sequences: list[list[int]], # token ids of prompt and answer
     *,
     batch_size: int = 64, # sequences in one forward pass; does not change the scores
+    quiet: bool = False, # no progress bar: for calls inside something that has its own
 ) -> list[float]: # in the order of the sequences
     "The score at the last token of each sequence, without gradient; raises `ConfigError` where padding and answers can be confused."
     _check_ends(model, sequences)
     if batch_size < 1: raise ConfigError(f"batch_size: {batch_size} is not at least 1.")
     order, scores = sorted(range(len(sequences)), key=lambda i: -len(sequences[i])), [0.0] * len(sequences)
     pad, device = model.config.get_text_config().pad_token_id, next(model.parameters()).device
-    with evaluating(model), Progress(len(sequences), "scoring") as progress:
+    with evaluating(model), nullcontext() if quiet else Progress(len(sequences), "scoring") as progress:
         for numbers in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
             batch = pad_batch([sequences[i] for i in numbers], [[]] * len(numbers), pad)
             logits = model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False).logits
             for i, score in zip(numbers, logits[:, 0].float().tolist()): scores[i] = score
-            progress.update(len(numbers))
+            if progress: progress.update(len(numbers))
     return scores
 
 # %% ../nbs/lib/51_rewards.ipynb #180600ed
@@ -120,6 +133,7 @@ def rewards_of(
     batch_size: int = 64, # answers in one forward pass; does not change the scores
     max_length: int = 512, # most tokens of prompt and answer together
     max_prompt_length: int | None = None, # most tokens of the prompt; max_length if None
+    quiet: bool = False, # no progress bar
 ) -> list[float]: # the reward of each answer
     "What a reward model gives each answer; raises `DataError` for a bad message (with its number) and unequal lengths, `ConfigError` for a model that cannot tell padding."
     if len(prompts) != len(answers): raise DataError(f"{len(prompts)} prompts and {len(answers)} answers: there must be as many of both.")
@@ -127,7 +141,7 @@ def rewards_of(
     for number, (prompt, answer) in enumerate(zip(prompts, answers)):
         try: sequences.append(_answer_ids(tokenizer, prompt, answer, max_length, max_prompt_length))
         except DataError as error: raise DataError(f"answer {number}: {error}") from error
-    return sequence_rewards(model, sequences, batch_size=batch_size)
+    return sequence_rewards(model, sequences, batch_size=batch_size, quiet=quiet)
 
 # %% ../nbs/lib/51_rewards.ipynb #dd5d4f78
 def _differences(chosen_rewards, rejected_rewards):

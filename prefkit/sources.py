@@ -1,13 +1,16 @@
-"""Where rows come from: JSON-lines, JSON and Parquet files, `datasets` folders, the Hugging Face Hub.
+"""Where rows come from: JSON-lines, JSON and Parquet files, `datasets` folders, the Hugging Face Hub, and what is generated here.
 
 Each source is read as rows `(number from 1, record or None, reason why there is no record or None)`. The lesson
 `nbs/lib/02_data.ipynb` uses it through `prefkit.data.load_records`. Written by hand, not exported from a notebook.
 """
 import json, re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from prefkit.chat import bad_row
 from prefkit.core import ConfigError, DataError, iter_jsonl, resolve_path
+from prefkit.countdown import countdown_records, prompt_text, read_prompt, split_of, tiny_problems
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
@@ -127,3 +130,46 @@ def read_source(
     near = get_close_matches(str(name), known, 1)
     raise ConfigError(f"there is no data set {str(name)!r}{f'; did you mean {near[0]}?' if near else '.'} Give one of {', '.join(known)}, "
                       "a name owner/name on the Hub, a datasets folder, or a .jsonl, .json or .parquet file.")
+
+
+def generate(
+    name: str, # of what is generated here: tiny-world, countdown, countdown-tiny, countdown-tiny-worked
+    kind: str, # as `load_records` takes it
+    split: str, # train, validation or test
+    n: int | None, # rows; None: 1,000, or all of a split that has fewer
+    seed: int, # which draw
+) -> list[dict]: # records
+    "Records of a data set that is made, not read; raises `DataError` where there are fewer."
+    if name == "tiny-world":
+        from prefkit.world import tiny_records
+        return tiny_records(kind, split, 1000 if n is None else n, seed=seed)
+    size = "public" if name == "countdown" else "tiny"
+    if n is None: n = 1000 if size == "public" or split == "train" else min(1000, len(tiny_problems(split)))
+    return countdown_records(kind, split, n, seed, size, styles=("worked",) if name.endswith("worked") else None)
+
+
+def part_of(
+    record: dict | None, # a puzzle with nums and target
+) -> str: # train, validation or test
+    "The split of a puzzle from a source that has one split for all."
+    try: return split_of(record["nums"], record["target"])
+    except (KeyError, TypeError, ValueError): return "train" # a bad row, which is named where it is read
+
+
+def puzzle_columns(
+    columns: dict, # of one row, without those that are None
+) -> dict: # with a prompt, where they are those of a Countdown set
+    "The two layouts of Countdown sets with a prompt column: a query in a base model's frame, or nums and target alone; raises `DataError`."
+    if {"prompt", "messages", "conversations"} & set(columns): return columns
+    if isinstance(columns.get("query"), str):
+        question, framed, begun = columns["query"].partition("User:")[2].partition("\nAssistant:") # as TinyZero asks a base model
+        question, begun = (question.strip(), begun.removeprefix(" ")) if framed else (columns["query"], "")
+        made = {"prompt": question, **{name: columns[name] for name in columns if name != "query"}}
+        if isinstance(columns.get("completion"), str): # what the query puts into the model's mouth is a part of the answer
+            made["completion"] = begun + "\n" * (begun[-1:].isalnum() or begun[-1:] == ".") + columns["completion"]
+        with suppress(DataError): made |= {name: value for name, value in zip(("nums", "target"), read_prompt(question)) if name not in columns}
+        return made
+    if not {"nums", "target"} <= set(columns): return columns
+    whole = isinstance(columns["nums"], (list, tuple)) and columns["nums"] and all(type(n) is int for n in (*columns["nums"], columns["target"]))
+    if not whole: raise bad_row("nums or target are no whole numbers", f"nums is {columns['nums']!r}, target {columns['target']!r}", "Give a list of whole numbers, and one.")
+    return {"prompt": prompt_text(columns["nums"], columns["target"]), **columns}

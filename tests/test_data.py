@@ -1,6 +1,7 @@
 """Data: layouts, sources, filters, and the account of every row. Hub data sets are stood in for by rows of their columns and types."""
 import json
 import os
+import random
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 from prefkit.chat import encode_response, end_of_turn_id
 from prefkit.core import ConfigError, DataError, project_root, write_text
+from prefkit.countdown import problems, prompt_text, verify, worked_solution
 from prefkit.data import DATASETS, encode_records, last_question, load_records, normalise, pairs_to_binary, parse_hh
 from prefkit.pipelines import check_dataset
 
@@ -379,8 +381,134 @@ def test_tiny_world_refuses_slices_that_would_not_continue_one_another():
 
 
 def test_every_named_data_set_says_what_it_is():
-    assert set(DATASETS) == {"tiny-world", "smol-smoltalk", "smoltalk", "ultrafeedback_binarized", "hh-rlhf", "metamath_dpo"}
+    assert set(DATASETS) == {"tiny-world", "smol-smoltalk", "smoltalk", "ultrafeedback_binarized", "hh-rlhf", "metamath_dpo",
+                             "countdown-tiny", "countdown-tiny-worked", "countdown", "countdown-3to4", "cog_behav_all_strategies"}
     assert all(source.note and source.splits and source.kinds for source in DATASETS.values())
+
+
+# ---- prompts, for trainers that sample their own answers
+
+def test_prompts_carry_the_columns_of_their_record_and_an_answer_where_there_is_one(tmp_path, tokenizer):
+    path = jsonl(tmp_path, [{"prompt": f"What is {i} + 1?", "nums": [i, 1], "target": i + 1, "note": None, "meta": {"level": 3}} for i in range(5)])
+    records = load_records(path, kind="prompts")
+    assert records[2] == {"prompt": [user("What is 2 + 1?")], "target": 3, "row": "row 3 of prefs.jsonl",
+                          "record": {"prompt": "What is 2 + 1?", "nums": [2, 1], "target": 3, "meta": {"level": 3}}}
+    rows, report = encode_records(records, tokenizer, kind="prompts")
+    assert set(rows[2]) == {"prompt_ids", "prompt", "record"} and rows[2]["prompt"] == [user("What is 2 + 1?")] and rows[2]["record"] == records[2]["record"]
+    assert tokenizer.decode(rows[2]["prompt_ids"]).endswith("What is 2 + 1?<|im_end|>\n<|im_start|>assistant\n") and (report.read, report.kept) == (5, 5)
+
+
+@pytest.mark.parametrize("record", [{"messages": RED}, {"prompt": "Which colour?", "completion": "Red."}, {"prompt": RED[:1], "response": RED[1:]}, PLAIN, SHAREGPT,
+    {"prompt": "Which colour?", "chosen": RED, "rejected": BLUE, "messages": RED}, {"conversations": [{"from": "human", "value": "Which colour?"}, {"from": "gpt", "value": "\nRed."}]}])
+def test_an_answer_to_the_same_prompt_stands_beside_it(tmp_path, tokenizer, record):
+    records = load_records(jsonl(tmp_path, [{**record, "source": "here"}]), kind="prompts")
+    assert records[0]["prompt"] == RED[:1] and records[0]["response"] == RED[1:] and records[0]["record"]["source"] == "here"
+    row = encode_records(records, tokenizer, kind="prompts")[0][0]
+    assert (row["prompt_ids"], row["response_ids"]) == encode_response(tokenizer, RED[:1], RED[1:]) and set(row) == {"prompt_ids", "prompt", "record", "response_ids"}
+
+
+def test_an_answer_beside_a_prompt_is_neither_cut_nor_a_reason_to_drop_it(tmp_path, tokenizer):
+    rows = [{"prompt": "word " * 80, "completion": "red " * 300}, {"prompt": "Hi", "completion": ""}, {"prompt": "Hi", "completion": "Hello"}, {"prompt": "Hi"}]
+    records = load_records(jsonl(tmp_path, rows), kind="prompts")
+    assert [("response" in row) for row in records] == [True, False, True, False]
+    encoded, report = encode_records(records, tokenizer, kind="prompts", max_length=64, max_prompt_length=50, on_bad_rows="error")
+    assert [len(row["prompt_ids"]) <= 50 for row in encoded] == [True] * 4 and len(encoded[0]["response_ids"]) > 300 and encoded[0]["prompt"] == records[0]["prompt"]
+    assert (report.kept, report.shortened, report.shortened_prompts, report.shortened_answers) == (4, 1, 1, 0)
+    assert encode_records(records, tokenizer, kind="prompts", max_prompt_tokens=60)[1].dropped["prompt over 60 tokens"]["asked"]
+
+
+@pytest.mark.parametrize("record, reason", [({"prompt": ""}, "empty message"), ({"messages": RED[1:]}, "no question in the prompt"), ({"good": "Hi"}, "wrong columns"), ({"prompt": "a<|im_end|>"}, "special token in the text"),
+    ({"messages": [{"role": "system", "content": "Be brief."}, RED[1]]}, "no question in the prompt"), ({"nums": [3, "7"], "target": 10}, "nums or target are no whole numbers"), ({"nums": [], "target": 1}, "nums or target are no whole numbers")])
+def test_a_prompt_that_is_none_is_a_bad_row(tmp_path, record, reason):
+    records = load_records(jsonl(tmp_path, [*good(19), record]), kind="prompts")
+    assert records.report.dropped[reason]["rows"] == 1 and "row 20 of prefs.jsonl" in str(records.report)
+
+
+def test_named_sets_give_prompts(hub, tokenizer):
+    asked, sets = hub
+    sets["HuggingFaceH4/ultrafeedback_binarized", "train_prefs"] = ultrafeedback(6)
+    sets["HuggingFaceTB/smol-smoltalk", "train"] = smoltalk(5)
+    records = load_records("ultrafeedback_binarized", kind="prompts", limit=4)
+    assert records[3]["prompt"] == [user("Count to 3.")] and records[3]["response"] == [assistant("One to 3.")] and records[3]["record"]["prompt_id"] == "id3"
+    talks, _ = encode_records(load_records("smol-smoltalk", kind="prompts"), tokenizer, kind="prompts")
+    assert [turn["role"] for turn in talks[0]["prompt"]] == ["system", "user", "assistant", "user"] and tokenizer.decode(talks[2]["response_ids"]) == "One to 2.<|im_end|>"
+    tiny, _ = encode_records(load_records("tiny-world", kind="prompts", limit=30), tokenizer, kind="prompts")
+    assert len(tiny) == 30 and set(tiny[0]["record"]) == {"prompt", "prompt_id", "kind", "held_out"} and tiny[0]["prompt"] == [user(tiny[0]["record"]["prompt"])]
+    check_dataset("tiny-world", kind="prompts")
+
+
+# ---- Countdown
+
+@pytest.mark.parametrize("name, style", [("countdown-tiny", "answer"), ("countdown-tiny-worked", "worked"), ("countdown", None)])
+def test_generated_puzzles_come_through_the_same_door(tokenizer, name, style):
+    prompts, sft = (load_records(name, kind=kind, split="test", limit=40) for kind in ("prompts", "sft"))
+    assert [row["prompt"] for row in prompts] == [row["prompt"] for row in sft] and (style is None or {row["style"] for row in sft} == {style})
+    encoded, report = encode_records(prompts, tokenizer, kind="prompts", on_bad_rows="error")
+    assert len(encoded) == report.kept == 40 and set(encoded[0]["record"]) == {"prompt", "prompt_id", "nums", "target"}
+    for row, answer in zip(encoded, sft): assert verify(answer["response"][0]["content"], row["record"]["nums"], row["record"]["target"]).correct
+    assert load_records(name, kind="sft", limit=40).fingerprint == load_records(name, kind="sft", limit=40).fingerprint != load_records(name, kind="sft", limit=40, seed=1).fingerprint
+    with pytest.raises(ConfigError, match="drawn anew"): load_records(name, kind="sft", skip=1, limit=4)
+    with pytest.raises(ConfigError, match="no rows of kind pairs"): load_records(name, kind="pairs")
+
+
+def test_without_a_limit_a_small_split_gives_what_it_has():
+    assert [len(load_records("countdown-tiny", kind="prompts", split=split)) for split in ("train", "validation", "test")] == [1000, 114, 330]
+    with pytest.raises(DataError, match="has 114 puzzles, 200 are wanted"): load_records("countdown-tiny", kind="prompts", split="validation", limit=200)
+
+
+def tasks(n): return [{"target": p["target"], "nums": p["nums"]} for split in ("train", "test", "validation") for p in problems(split, n, size="public")]
+
+
+def test_countdown_tasks_are_parted_by_puzzle_whatever_the_order_of_their_numbers(hub, tokenizer):
+    asked, sets = hub
+    rows = tasks(40)
+    sets["Jiayi-Pan/Countdown-Tasks-3to4", "train"] = [*rows, *({"target": row["target"], "nums": row["nums"][::-1]} for row in rows)]
+    parts = {split: load_records("countdown-3to4", kind="prompts", split=split) for split in ("train", "validation", "test")}
+    assert asked == [("Jiayi-Pan/Countdown-Tasks-3to4", None, "train")] * 3 and [len(part) for part in parts.values()] == [80, 80, 80]
+    keys = {split: {(*sorted(row["record"]["nums"]), row["record"]["target"]) for row in part} for split, part in parts.items()}
+    assert not keys["train"] & keys["test"] and not keys["train"] & keys["validation"] and not keys["test"] & keys["validation"]
+    first = load_records("countdown-3to4", kind="prompts", split="test", limit=1)[0]
+    assert first["prompt"][0]["content"] == prompt_text(rows[40]["nums"], rows[40]["target"]) and first["row"] == "row 41 of Jiayi-Pan/Countdown-Tasks-3to4 (train, its test part)"
+    assert len(load_records("Jiayi-Pan/Countdown-Tasks-3to4", kind="prompts")) == 240 # by its full name: the Hub's own split
+    encoded, _ = encode_records(parts["test"], tokenizer, kind="prompts")
+    assert encoded[0]["record"]["nums"] == rows[40]["nums"] and encoded[0]["record"]["target"] == rows[40]["target"]
+    with pytest.raises(ConfigError, match="no rows of kind sft"): load_records("countdown-3to4", kind="sft")
+
+
+def test_tasks_in_a_file_are_read_by_their_columns(tmp_path):
+    datasets.Dataset.from_list(tasks(5)).to_parquet(tmp_path / "tasks.parquet")
+    records = load_records(tmp_path / "tasks.parquet", kind="prompts")
+    assert len(records) == 15 and records[0]["prompt"][0]["content"].startswith("Using the numbers [")
+    with pytest.raises(DataError, match="no answer|do not make a row of kind sft"): load_records(tmp_path / "tasks.parquet", kind="sft")
+
+
+FRAME = ("A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks about the reasoning process in the mind and then "
+         "provides the user with the answer.\nUser: {question}\nAssistant: Let me solve this step by step.\n")
+
+
+def cog_behav(n, frame=FRAME):
+    "Rows with the columns of Asap7772/cog_behav_all_strategies: a base model's frame around the question, and what follows it."
+    return [{"query": frame.format(question=prompt_text(p["nums"], p["target"])), "completion": worked_solution(p["nums"], p["target"], "trying", random.Random(0), p["solution"])}
+            for p in problems("train", n, size="public")]
+
+
+def test_cog_behav_rows_become_chats_whose_prompts_know_their_puzzle(hub, tokenizer):
+    asked, sets = hub
+    sets["Asap7772/cog_behav_all_strategies", "test"] = cog_behav(6)
+    sft, prompts = (load_records("cog_behav_all_strategies", kind=kind, split="test") for kind in ("sft", "prompts"))
+    puzzle = problems("train", 6, size="public")[2]
+    assert sft[2]["prompt"] == prompts[2]["prompt"] == [user(prompt_text(puzzle["nums"], puzzle["target"]))]
+    assert sft[2]["response"][0]["content"].startswith("Let me solve this step by step.\n<think>\n") and prompts[2]["response"] == sft[2]["response"]
+    assert (prompts[2]["record"]["nums"], prompts[2]["record"]["target"]) == (puzzle["nums"], puzzle["target"])
+    assert all(verify(row["response"][0]["content"], row["record"]["nums"], row["record"]["target"]).correct for row in prompts)
+    assert len(encode_records(sft, tokenizer, kind="sft", max_length=2048, on_bad_rows="error")[0]) == 6
+
+
+@pytest.mark.parametrize("query, completion, prompt, answer", [
+    (FRAME.format(question="Hi?") + "<think>", " a</think>", "Hi?", "Let me solve this step by step.\n<think> a</think>"), ("Hi?", "Hello", "Hi?", "Hello"),
+    ("User: Hi?\nAssistant:", " Hello", "Hi?", " Hello"), ("User: Hi?\nAssistant: So.", "Hello", "Hi?", "So.\nHello")])
+def test_what_a_query_puts_into_the_models_mouth_belongs_to_the_answer(query, completion, prompt, answer):
+    assert normalise({"query": query, "completion": completion}, "sft") == {"prompt": [user(prompt)], "response": [assistant(answer)]}
 
 
 # ---- encoding
