@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['best_of_n_kl', 'best_of_n_kl_exact', 'best_weights', 'best_of_n', 'best_of_n_metric', 'best_of_n_kl_from_samples']
 
-# %% ../nbs/lib/35_best_of_n.ipynb #e542970d
+# %% ../nbs/lib/35_best_of_n.ipynb #1623bcc4
 import math
 import operator
 import numpy as np
 from .core import DataError
 
-# %% ../nbs/lib/35_best_of_n.ipynb #64ac4356
+# %% ../nbs/lib/35_best_of_n.ipynb #f0047380
 def _samples(n, **arrays):
     "Arrays of shape (prompts, m) as float64, finite, with m >= n >= 1, behind n as an int; raises `DataError`."
     shape, arrays = None, {name: np.asarray(x, dtype=np.float64) for name, x in arrays.items()}
@@ -38,7 +38,7 @@ def best_of_n_kl(
     n = _count(n)
     return math.log(n) - (n - 1) / n
 
-# %% ../nbs/lib/35_best_of_n.ipynb #0d2b274f
+# %% ../nbs/lib/35_best_of_n.ipynb #65e436e8
 def _level_kl(mass, n):
     "KL of best of n from the masses of the reward levels, lowest first, positive and adding up to 1."
     below, above = np.cumsum(mass), np.concatenate([np.cumsum(mass[:0:-1])[::-1], [0.0]]) # F, and 1 - F
@@ -48,7 +48,7 @@ def _level_kl(mass, n):
     log_best = n * log_cdf + log_step # log p_n = log(F^n - F_-^n)
     return float(max(0.0, np.exp(log_best) @ (log_best - np.log(mass))))
 
-# %% ../nbs/lib/35_best_of_n.ipynb #00ad3f02
+# %% ../nbs/lib/35_best_of_n.ipynb #f89104a6
 def best_of_n_kl_exact(
     probabilities, # (answers,) of the reference; they add up to 1
     rewards, # (answers,) reward of each
@@ -62,7 +62,7 @@ def best_of_n_kl_exact(
     _, level = np.unique(r[p > 0], return_inverse=True)
     return _level_kl(np.bincount(level, p[p > 0]) / p.sum(), n)
 
-# %% ../nbs/lib/35_best_of_n.ipynb #6c39d9c3
+# %% ../nbs/lib/35_best_of_n.ipynb #199deff1
 def best_weights(
     m: int, # samples that there are
     n: int, # samples that the best is taken of, 1 <= n <= m
@@ -81,7 +81,7 @@ def best_of_n(
     n, rewards = _samples(n, rewards=rewards)
     return np.sort(rewards, axis=1) @ best_weights(rewards.shape[1], n)
 
-# %% ../nbs/lib/35_best_of_n.ipynb #bdd13971
+# %% ../nbs/lib/35_best_of_n.ipynb #f95fe809
 def best_of_n_metric(
     rewards, # (prompts, m) what chooses, such as a reward model's scores of m samples from the reference
     other, # (prompts, m) what judges the choice, such as a gold reward of the same samples
@@ -96,7 +96,7 @@ def best_of_n_metric(
         estimates[row] = share[level] @ score
     return estimates
 
-# %% ../nbs/lib/35_best_of_n.ipynb #56dd3eda
+# %% ../nbs/lib/35_best_of_n.ipynb #26d80666
 def best_of_n_kl_from_samples(
     rewards, # (prompts, m) rewards of m samples from the reference for each prompt
     n: int, # samples chosen from

@@ -19,23 +19,31 @@ def mean_interval(values: list[float]) -> dict:
     return {"mean": mean, "low": low, "high": high, "seeds": len(values)}
 
 
+# What an evaluation finds: table -> columns that name a row. All other columns are numbers, but for intervals and counts within one seed.
+TABLES = {"win_rates": ("model", "reference", "judge"), "differences": ("model", "reference"), "scores": ("model",)}
+WITHIN = ("n", "wins", "ties")
+
+
 def findings(folders: dict[str, Path]) -> dict:
-    "Scores and win rates of the evaluations of one finished experiment, and the wall time of its stages."
+    "What the evaluations of one finished experiment found, the curves of its stages where they tell one, and their wall times."
     runs = {name: open_run(folder) for name, folder in folders.items()}
-    judged = [one.info["metrics"] for one in runs.values() if "win_rates" in one.info.get("metrics", {})]
-    if not judged: raise ConfigError("the experiment has no stage that evaluates: there is nothing to compare over seeds.")
-    return {"scores": [row for metrics in judged for row in metrics["scores"]], "win_rates": [row for metrics in judged for row in metrics["win_rates"]],
+    metrics = {name: one.info.get("metrics", {}) for name, one in runs.items()}
+    if not any(table in one for one in metrics.values() for table in TABLES): raise ConfigError("the experiment has no stage that evaluates: there is nothing to compare over seeds.")
+    found = {table: [{"stage": name, **row} for name, one in metrics.items() for row in one.get(table, [])] for table in TABLES}
+    return {**{table: rows for table, rows in found.items() if rows}, "curves": {name: one["curve"] for name, one in metrics.items() if "curve" in one},
             "wall_seconds": {name: round(one.info["wall_seconds"], 1) for name, one in runs.items()}}
 
 
 def over_seeds(found: dict[int, dict]) -> dict:
-    "Means over seeds of every win rate and every score, with intervals."
-    def gathered(table, keys, columns):
+    "Means over seeds of every number in every table, with intervals."
+    def gathered(table, keys):
         rows = {}
         for seed in found.values():
-            for row in seed[table]: rows.setdefault(tuple(row[key] for key in keys), []).append(row)
-        return [{**dict(zip(keys, name)), **{column: mean_interval([row[column] for row in group]) for column in columns}} for name, group in rows.items()]
-    return {"win_rates": gathered("win_rates", ("model", "reference", "judge"), ("rate",)), "scores": gathered("scores", ("model",), ("gold", "right", "second", "tokens"))}
+            for row in seed.get(table, []): rows.setdefault(tuple(row[key] for key in keys), []).append(row)
+        return [{**dict(zip(keys, name)), **{column: mean_interval([row[column] for row in group]) for column in numbers(group[0])}} for name, group in rows.items()]
+    def numbers(row):
+        return [name for name, value in row.items() if isinstance(value, (int, float)) and name not in WITHIN and not name.endswith(("low", "high"))]
+    return {table: gathered(table, keys) for table, keys in TABLES.items() if any(table in seed for seed in found.values())}
 
 
 def run_seeds(

@@ -6,13 +6,13 @@
 __all__ = ['ESTIMATORS', 'rloo_advantages', 'reinforce_loss', 'rloo_loss', 'shaped_rewards', 'check_tokens', 'kl_penalty',
            'rloo_kl_loss']
 
-# %% ../../nbs/lib/31_rloo.ipynb #567a744d
+# %% ../../nbs/lib/31_rloo.ipynb #5262b3bf
 import torch
 from torch import Tensor
 from ..logps import check_batch, check_number
 from .topr import MAX_LOG_RATIO
 
-# %% ../../nbs/lib/31_rloo.ipynb #1991b7a0
+# %% ../../nbs/lib/31_rloo.ipynb #b1bd076f
 def rloo_advantages(
     rewards: Tensor, # (prompts, k) rewards of k answers to each prompt, k at least 2
 ) -> Tensor: # (prompts, k) advantages, at least float32; exactly 0 in a group of equal rewards
@@ -24,7 +24,7 @@ def rloo_advantages(
     others = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1) # 1/(k-1) sum over j != i
     return rewards - others
 
-# %% ../../nbs/lib/31_rloo.ipynb #f456c1fc
+# %% ../../nbs/lib/31_rloo.ipynb #e41dc0c4
 def reinforce_loss(
     policy_logps: Tensor, # (batch,) sum of response-token log-probs, policy
     advantages: Tensor, # (batch,) reward less baseline; no gradient flows through it
@@ -33,7 +33,7 @@ def reinforce_loss(
     dtype = check_batch(policy_logps=policy_logps, advantages=advantages)
     return -advantages.detach().to(dtype) * policy_logps.to(dtype)
 
-# %% ../../nbs/lib/31_rloo.ipynb #b46b7c91
+# %% ../../nbs/lib/31_rloo.ipynb #0977e6bf
 def rloo_loss(
     policy_logps: Tensor, # (batch,) sum of response-token log-probs, policy
     old_logps: Tensor, # (batch,) the same under the policy that wrote the answers; no gradient flows through it
@@ -51,7 +51,7 @@ def rloo_loss(
     if clip is not None: gain = torch.minimum(gain, advantages * ratio.clamp(1 - clip, 1 + clip)) # PPO's, on sequences
     return -gain
 
-# %% ../../nbs/lib/31_rloo.ipynb #91e51b2c
+# %% ../../nbs/lib/31_rloo.ipynb #6af7947d
 def shaped_rewards(
     rewards: Tensor, # (batch,) reward of each answer
     policy_logps: Tensor, # (batch,) sum of response-token log-probs, the policy that wrote the answers
@@ -64,7 +64,7 @@ def shaped_rewards(
     dtype = check_batch(rewards=rewards, policy_logps=policy_logps, ref_logps=ref_logps)
     return (rewards.to(dtype) - kl_coef * (policy_logps.to(dtype) - ref_logps.to(dtype))).detach()
 
-# %% ../../nbs/lib/31_rloo.ipynb #7ff0a75d
+# %% ../../nbs/lib/31_rloo.ipynb #838e9977
 def check_tokens(
     **tensors: Tensor, # by name
 ) -> torch.dtype: # the float type to compute in: the widest among the tensors, at least float32
@@ -77,7 +77,7 @@ def check_tokens(
         if x.is_floating_point(): dtype = torch.promote_types(dtype, x.dtype)
     return dtype
 
-# %% ../../nbs/lib/31_rloo.ipynb #3c4db86c
+# %% ../../nbs/lib/31_rloo.ipynb #dc959860
 ESTIMATORS = { # of KL(policy || reference) from a token that the policy wrote; d = log policy - log reference
     "k1": lambda d: d,
     "k2": lambda d: d.square() / 2,
@@ -101,7 +101,7 @@ def kl_penalty(
     difference = torch.where(mask.bool(), token_logps.to(dtype) - ref_token_logps.to(dtype), 0.0) # before anything that is not linear
     return ESTIMATORS[estimator](difference).sum(1) # each of the three is 0 at 0
 
-# %% ../../nbs/lib/31_rloo.ipynb #dce1f3f1
+# %% ../../nbs/lib/31_rloo.ipynb #f888b2fb
 def rloo_kl_loss(
     token_logps: Tensor, # (batch, length) log-prob of each token, policy
     old_token_logps: Tensor, # (batch, length) the same under the policy that wrote the answers; no gradient flows through it
