@@ -239,10 +239,9 @@ def random_expression(
 SIZES = {"tiny": dict(count=(3,), low=1, high=20, least=10, most=60), "public": dict(count=(3, 4), low=1, high=99, least=10, most=100)}
 
 def _whole_ways(one, other):
-    "Joins whose value is whole and not negative and that are not idle (times 1, over 1, a difference of 0)."
+    "Sums and differences whose value is above 0: a million parameters have learned to add and to take away, not to multiply."
     for left, sign, right in _ways(one, other):
-        value, idle = _reckon(left[0], sign, right[0]), sign in "*/" and 1 in (left[0], right[0])
-        if value > 0 and value.denominator == 1 and not idle: yield left, sign, right
+        if sign in "+-" and _reckon(left[0], sign, right[0]) > 0: yield left, sign, right
 
 @lru_cache
 def _tiny_solutions(nums):

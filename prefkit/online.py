@@ -125,6 +125,7 @@ ONLINE_METHODS: dict[str, OnlineMethod] = {}
 INPUTS = ("policy_logps", "old_logps", "behaviour_logps", "ref_logps", "rewards", "lengths", "advantages", "token_logps", "old_token_logps", "ref_token_logps", "mask", "values",
           "old_values", "returns", "policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps", "explore_logps", "sampled_logps", "sampled_lengths")
 
+# %% ../nbs/lib/46_online.ipynb #84aa9fb1
 def keywords(function: Callable) -> list[str]: # its keyword-only parameters
     "Hyper-parameters that a function takes."
     return [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
@@ -247,6 +248,7 @@ def loss_inputs(
                    "policy_logps": demonstration_logps, "lengths": batch["demonstration_lengths"]}
     return inputs
 
+# %% ../nbs/lib/46_online.ipynb #810f0eb1
 def pair_inputs(inputs: dict, first_chosen: Tensor) -> dict: # (prompts,) each
     "Chosen and rejected of two answers; the second one, which the reference wrote, is what XPO's bonus pushes away."
     found = {}
@@ -321,6 +323,7 @@ def fill(lists: list[list[list[float]]]) -> Tensor: # (prompts, k, longest) floa
     longest = max(len(values) for group in lists for values in group)
     return torch.tensor([[values + [0.0] * (longest - len(values)) for values in group] for group in lists])
 
+# %% ../nbs/lib/46_online.ipynb #9901dcb1
 class Tensors:
     "The part of the online trainer that turns the buffer into tensors."
     def seen_tensors(self, rollouts: Rollouts) -> dict: # (prompts, k) and (prompts, k, longest)
@@ -490,6 +493,7 @@ class RoundChecks:
         reward_samples(rollouts, self.source)
         return rollouts
 
+# %% ../nbs/lib/46_online.ipynb #a184f2b1
 def mean_of(judge, rollouts: Rollouts) -> float:
     "Mean reward that another judge gives the samples."
     scores = judge(rollouts.rows, [{"text": s.text, "tokens": len(s.ids), "ended": s.ended} for group in rollouts.samples for s in group])

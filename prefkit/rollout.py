@@ -121,6 +121,7 @@ def sample_answers(
                 answers[i] = [_sample(tokenizer, found, place * k + j, int(lengths[place * k + j]), stops, temperatures[j], by) for j in range(k)]
     return answers
 
+# %% ../nbs/lib/45_rollout.ipynb #4a5e63b1
 def _sample(tokenizer, found, row, n, stops, temperature, by):
     "One row of what was drawn as a `Sample`."
     ids, logps, model_logps = (found[name][row, :n].tolist() for name in ("tokens", "logps", "model_logps"))
