@@ -7,12 +7,12 @@ __all__ = ['RANGES', 'ONLINE_METHODS', 'INPUTS', 'RolloutSettings', 'prepare_rlo
            'prepare_topr', 'prepare_ppo', 'prepare_pairs', 'prepare_nothing', 'OnlineMethod', 'keywords',
            'add_online_method', 'get_online_method', 'watch_tokens', 'watch_sequences', 'watch_ppo', 'watch_pairs',
            'topr_on_samples', 'online_hyperparameters', 'split_hyperparameters', 'try_method', 'answer_major',
-           'loss_inputs', 'pair_inputs', 'call_inputs', 'Rounds', 'fill', 'Tensors', 'OnlineSteps', 'largest_gap',
-           'RoundLog', 'RoundChecks', 'mean_of', 'judged_parts', 'show_rewards', 'RoundCheckpoints', 'Counter',
-           'OnlineTrainer', 'value_head', 'online_steps', 'rollout_settings', 'check_prompts', 'check_online',
-           'train_online', 'can_share_prompt']
+           'loss_inputs', 'fill', 'pair_inputs', 'call_inputs', 'Rounds', 'Writers', 'Tensors', 'BufferBatches',
+           'OnlineSteps', 'largest_gap', 'RoundNotes', 'RoundChecks', 'RoundLines', 'mean_of', 'judged_parts',
+           'show_rewards', 'RoundCheckpoints', 'Counter', 'OnlineTrainer', 'can_share_prompt', 'value_head',
+           'online_steps', 'rollout_settings', 'check_prompts', 'prompt_fingerprints', 'check_online', 'train_online']
 
-# %% ../nbs/lib/46_online.ipynb #10981db4
+# %% ../nbs/lib/46_online.ipynb #e0896967
 import inspect, json, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -34,7 +34,7 @@ from .rollout import (Reference, Rollouts, check_draws, padded, reward_samples, 
 from .settings import RANGES, TrainSettings, choose_precision, training_arguments
 from .train import PreferenceTrainer, TrainResult, add_lora, check_output, finish_run, pad_token, read_result, run_or_resume
 
-# %% ../nbs/lib/46_online.ipynb #84bb042e
+# %% ../nbs/lib/46_online.ipynb #41205874
 @dataclass
 class RolloutSettings(TrainSettings):
     "Settings of a run that learns from its own samples: those of `TrainSettings`, and how samples are drawn and used."
@@ -66,7 +66,7 @@ class RolloutSettings(TrainSettings):
 RANGES |= {"samples": (1, None), "temperature": (0, None), "temperature_high": (0, None), "max_new_tokens": (1, None), "minibatches": (1, None),
            "passes": (1, None), "eval_temperature": (0, None), "top_p": (0, 1)}
 
-# %% ../nbs/lib/46_online.ipynb #167e2f14
+# %% ../nbs/lib/46_online.ipynb #e194b32a
 def prepare_rloo(seen: dict, *, kl_coef: float = 0.0) -> dict: # (prompts, k)
     "Leave-one-out advantages of rewards less `kl_coef` nats of log-ratio: KL inside the reward, before the baseline."
     flat = shaped_rewards(seen["rewards"].flatten(), seen["policy_logps"].flatten(), seen["ref_logps"].flatten(), kl_coef=kl_coef)
@@ -86,7 +86,7 @@ def prepare_topr(seen: dict, *, centre: bool = True) -> dict: # (prompts, k)
     rewards = seen["rewards"]
     return {"advantages": rewards - rewards.mean(-1, keepdim=True) if centre else rewards}
 
-# %% ../nbs/lib/46_online.ipynb #f7031e88
+# %% ../nbs/lib/46_online.ipynb #b6c2b3da
 def prepare_ppo(seen: dict, *, kl_coef: float = 0.1, gamma: float = 1.0, gae_lambda: float = 0.95, whiten_advantages: bool = True,
                 adaptive_kl: bool = True, kl_target: float = 6.0, kl_horizon: float = 2000) -> dict: # (prompts, k, longest)
     "Advantages and returns of every token: KL per token in the reward, generalised advantage estimation."
@@ -105,7 +105,7 @@ def prepare_pairs(seen: dict, *, label_temperature: float = 0.0) -> dict: # (pro
 
 def prepare_nothing(seen: dict) -> dict: return {}
 
-# %% ../nbs/lib/46_online.ipynb #84aa9fe1
+# %% ../nbs/lib/46_online.ipynb #5521b44f
 @dataclass(frozen=True)
 class OnlineMethod:
     "One row of the table of methods that learn from their own samples."
@@ -125,7 +125,7 @@ ONLINE_METHODS: dict[str, OnlineMethod] = {}
 INPUTS = ("policy_logps", "old_logps", "behaviour_logps", "ref_logps", "rewards", "lengths", "advantages", "token_logps", "old_token_logps", "ref_token_logps", "mask", "values",
           "old_values", "returns", "policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps", "explore_logps", "sampled_logps", "sampled_lengths")
 
-# %% ../nbs/lib/46_online.ipynb #84aa9fb1
+# %% ../nbs/lib/46_online.ipynb #06007566
 def keywords(function: Callable) -> list[str]: # its keyword-only parameters
     "Hyper-parameters that a function takes."
     return [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
@@ -146,7 +146,7 @@ def get_online_method(name: str) -> OnlineMethod:
     near = get_close_matches(str(name), ONLINE_METHODS, n=1)
     raise ConfigError(f"method: there is no online method {name!r}{f'; did you mean {near[0]}?' if near else '.'} Methods that learn from their own samples: {', '.join(ONLINE_METHODS)}.")
 
-# %% ../nbs/lib/46_online.ipynb #7c594d66
+# %% ../nbs/lib/46_online.ipynb #f8e65610
 def watch_tokens(inputs: dict, hyperparameters: dict) -> dict: # for losses of token ratios
     "Share of tokens whose ratio is cut."
     share = clipped_share if inputs["advantages"].dim() == 1 else ppo_clipped_share
@@ -173,7 +173,7 @@ def topr_on_samples(policy_logps, behaviour_logps, advantages, *, ratio_low: flo
     "`topr_loss` with the prepared rewards in the place of a data set's."
     return topr_loss(policy_logps, behaviour_logps, advantages, ratio_low=ratio_low, ratio_high=ratio_high)
 
-# %% ../nbs/lib/46_online.ipynb #186d882c
+# %% ../nbs/lib/46_online.ipynb #48bbd6b8
 add_online_method(OnlineMethod("reinforce", rloo_loss, prepare_reinforce, {"kl_coef": 0.0, "baseline": 0.0, "clip": None}, watch=watch_sequences,
                                sources={"baseline": "Williams 1992: any constant; here none"}))
 add_online_method(OnlineMethod("rloo", rloo_loss, prepare_rloo, {"kl_coef": 0.05, "clip": None}, watch=watch_sequences,
@@ -192,7 +192,7 @@ add_online_method(OnlineMethod("online_topr", topr_on_samples, prepare_topr, {"r
 add_online_method(OnlineMethod("sft_length", sft_length_loss, prepare_nothing, {"lam": 1e-3}, demonstrations=True,
                                sources={"lam": "the length-penalty report, section 4.2"}));
 
-# %% ../nbs/lib/46_online.ipynb #8ef477bf
+# %% ../nbs/lib/46_online.ipynb #6a727e87
 def online_hyperparameters(
     method: OnlineMethod, # a row
     given: dict | None = None, # what the config sets
@@ -223,7 +223,7 @@ def try_method(method: OnlineMethod, values: dict):
     demonstration = torch.zeros(2) if method.demonstrations else None
     method.loss(**call_inputs(method, loss_inputs(batch, torch.zeros(4, 2), torch.zeros(4, 2), demonstration)), **of_loss)
 
-# %% ../nbs/lib/46_online.ipynb #810f0e6d
+# %% ../nbs/lib/46_online.ipynb #87e7cdf0
 def answer_major(values: Tensor) -> Tensor: # (prompts, k, ...) -> (k * prompts, ...)
     "The order in which `collate` numbers answers."
     return values.transpose(0, 1).reshape(-1, *values.shape[2:])
@@ -248,7 +248,12 @@ def loss_inputs(
                    "policy_logps": demonstration_logps, "lengths": batch["demonstration_lengths"]}
     return inputs
 
-# %% ../nbs/lib/46_online.ipynb #810f0eb1
+# %% ../nbs/lib/46_online.ipynb #339a441f
+def fill(lists: list[list[list[float]]]) -> Tensor: # (prompts, k, longest) float32
+    "Lists of numbers for each token, zeros behind them."
+    longest = max(len(values) for group in lists for values in group)
+    return torch.tensor([[values + [0.0] * (longest - len(values)) for values in group] for group in lists])
+
 def pair_inputs(inputs: dict, first_chosen: Tensor) -> dict: # (prompts,) each
     "Chosen and rejected of two answers; the second one, which the reference wrote, is what XPO's bonus pushes away."
     found = {}
@@ -261,7 +266,7 @@ def call_inputs(method: OnlineMethod, inputs: dict) -> dict:
     "Those that the loss asks for."
     return {name: inputs[name] for name, p in inspect.signature(method.loss).parameters.items() if p.kind is not p.KEYWORD_ONLY and p.default is p.empty}
 
-# %% ../nbs/lib/46_online.ipynb #06ee207c
+# %% ../nbs/lib/46_online.ipynb #8739308c
 class Rounds:
     "The part of the online trainer that fills the buffer."
     def draw_round(self, number: int) -> Rollouts:
@@ -288,6 +293,9 @@ class Rounds:
             found.append(self.order[1][i])
         return found
 
+# %% ../nbs/lib/46_online.ipynb #bdf63977
+class Writers:
+    "The part of the online trainer that draws answers and looks at them with the reference and the value head."
     def write_answers(self, rows: list[dict], number: int) -> list[list]:
         "Samples of the policy, or of whoever the method names for each place."
         s = self.settings
@@ -317,13 +325,7 @@ class Rounds:
                              share_prompts=self.share_prompts, batch_size=max(1, 256 // self.settings.samples), head=self.model.value_head)
         return fill([[values for _, values in answers] for answers in found])
 
-# %% ../nbs/lib/46_online.ipynb #9901dc0b
-def fill(lists: list[list[list[float]]]) -> Tensor: # (prompts, k, longest) float32
-    "Lists of numbers for each token, zeros behind them."
-    longest = max(len(values) for group in lists for values in group)
-    return torch.tensor([[values + [0.0] * (longest - len(values)) for values in group] for group in lists])
-
-# %% ../nbs/lib/46_online.ipynb #9901dcb1
+# %% ../nbs/lib/46_online.ipynb #817f64a7
 class Tensors:
     "The part of the online trainer that turns the buffer into tensors."
     def seen_tensors(self, rollouts: Rollouts) -> dict: # (prompts, k) and (prompts, k, longest)
@@ -355,22 +357,21 @@ class Tensors:
             batch[name] = part.float() if part.is_floating_point() else part
         return batch
 
-# %% ../nbs/lib/46_online.ipynb #ebdf81e7
-class OnlineSteps:
-    "The part of the online trainer that learns from the buffer."
+# %% ../nbs/lib/46_online.ipynb #fd97ab6d
+class BufferBatches:
+    "The part of the online trainer that takes a step's batches out of the buffer."
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         "`Trainer` asks for the batches of one step: they come from the buffer, which is filled where a round begins."
         super().get_batch_samples(epoch_iterator, num_batches, device) # its loader counts steps and holds nothing else
         s, step = self.settings, self.state.global_step
         number, place = divmod(step, s.steps_per_round())
         if self.rollouts is None or self.rollouts.round != number: self.rollouts = self.draw_round(number)
-        begin, (in_pass, mini) = time.perf_counter(), divmod(place, s.minibatches)
+        in_pass, mini = divmod(place, s.minibatches)
         order = torch.randperm(s.prompts_per_round(), generator=torch.Generator().manual_seed(derive_seed(s.seed, "minibatches", number, in_pass))).tolist()
         size = s.batch_size * s.gradient_accumulation
         part = order[mini * size:(mini + 1) * size]
         batches = [self.micro_batch(self.rollouts, part[i:i + s.batch_size]) for i in range(0, size, s.batch_size)]
         for batch in batches: batch["first"] = place == 0
-        self.learning_since = begin
         return batches, sum(self.items(batch) for batch in batches)
 
     def _get_num_items_in_batch(self, batch_samples, device): return None # of the loader's numbers
@@ -379,6 +380,9 @@ class OnlineSteps:
         "Answers, or prompts where a loss is one number for each prompt."
         return batch["rows"] * (1 if self.method.writers or self.method.demonstrations else batch["samples"])
 
+# %% ../nbs/lib/46_online.ipynb #6928924a
+class OnlineSteps:
+    "The part of the online trainer that learns from them."
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         answers = inputs["samples"] * inputs["rows"]
         with autocast(model, self.precision): logps, hidden = scored_logps(model, inputs, hidden=self.method.values)
@@ -409,14 +413,14 @@ class OnlineSteps:
             if not losses.isfinite().all(): return f": the model's log-probs are finite, but a loss of {self.method.name} is not"
         return ": every loss is finite, so it arose in the backward pass" if self.seen else ""
 
-# %% ../nbs/lib/46_online.ipynb #1441764e
+# %% ../nbs/lib/46_online.ipynb #7db3409a
 def largest_gap(token_logps: Tensor, batch: dict) -> Tensor: # ()
     "Largest difference between two forward passes over the policy's samples, relative where a log-prob is larger than 1."
     told = batch["model_token_logps"]
     mine = torch.ones_like(batch["mask"]) if "first_chosen" not in batch else torch.arange(len(told), device=told.device)[:, None] < batch["rows"] # of a pair the first is the policy's
     return torch.where(batch["mask"] & mine, (token_logps - told).abs() / told.abs().clamp(min=1), 0).max()
 
-class RoundLog:
+class RoundNotes:
     "The part of the online trainer that watches rounds."
     def check_gap(self, rollouts: Rollouts):
         "With dropout: compare the sampler with a forward pass without it, on a few prompts."
@@ -441,26 +445,7 @@ class RoundLog:
         self.seconds_sampling += seconds
         self.clock = time.perf_counter()
 
-    def log(self, logs: dict, start_time=None):
-        "A line: means since the last one, with the time that went into samples and into learning."
-        if "loss" not in logs: return
-        gap = self.window.means().get("logps_gap", 0.0)
-        if self.precision == "float32" and gap > 0.01:
-            raise PrefkitError(f"step {self.state.global_step}: log-probs of the samples differ by {gap:.3g} between the sampler and the forward pass that learns. "
-                               "Mask, positions or template differ between the two; set share_prompts: false to see whether it is the shared prompt.")
-        super().log(logs, start_time)
-
-    def times(self) -> dict:
-        "Seconds of a line, by what they went into."
-        return {"seconds_sampling": self.seconds_sampling, "seconds_learning": self.seconds}
-
-    def reset_times(self): self.seconds_sampling = 0.0
-
-    def passes_done(self) -> float: # over the prompts
-        "For the column `epoch`."
-        return self.state.global_step / self.settings.steps_per_round() * self.settings.prompts_per_round() / len(self.rows)
-
-# %% ../nbs/lib/46_online.ipynb #a184f2ce
+# %% ../nbs/lib/46_online.ipynb #c4c264b9
 class RoundChecks:
     "The part of the online trainer that judges the model on the way."
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict:
@@ -493,7 +478,28 @@ class RoundChecks:
         reward_samples(rollouts, self.source)
         return rollouts
 
-# %% ../nbs/lib/46_online.ipynb #a184f2b1
+# %% ../nbs/lib/46_online.ipynb #b3101d51
+class RoundLines:
+    "The part of the online trainer that writes lines."
+    def log(self, logs: dict, start_time=None):
+        "A line: means since the last one, with the time that went into samples and into learning."
+        if "loss" not in logs: return
+        gap = self.window.means().get("logps_gap", 0.0)
+        if self.precision == "float32" and gap > 0.01:
+            raise PrefkitError(f"step {self.state.global_step}: log-probs of the samples differ by {gap:.3g} between the sampler and the forward pass that learns. "
+                               "Mask, positions or template differ between the two; set share_prompts: false to see whether it is the shared prompt.")
+        super().log(logs, start_time)
+
+    def times(self) -> dict:
+        "Seconds of a line, by what they went into."
+        return {"seconds_sampling": self.seconds_sampling, "seconds_learning": self.seconds}
+
+    def reset_times(self): self.seconds_sampling = 0.0
+
+    def passes_done(self) -> float: # over the prompts
+        "For the column `epoch`."
+        return self.state.global_step / self.settings.steps_per_round() * self.settings.prompts_per_round() / len(self.rows)
+
 def mean_of(judge, rollouts: Rollouts) -> float:
     "Mean reward that another judge gives the samples."
     scores = judge(rollouts.rows, [{"text": s.text, "tokens": len(s.ids), "ended": s.ended} for group in rollouts.samples for s in group])
@@ -510,7 +516,7 @@ def show_rewards(line: dict, table: list[dict]) -> str:
     head = f"step {line['step']}, reward {line['reward']:.3f}, KL {line.get('kl_k1', 0.0):.2f} nats"
     return "\n".join([head, *(f"  {s['reward']:7.2f}  {s['prompt'][-1]['content'][:60]!r} -> {s['answer'][:90]!r}" for s in table)])
 
-# %% ../nbs/lib/46_online.ipynb #acb3342b
+# %% ../nbs/lib/46_online.ipynb #1c6c5a2b
 class RoundCheckpoints:
     "The part of the online trainer that can be killed between two passes."
     def own_state(self) -> dict:
@@ -532,8 +538,8 @@ class Counter(torch.utils.data.Dataset):
     def __len__(self): return self.n
     def __getitem__(self, i): return i
 
-# %% ../nbs/lib/46_online.ipynb #6cbec147
-class OnlineTrainer(Rounds, Tensors, OnlineSteps, RoundLog, RoundChecks, RoundCheckpoints, PreferenceTrainer):
+# %% ../nbs/lib/46_online.ipynb #ff602d32
+class OnlineTrainer(Rounds, Writers, Tensors, BufferBatches, OnlineSteps, RoundNotes, RoundLines, RoundChecks, RoundCheckpoints, PreferenceTrainer):
     "A trainer whose step is: prompts -> samples -> rewards -> advantages -> loss. `rollouts` is the buffer of the round."
     def __init__(self, model, tokenizer, method: OnlineMethod, hyperparameters: dict, settings: RolloutSettings, arguments, rows: list[dict], source, *,
                  reference: Reference, validation: list[dict] | None = None, judges=(), share_prompts: bool = True, sample_table: int = 8):
@@ -549,13 +555,18 @@ class OnlineTrainer(Rounds, Tensors, OnlineSteps, RoundLog, RoundChecks, RoundCh
 
     def get_train_dataloader(self): return torch.utils.data.DataLoader(self.train_dataset, batch_size=1, generator=torch.Generator())
 
+def can_share_prompt(model, rows: list[dict], tokenizer) -> bool:
+    "Can this model read several answers after one prompt? Tried on two prompts, each other's answer."
+    few = [{"prompt_ids": row["prompt_ids"], "response_ids": other["prompt_ids"]} for row, other in zip(rows[:2], rows[1::-1])]
+    return can_share(model, few * 2 if len(few) < 2 else few, "response", pad_token(tokenizer))
+
 def value_head(model) -> torch.nn.Linear: # hidden states -> one number
     "A new value head that forecasts 0 everywhere, on the device of the model."
     head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
     torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
     return head.to(next(model.parameters()).device)
 
-# %% ../nbs/lib/46_online.ipynb #c7fe1fa2
+# %% ../nbs/lib/46_online.ipynb #138359db
 def online_steps(rows: int, settings: RolloutSettings) -> int:
     "Optimiser steps of a run: `max_steps`, or whole rounds until every prompt was seen `epochs` times."
     if settings.max_steps is not None: return settings.max_steps
@@ -566,7 +577,7 @@ def rollout_settings(names: dict) -> RolloutSettings: # names: a notebook's glob
     return RolloutSettings(**{f.name: names[f.name] for f in fields(RolloutSettings) if f.name in names})
 
 def check_prompts(method: OnlineMethod, rows: list[dict], validation: list[dict] | None):
-    "Raise `DataError` unless there are encoded prompts, with answers to imitate where the method does; `ConfigError` where validation is missing."
+    "Raise `DataError` unless there are encoded prompts, with answers to imitate where the method does."
     if not rows: raise DataError("there are no prompts to train on.")
     for name, part in (("rows", rows), ("validation", validation or [])):
         for number, row in enumerate(part):
@@ -574,14 +585,20 @@ def check_prompts(method: OnlineMethod, rows: list[dict], validation: list[dict]
             if name == "rows" and method.demonstrations and not row.get("response_ids"):
                 raise DataError(f"{name}, row {number}: {method.name} needs an answer to imitate (response_ids). Take a data set of kind sft.")
 
-def check_online(method: OnlineMethod, settings: RolloutSettings):
+def prompt_fingerprints(**sets) -> dict: # name -> fingerprint
+    "What a run's prompts are known by: their tokens, and what rewards read of them."
+    plain = lambda rows: [{name: value for name, value in row.items() if name.endswith("_ids") or name == "record"} for row in rows or []]
+    return {name: rows_fingerprint(plain(rows)) for name, rows in sets.items()}
+
+def check_online(method: OnlineMethod, settings: RolloutSettings, validation: bool = True):
     "Raise `ConfigError` for settings that do not go with a method."
     if method.writers and settings.samples != len(method.writers): raise ConfigError(f"samples: {method.name} draws {len(method.writers)} answers to a prompt ({' and '.join(method.writers)}), not {settings.samples}. Write samples: {len(method.writers)}.")
     if "advantages" in inspect.signature(method.loss).parameters and method.prepare in (prepare_rloo, prepare_grpo) and settings.samples < 2:
         raise ConfigError(f"samples: {method.name} compares the answers to a prompt with one another, and needs at least 2.")
     if settings.group_by_length: raise ConfigError("group_by_length: the order of prompts in rounds is random; answers have no length before they are drawn. Leave it out.")
+    if (settings.keep_best or settings.early_stopping_patience) and not validation: raise ConfigError("keep_best and early_stopping_patience go by the validation reward. Give a validation split.")
 
-# %% ../nbs/lib/46_online.ipynb #493a8c81
+# %% ../nbs/lib/46_online.ipynb #cae23e96
 def train_online(
     model, # where training starts, and the reference: changed in place
     tokenizer, # for padding, sampling and decoding; stored with the model
@@ -598,15 +615,12 @@ def train_online(
     "Train on the model's own samples, or go on where a killed run stopped; raises `ConfigError` and `DataError` before the first step."
     row, settings, folder = get_online_method(method), settings or RolloutSettings(), Path(output_dir)
     hyperparameters = online_hyperparameters(row, hyperparameters)
-    check_online(row, settings), check_prompts(row, rows, validation)
-    if (settings.keep_best or settings.early_stopping_patience) and not validation: raise ConfigError("keep_best and early_stopping_patience go by the validation reward. Give a validation split.")
+    check_online(row, settings, bool(validation)), check_prompts(row, rows, validation)
     check_output(model, row, pad_token(tokenizer), {})
     total = online_steps(len(rows), settings)
     arguments = training_arguments(settings, folder / "checkpoints", total)
-    plain = lambda part: [{name: value for name, value in one.items() if name.endswith("_ids") or name == "record"} for one in part or []]
-    if open_folder(folder, {"method": method, "hyperparameters": hyperparameters, "settings": asdict(settings), "steps": total, "reward": reward_fingerprint(source),
-                            "judges": [reward_fingerprint(judge) for judge in judges], "data": {"train": rows_fingerprint(plain(rows)), "validation": rows_fingerprint(plain(validation))},
-                            "model": model_fingerprint(model)}):
+    asked = {"reward": reward_fingerprint(source), "judges": [reward_fingerprint(judge) for judge in judges], "data": prompt_fingerprints(train=rows, validation=validation)}
+    if open_folder(folder, {"method": method, "hyperparameters": hyperparameters, "settings": asdict(settings), "steps": total, **asked, "model": model_fingerprint(model)}):
         return read_result(folder, type(model).from_pretrained(folder / "checkpoint"))
     precision = choose_precision(settings, arguments.device)
     if not (settings.lora and precision == "bf16"): model.float()
@@ -619,7 +633,4 @@ def train_online(
     if row.values: del trainer.model.value_head # it was there for training only
     return finish_run(trainer, folder, resumed)
 
-def can_share_prompt(model, rows: list[dict], tokenizer) -> bool:
-    "Can this model read several answers after one prompt? Tried on two prompts, each other's answer."
-    few = [{"prompt_ids": row["prompt_ids"], "response_ids": other["prompt_ids"]} for row, other in zip(rows[:2], rows[1::-1])]
-    return can_share(model, few * 2 if len(few) < 2 else few, "response", pad_token(tokenizer))
+

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['draw_tokens', 'Sample', 'uniform_stream', 'sample_answers', 'check_draws', 'sample_rows', 'sample_names',
-           'token_places', 'padded', 'token_mask', 'score_tokens', 'Reference', 'kl_estimates', 'Rollouts',
+           'token_places', 'padded', 'token_mask', 'score_tokens', 'Reference', 'kl_estimates', 'Watched', 'Rollouts',
            'reward_samples']
 
-# %% ../nbs/lib/45_rollout.ipynb #45bcfc81
+# %% ../nbs/lib/45_rollout.ipynb #ec5759b6
 import copy, json
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,7 @@ from .batches import batch_logps, collate, evaluating, scored_logps, to_device
 from .core import ConfigError, DataError, NotFinite, derive_seed
 from .generate import next_token_probs, stop_tokens
 
-# %% ../nbs/lib/45_rollout.ipynb #9a6629e9
+# %% ../nbs/lib/45_rollout.ipynb #518c14c4
 def draw_tokens(
     logits: Tensor, # (rows, vocabulary) of the next token
     uniforms: Tensor, # (rows,) in [0, 1)
@@ -39,7 +39,7 @@ def draw_tokens(
     logps = torch.where(temperatures == 1, model_logps, probs.gather(-1, tokens[:, None]).squeeze(-1).log()) if top_p >= 1 else probs.gather(-1, tokens[:, None]).squeeze(-1).log()
     return {"tokens": tokens, "logps": torch.where(greedy, 0.0, logps), "model_logps": model_logps, "entropy": entropy}
 
-# %% ../nbs/lib/45_rollout.ipynb #8e7c3108
+# %% ../nbs/lib/45_rollout.ipynb #3f38ff06
 @dataclass
 class Sample:
     "One sampled answer and all that is known of it; lists hold a number for each token."
@@ -59,7 +59,7 @@ def uniform_stream(seed: int, *names, n: int) -> Tensor: # (n,)
     "The random numbers of one answer, from its names alone, drawn on the CPU so that every device has the same."
     return torch.rand(n, generator=torch.Generator().manual_seed(derive_seed(seed, *names)))
 
-# %% ../nbs/lib/45_rollout.ipynb #0997546d
+# %% ../nbs/lib/45_rollout.ipynb #cf394857
 def _prefill(model, prompts, pad, k):
     "Read left-padded prompts once; the cache and the first logits for k answers each."
     width, device = max(map(len, prompts)), next(model.parameters()).device
@@ -92,7 +92,7 @@ def _decode(model, prompts, k, uniforms, temperatures, top_p, stop_ids, pad):
         logits = model(input_ids=token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     return found, lengths
 
-# %% ../nbs/lib/45_rollout.ipynb #4a5e635e
+# %% ../nbs/lib/45_rollout.ipynb #9923a7e9
 def sample_answers(
     model, # a causal language model; its mode is put back afterwards
     tokenizer, # to decode with
@@ -121,7 +121,7 @@ def sample_answers(
                 answers[i] = [_sample(tokenizer, found, place * k + j, int(lengths[place * k + j]), stops, temperatures[j], by) for j in range(k)]
     return answers
 
-# %% ../nbs/lib/45_rollout.ipynb #4a5e63b1
+# %% ../nbs/lib/45_rollout.ipynb #e5f3350f
 def _sample(tokenizer, found, row, n, stops, temperature, by):
     "One row of what was drawn as a `Sample`."
     ids, logps, model_logps = (found[name][row, :n].tolist() for name in ("tokens", "logps", "model_logps"))
@@ -136,7 +136,7 @@ def check_draws(k: int, temperatures: list[float], top_p: float, max_new_tokens:
     if not 0 < top_p <= 1: raise ConfigError(f"top_p: {top_p} is not above 0 and at most 1. Write 1 to keep every token.")
     if max_new_tokens < 1: raise ConfigError(f"max_new_tokens: {max_new_tokens} is not at least 1.")
 
-# %% ../nbs/lib/45_rollout.ipynb #c5fd8e43
+# %% ../nbs/lib/45_rollout.ipynb #5c133278
 def sample_rows(
     rows: list[dict], # with prompt_ids, and response_ids where there is a demonstration
     samples: list[list[Sample]], # of each row
@@ -170,7 +170,7 @@ def token_mask(batch: dict) -> Tensor: # (answers, longest) bool
     longest = batch.get("longest") or int(batch["lengths"].max())
     return torch.arange(longest, device=batch["lengths"].device) < batch["lengths"][:, None]
 
-# %% ../nbs/lib/45_rollout.ipynb #2b2d8c69
+# %% ../nbs/lib/45_rollout.ipynb #b9fd7f18
 def score_tokens(
     model, # a causal language model
     rows: list[dict], # from `sample_rows`
@@ -195,7 +195,7 @@ def score_tokens(
                 found[start + i] = answers if head is not None else [answer[0] for answer in answers]
     return found
 
-# %% ../nbs/lib/45_rollout.ipynb #2df98367
+# %% ../nbs/lib/45_rollout.ipynb #2a80e762
 class Reference:
     "The model before training, to be scored and sampled from."
     def __init__(self, model): # before adapters are added to it; None where the adapters can be switched off
@@ -208,7 +208,7 @@ class Reference:
         else:
             with model.disable_adapter(): yield model
 
-# %% ../nbs/lib/45_rollout.ipynb #6f5dc7b2
+# %% ../nbs/lib/45_rollout.ipynb #b55f0347
 def kl_estimates(
     samples: list[list[Sample]], # with ref_logps, drawn from the policy at temperature 1
 ) -> dict: # kl_k1, kl_k3: nats per answer
@@ -221,19 +221,9 @@ def kl_estimates(
         totals["kl_k3"] += (d.clamp(max=60).exp() - d - 1).sum().item()
     return {name: total / max(1, len(own)) for name, total in totals.items()}
 
-# %% ../nbs/lib/45_rollout.ipynb #cb59d5a0
-@dataclass
-class Rollouts:
-    "The buffer of one round: prompts, and k samples for each."
-    round: int # which one, from 0
-    rows: list[dict] # prompt rows: prompt_ids, prompt, record, perhaps response_ids
-    samples: list[list[Sample]] # k for each row
-    tensors: dict[str, Tensor] = field(default_factory=dict) # what the method made of the rewards, such as advantages: (prompts, k) or (prompts, k, longest)
-
-    def rewards(self) -> Tensor: # (prompts, k) float64
-        "The rewards, one row a prompt."
-        return torch.tensor([[sample.reward for sample in group] for group in self.samples], dtype=torch.float64)
-
+# %% ../nbs/lib/45_rollout.ipynb #aae4b199
+class Watched:
+    "What can be seen of a buffer."
     def table(self): # DataFrame, one row a sample
         "Everything at a glance: prompt, answer, reward and its parts, log-probs, advantage."
         import pandas as pd
@@ -257,6 +247,19 @@ class Rollouts:
         return {"reward": mean([s.reward for s in own]), "reward_spread": spread, "groups_flat": flat, **kl,
                 "entropy": mean([s.entropy for s in own]), "length": mean([len(s.ids) for s in own]), "cut_off": mean([not s.ended for s in own])}
 
+# %% ../nbs/lib/45_rollout.ipynb #15881d85
+@dataclass
+class Rollouts(Watched):
+    "The buffer of one round: prompts, and k samples for each."
+    round: int # which one, from 0
+    rows: list[dict] # prompt rows: prompt_ids, prompt, record, perhaps response_ids
+    samples: list[list[Sample]] # k for each row
+    tensors: dict[str, Tensor] = field(default_factory=dict) # what the method made of the rewards, such as advantages: (prompts, k) or (prompts, k, longest)
+
+    def rewards(self) -> Tensor: # (prompts, k) float64
+        "The rewards, one row a prompt."
+        return torch.tensor([[sample.reward for sample in group] for group in self.samples], dtype=torch.float64)
+
     def state(self) -> dict: # plain numbers, for json
         "For a checkpoint; `Rollouts.load` takes it back to the last bit."
         return {"round": self.round, "rows": self.rows, "samples": [[asdict(s) for s in group] for group in self.samples],
@@ -268,7 +271,7 @@ class Rollouts:
         tensors = {name: torch.tensor(held["values"], dtype=getattr(torch, held["dtype"])) for name, held in state["tensors"].items()}
         return cls(state["round"], state["rows"], [[Sample(**s) for s in group] for group in state["samples"]], tensors)
 
-# %% ../nbs/lib/45_rollout.ipynb #9db3ccd9
+# %% ../nbs/lib/45_rollout.ipynb #68452397
 def reward_samples(
     rollouts: Rollouts, # its samples get rewards
     source, # as `prefkit.reward_sources.reward_source` makes them

@@ -20,7 +20,7 @@ def mean_interval(values: list[float]) -> dict:
 
 
 # What an evaluation finds: table -> columns that name a row. All other columns are numbers, but for intervals and counts within one seed.
-TABLES = {"win_rates": ("model", "reference", "judge"), "differences": ("model", "reference"), "scores": ("model",)}
+TABLES = {"win_rates": ("model", "reference", "judge"), "differences": ("model", "reference"), "scores": ("model",), "best_of_n": ("chosen_by", "n")}
 WITHIN = ("n", "wins", "ties")
 
 
