@@ -42,6 +42,17 @@ def _load_quietly(place, **arguments):
         with torch.random.fork_rng(): return AutoModelForSequenceClassification.from_pretrained(place, output_loading_info=True, dtype=torch.float32, **arguments)
     finally: logging.set_verbosity(level)
 
+def _fewer_layers(place, layers):
+    "What the config has to say so that only the first layers are built and loaded."
+    if layers is None: return {}
+    from transformers import AutoConfig
+    config = AutoConfig.from_pretrained(place)
+    most = config.get_text_config().num_hidden_layers
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= most: raise ConfigError(f"layers is {layers!r}, but must be a whole number from 1 to {most}.")
+    kinds = getattr(config, "layer_types", None)
+    return {"num_hidden_layers": layers, **({"layer_types": kinds[:layers]} if kinds else {})}
+
+# %% ../nbs/lib/51_rewards.ipynb #94adb0d5
 def scalar_head(
     model_name_or_path: str, # a folder, or a name on the Hub: a causal language model, or one with a head of one number
     *,
@@ -60,16 +71,6 @@ def scalar_head(
                           "Give a folder written by save_pretrained, or a name on the Hub.") from error
     _draw_head(model, info["missing_keys"], seed, model_name_or_path)
     return model.eval()
-
-def _fewer_layers(place, layers):
-    "What the config has to say so that only the first layers are built and loaded."
-    if layers is None: return {}
-    from transformers import AutoConfig
-    config = AutoConfig.from_pretrained(place)
-    most = config.get_text_config().num_hidden_layers
-    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= most: raise ConfigError(f"layers is {layers!r}, but must be a whole number from 1 to {most}.")
-    kinds = getattr(config, "layer_types", None)
-    return {"num_hidden_layers": layers, **({"layer_types": kinds[:layers]} if kinds else {})}
 
 # %% ../nbs/lib/51_rewards.ipynb #b922b4e4
 def _draw_head(model, missing, seed, name):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIME_FIELDS', 'PROBE', 'Steps', 'Finiteness', 'Lines', 'show_evaluation', 'Checks', 'Judge', 'Checkpoints', 'Watch',
-           'EpochBatches', 'PreferenceTrainer', 'pad_token', 'add_lora', 'TrainResult', 'check_rows', 'check_run',
-           'check_output', 'prepare_rows', 'train_model', 'run_or_resume', 'finish_run', 'read_result']
+           'EpochBatches', 'Order', 'PreferenceTrainer', 'pad_token', 'add_lora', 'TrainResult', 'check_rows',
+           'check_run', 'check_output', 'prepare_rows', 'train_model', 'run_or_resume', 'finish_run', 'read_result']
 
 # %% ../nbs/lib/40_train.ipynb #27a8fb1b
 import json, math, os, shutil, time
@@ -224,8 +224,23 @@ class EpochBatches:
         yield from epoch_batches(self.lengths, s.batch_size, seed=s.seed, epoch=self.epoch,
                                  group_by_length=s.group_by_length, group=s.gradient_accumulation)
 
+# %% ../nbs/lib/40_train.ipynb #6f2de86e
+class Order:
+    "The part of the trainer that takes the rows in our order."
+    def batch_numbers(self, train_rows) -> EpochBatches:
+        return EpochBatches([row_length(row, self.method.answers(), self.share_prompts) for row in train_rows], self.settings)
+
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_sampler=self.batches, generator=torch.Generator(),
+                          collate_fn=lambda rows: collate(rows, self.method.answers(), self.pad_token_id, self.share_prompts))
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.batches: self.batches.epoch = kwargs["epoch"]
+        self.clock = time.perf_counter()
+        return super()._run_epoch(*args, **kwargs)
+
 # %% ../nbs/lib/40_train.ipynb #9ba385e1
-class PreferenceTrainer(Steps, Finiteness, Lines, Checks, Judge, Checkpoints, Trainer):
+class PreferenceTrainer(Order, Steps, Finiteness, Lines, Checks, Judge, Checkpoints, Trainer):
     "`transformers.Trainer` with our loss, our order of the data, our schedule, our lines and checkpoints."
     def __init__(self, model, tokenizer, method: Method, hyperparameters: dict, settings: TrainSettings, arguments: TrainingArguments,
                  train_rows, validation_rows=None, probe_rows=None, sample_prompts=None, share_prompts=False):
@@ -240,18 +255,6 @@ class PreferenceTrainer(Steps, Finiteness, Lines, Checks, Judge, Checkpoints, Tr
         self.best_loss, self.best_step, self.without_gain = None, None, 0
         self.step_loss, self.first_bad, self.seen = torch.zeros(()), torch.zeros(3), []
         self.batches = self.batch_numbers(train_rows)
-
-    def batch_numbers(self, train_rows) -> EpochBatches:
-        return EpochBatches([row_length(row, self.method.answers(), self.share_prompts) for row in train_rows], self.settings)
-
-    def get_train_dataloader(self):
-        return DataLoader(self.train_dataset, batch_sampler=self.batches, generator=torch.Generator(),
-                          collate_fn=lambda rows: collate(rows, self.method.answers(), self.pad_token_id, self.share_prompts))
-
-    def _run_epoch(self, *args, **kwargs):
-        if self.batches: self.batches.epoch = kwargs["epoch"]
-        self.clock = time.perf_counter()
-        return super()._run_epoch(*args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         self.lr_scheduler = make_scheduler(optimizer or self.optimizer, self.settings, num_training_steps)

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefkit.core import ConfigError, DataError, PrefkitError, project_root, read_jsonl
 from prefkit.batches import collate, scored_logps
 from prefkit.losses import reinforce_loss
-from prefkit.online import (ONLINE_METHODS, OnlineMethod, OnlineTrainer, RolloutSettings, add_online_method, get_online_method, loss_inputs, online_hyperparameters, online_steps,
-                            prepare_pairs, prepare_ppo, prepare_rloo, train_online)
+from prefkit.online import OnlineTrainer, train_online
+from prefkit.online_methods import (ONLINE_METHODS, OnlineMethod, RolloutSettings, add_online_method, get_online_method, loss_inputs, online_hyperparameters, online_steps,
+                                    prepare_pairs, prepare_ppo, prepare_rloo)
 from prefkit.reward_sources import RewardSource, reward_source
 from prefkit.rollout import Reference, padded, sample_names, sample_rows, score_tokens
 from prefkit.settings import training_arguments

@@ -3,7 +3,7 @@ import json, os, random, subprocess, sys, time
 
 import pytest
 from prefkit.core import ConfigError, DataError, project_root, read_jsonl, write_jsonl, write_text
-from prefkit.online import ONLINE_METHODS
+from prefkit.online_methods import ONLINE_METHODS
 from prefkit.runs import open_run, run
 from prefkit.train import TIME_FIELDS, find_checkpoints
 

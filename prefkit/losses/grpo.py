@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['grpo_advantages', 'grpo_loss', 'clipped_share', 'varied_temperatures']
 
-# %% ../../nbs/lib/32_grpo.ipynb #10513145
+# %% ../../nbs/lib/32_grpo.ipynb #26dde00f
 import torch
 from torch import Tensor
 from ..logps import check_batch, check_number
 from .rloo import ESTIMATORS, check_tokens
 from .topr import MAX_LOG_RATIO
 
-# %% ../../nbs/lib/32_grpo.ipynb #3bab0c6c
+# %% ../../nbs/lib/32_grpo.ipynb #a8d78305
 def grpo_advantages(
     rewards: Tensor, # (prompts, k) rewards of k answers to each prompt, k at least 2
     *,
@@ -29,7 +29,7 @@ def grpo_advantages(
     centred = shifted - shifted.mean(1, keepdim=True) # r - mean
     return centred / (shifted.std(1, keepdim=True, correction=1) + eps) if scale else centred
 
-# %% ../../nbs/lib/32_grpo.ipynb #362b48f2
+# %% ../../nbs/lib/32_grpo.ipynb #c0bfb356
 def _check(advantages, **tokens):
     "The float type to compute in; raises `ValueError` unless the tokens have one shape (batch, length) and advantages (batch,)."
     dtype = torch.promote_types(check_tokens(**tokens), check_batch(advantages=advantages))
@@ -40,7 +40,7 @@ def _log_ratio(upper, lower, mask, dtype):
     "upper - lower, at most MAX_LOG_RATIO; 0 in padding, whatever stands there, and no gradient into it."
     return torch.where(mask, upper.to(dtype) - lower.to(dtype), 0.0).clamp(max=MAX_LOG_RATIO)
 
-# %% ../../nbs/lib/32_grpo.ipynb #000bccb5
+# %% ../../nbs/lib/32_grpo.ipynb #e86de95c
 def grpo_loss(
     token_logps: Tensor, # (batch, length) log-prob of each token, policy
     old_token_logps: Tensor, # (batch, length) the same under the policy that sampled them; no gradient
@@ -65,7 +65,7 @@ def grpo_loss(
         objective = objective - beta * ESTIMATORS["k3"](-_log_ratio(ref_token_logps.detach(), token_logps, mask, dtype)) # Eq. 4
     return -torch.where(mask, objective, 0.0).sum(-1) / mask.sum(-1).clamp(min=1) # Eq. 3, the mean over t
 
-# %% ../../nbs/lib/32_grpo.ipynb #d43adada
+# %% ../../nbs/lib/32_grpo.ipynb #2deb63fe
 def clipped_share(
     token_logps: Tensor, # (batch, length) log-prob of each token, policy
     old_token_logps: Tensor, # (batch, length) the same under the policy that sampled them
@@ -83,7 +83,7 @@ def clipped_share(
     cut = torch.where(advantage > 0, ratio > 1 + clip, ratio < 1 - clip) & (advantage != 0)
     return cut.to(dtype).sum(-1) / mask.sum(-1).clamp(min=1)
 
-# %% ../../nbs/lib/32_grpo.ipynb #ebdf2e0b
+# %% ../../nbs/lib/32_grpo.ipynb #4fcfcd29
 def varied_temperatures(
     k: int, # answers per prompt
     low: float, # the first one's temperature
