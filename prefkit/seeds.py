@@ -1,6 +1,7 @@
 """One experiment over several random seeds: run it for each, gather what its evaluations found, and say how far seeds differ."""
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from pathlib import Path
@@ -31,7 +32,14 @@ def findings(folders: dict[str, Path]) -> dict:
     if not any(table in one for one in metrics.values() for table in TABLES): raise ConfigError("the experiment has no stage that evaluates: there is nothing to compare over seeds.")
     found = {table: [{"stage": name, **row} for name, one in metrics.items() for row in one.get(table, [])] for table in TABLES}
     return {**{table: rows for table, rows in found.items() if rows}, "curves": {name: one["curve"] for name, one in metrics.items() if "curve" in one},
+            "examples": {name: last for name, one in runs.items() if (last := last_answers(getattr(one, "samples", [])))},
             "wall_seconds": {name: round(one.info["wall_seconds"], 1) for name, one in runs.items()}}
+
+
+def last_answers(samples: list[dict]) -> list[dict]: # the lines of samples.jsonl
+    "The answers of the last validation where they have rewards, as plain text."
+    last = max((line["step"] for line in samples), default=0)
+    return [{"prompt": line["prompt"][-1]["content"], **{name: line[name] for name in ("answer", "tokens", "ended", "reward")}} for line in samples if line["step"] == last and "reward" in line]
 
 
 def over_seeds(found: dict[int, dict]) -> dict:
@@ -66,3 +74,13 @@ def run_seeds(
     made = {"command": shlex.join(["prefkit", "seeds", str(config), "--seeds", ",".join(map(str, seeds)), *(word for setting in settings for word in ("--set", setting))]), "date": time.strftime("%Y-%m-%d"), "config": fingerprint(text),
             **{key: info[key] for key in ("git", "versions", "device", "threads") if key in info}, "over_seeds": over_seeds(found), "seeds": {str(seed): value for seed, value in found.items()}}
     return write_json(output or project_root() / "data/results/seeds" / f"{name}.json", made)
+
+
+def open_results(
+    name: str, # below data/results, such as seeds/online.json
+    command: str, # that makes it
+) -> dict:
+    "Results that were measured and committed; raises `ConfigError` naming the command where they are missing."
+    path = project_root() / "data/results" / name
+    if not path.is_file(): raise ConfigError(f"data/results/{name} is not there. Make it: {command}")
+    return json.loads(path.read_text(encoding="utf-8"))

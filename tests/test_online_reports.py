@@ -22,6 +22,9 @@ RIGHT = {"base": 0.02, "sft": 0.30, "control": 0.31, "rloo": 0.45, "grpo": 0.29}
 LORA = {"sft": 0.30, "sft_lora": 0.20, "rloo": 0.45, "rloo_lora": 0.31}
 
 
+def stages(config): return {stage.name: stage.parameters for stage in load_config(ROOT / "data/configs" / config).stages}
+
+
 def results(name, found): return {"command": f"prefkit seeds data/configs/tiny/{name}.yaml --seeds {','.join(map(str, found))}", **ABOUT, "over_seeds": over_seeds(found), "seeds": {str(seed): one for seed, one in found.items()}}
 
 
@@ -202,6 +205,9 @@ def test_lora_stands_beside_what_the_report_states(puzzles):
     text = words(puzzles)
     assert "0.18 or nearly 96/1000" in text and "That is a slip: 96/1000 is 0.096" in text
     assert "In the report SFT with LoRA is 6 points above SFT of all weights, and here it is below it" in text and "SFT, LoRA less SFT, greedy answers: apart from zero in 3 of 3 seeds" in text
+    lora = stages("lessons/countdown_lora.yaml")
+    assert f"RLOO, LoRA (rank 16, alpha 32, dropout 0.1, on q_proj, k_proj, v_proj and o_proj) starts from SFT and takes learning rate {lora['rloo_lora']['learning_rate']:g}, where RLOO takes {lora['rloo']['learning_rate']:g}." in text and "starts from the base model and takes" in text
+    assert set(map(tuple, pd.read_csv(puzzles / "tables" / "lora_differences.csv")[["model", "reference"]].to_numpy())) == {("sft_lora", "sft"), ("rloo_lora", "rloo"), ("rloo", "sft"), ("rloo_lora", "sft")}
     report = (puzzles / "report.html").read_text(encoding="utf-8")
     row = re.search(r"<tr><td[^>]*>SFT, LoRA</td>.*?</tr>", report[report.index("on a leaderboard, which gives"):])[0]
     assert ">18 %<" in row
@@ -226,3 +232,9 @@ def test_the_runner_finds_the_report_and_missing_results_name_their_command(repo
     assert notebook == ROOT / f"nbs/reports/{report}.ipynb" and parameters["output_dir"] == str(tmp_path / ".report.partial")
     with pytest.raises(PapermillExecutionError, match=f"no such results. Make them: prefkit seeds data/configs/tiny/{report}.yaml --seeds 0,1,2"):
         papermill.execute_notebook(str(notebook), str(tmp_path / "x.ipynb"), {**parameters, "results": str(tmp_path / "none.json")}, kernel_name="python3", progress_bar=False)
+
+
+def test_the_reports_models_are_those_of_their_configs():
+    for config, models in (("online", GOLD), ("countdown", RIGHT)):
+        assert list(stages(f"tiny/{config}.yaml")["evaluate"]["models"]) == list(models) and load_config(ROOT / f"data/configs/tiny/{config}.yaml").report == config
+    assert list(stages("lessons/countdown_lora.yaml")["evaluate"]["models"]) == list(LORA)

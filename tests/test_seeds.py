@@ -46,3 +46,14 @@ def test_each_seed_is_an_experiment_of_its_own_and_the_file_says_how_it_was_made
 def test_refuses_no_seeds_and_the_same_seed_twice(tmp_path):
     for wrong in ([], [1, 1]):
         with pytest.raises(ConfigError, match="different whole numbers"): seeds.run_seeds(tmp_path / "x.yaml", wrong)
+
+
+def test_tables_of_other_evaluations_and_curves_are_gathered():
+    one = lambda x: {"differences": [{"stage": "e", "model": "rloo", "reference": "sft", "n": 9, "right_difference": x, "right_difference_low": 0.0}], "scores": [{"stage": "e", "model": "rloo", "right": x}]}
+    made = seeds.over_seeds({0: one(0.1), 1: one(0.3)})
+    assert made["differences"][0]["right_difference"]["mean"] == pytest.approx(0.2) and set(made["differences"][0]) == {"model", "reference", "right_difference"}
+    assert "win_rates" not in made
+
+
+def test_missing_results_name_the_command_that_makes_them():
+    with pytest.raises(ConfigError, match="data/results/nothing.json is not there. Make it: prefkit seeds x.yaml"): seeds.open_results("nothing.json", "prefkit seeds x.yaml")
