@@ -10,7 +10,7 @@ LESSON_FOLDERS = r"^[_.]|^pipelines$|^reports$"
 STEPS = { # name -> (seconds allowed, command)
     "ruff": (60, [BIN / "ruff", "check", "--quiet", "."]),
     "export and clean": (120, [sys.executable, "tools/check_generated.py"]),
-    "lessons": (300, [BIN / "nbdev_test", "--n_workers", WORKERS, "--timing", "--skip_folder_re", LESSON_FOLDERS]),
+    "lessons": (480, [BIN / "nbdev_test", "--n_workers", WORKERS, "--timing", "--skip_folder_re", LESSON_FOLDERS]),
     "pytest": (900, [sys.executable, "-m", "pytest", "-n", WORKERS]),
 }
 ENVIRONMENT = { # one thread a worker; nothing is fetched
