@@ -38,4 +38,4 @@ def test_the_synthetic_data_report_has_its_numbers():
 def test_the_comparison_trains_on_the_learned_reward_and_gold_is_named_an_upper_bound():
     found = stages("tiny/online")
     assert all(found[name].parameters["reward"] == "model" and "gold" in found[name].parameters["judges"] for name in ("rloo", "grpo", "ppo"))
-    assert found["rloo_gold"].parameters["reward"] == "gold" and "upper bound" in (CONFIGS / "tiny/online.yaml").read_text()
+    assert stages("lessons/over_optimisation")["gold"].parameters["reward"] == "gold" and "upper bound" in (CONFIGS / "lessons/over_optimisation.yaml").read_text()

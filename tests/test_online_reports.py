@@ -47,7 +47,8 @@ def online(gold=GOLD, seeds=3, second=1.0):
                 for place, model in enumerate(models) for reference in ("sft", "control") if models.index(reference) < place for judge, scale in (("gold", 1.0), ("second", second))]
         curves = {name: walk(rng, 2.0 if name != "rloo_gold" else 5.0, 4.0, reward_second=(3, 3.4), **({"reward_gold": (3.4, mean[name])} if name != "rloo_gold" else {})) for name in ("rloo", "grpo", "ppo", "rloo_gold")}
         curves["reward_model"] = [{"step": 10, "loss": 0.6, "reward_accuracy": 0.7}]
-        found[seed] = {"scores": scores, "win_rates": wins, "curves": curves, "wall_seconds": {"control": 200.0, "rloo": 190.0 + seed, "grpo": 195.0, "ppo": 250.0, "rloo_gold": 180.0, "evaluate": 60.0}}
+        examples = {name: [{"prompt": f"what is {number} and <b> ?", "answer": f"{name} says {number}", "tokens": 5, "ended": number > 0, "reward": -1.25} for number in range(8)] for name in ("rloo", "grpo", "ppo", "rloo_gold")}
+        found[seed] = {"scores": scores, "win_rates": wins, "curves": curves, "examples": examples, "wall_seconds": {"control": 200.0, "rloo": 190.0 + seed, "grpo": 195.0, "ppo": 250.0, "rloo_gold": 180.0, "evaluate": 60.0}}
     return results("online", found)
 
 
@@ -109,7 +110,8 @@ def page(tmp_path_factory): return draw(tmp_path_factory.mktemp("online"), "onli
 
 def test_the_online_page_has_every_part(page):
     whole(page, ["gold", "gold_difference_sft", "gold_difference_control", "win_rates_sft", "win_rates_control", "share_right", "length", "reward_against_kl"])
-    for part in ("What came out", "Gold reward, seed by seed", "Who wins", "The way there", "All numbers", "Made with", "prefkit seeds data/configs/tiny/online.yaml --seeds 0,1,2", "2026-01-01", "0" * 12, "3 seeds, 1000 held-out prompts"): assert part in words(page), part
+    for part in ("What came out", "Gold reward, seed by seed", "Who wins", "The way there", "All numbers", "Made with", "prefkit seeds data/configs/tiny/online.yaml --seeds 0,1,2", "2026-01-01", "0" * 12, "3 seeds, 1000 held-out prompts",
+                 "The first 4 validation prompts", "what is 3 and <b> ?", "ppo says 3", "reward −1.25, 5 tokens, cut off"): assert part in words(page), part
     assert {path.stem for path in (page / "tables").glob("*.csv")} == {"models", "seeds", "curves"}
 
 
@@ -162,7 +164,7 @@ def test_no_effect_is_called_no_effect(tmp_path):
 
 def test_one_seed_has_intervals_over_prompts_alone(tmp_path):
     found = online(seeds=1)
-    for one in found["seeds"].values(): one["curves"] = {} # and a file without curves is drawn, too
+    for one in found["seeds"].values(): one |= {"curves": {}, "examples": {}} # and a file without curves is drawn, too
     output = draw(tmp_path, "online", results=found)
     text, rate = words(output), next(row["rate"]["mean"] for row in found["over_seeds"]["win_rates"] if (row["model"], row["reference"], row["judge"]) == ("rloo", "sft", "gold"))
     assert "not what another seed would" in text and "nan" not in text.lower().replace("finance", "") and f"{100 * rate:.1f} % [{100 * rate - 3:.1f}, {100 * rate + 3:.1f}]" in text
@@ -204,12 +206,12 @@ def test_every_difference_is_said_to_be_apart_from_zero_or_not(puzzles):
 def test_lora_stands_beside_what_the_report_states(puzzles):
     text = words(puzzles)
     assert "0.18 or nearly 96/1000" in text and "That is a slip: 96/1000 is 0.096" in text
-    assert "In the report SFT with LoRA is 6 points above SFT of all weights, and here it is below it" in text and "SFT, LoRA less SFT, greedy answers: apart from zero in 3 of 3 seeds" in text
+    assert "In the report SFT with LoRA is 6 points above SFT of all weights, and here it is below it" in text and "SFT (LoRA) less SFT, greedy answers: apart from zero in 3 of 3 seeds" in text
     lora = stages("lessons/countdown_lora.yaml")
-    assert f"RLOO, LoRA (rank 16, alpha 32, dropout 0.1, on q_proj, k_proj, v_proj and o_proj) starts from SFT and takes learning rate {lora['rloo_lora']['learning_rate']:g}, where RLOO takes {lora['rloo']['learning_rate']:g}." in text and "starts from the base model and takes" in text
+    assert f"RLOO (LoRA), rank 16, alpha 32, dropout 0.1, on q_proj, k_proj, v_proj and o_proj, starts from SFT and takes learning rate {lora['rloo_lora']['learning_rate']:g}, where RLOO takes {lora['rloo']['learning_rate']:g}." in text and "starts from the base model and takes" in text
     assert set(map(tuple, pd.read_csv(puzzles / "tables" / "lora_differences.csv")[["model", "reference"]].to_numpy())) == {("sft_lora", "sft"), ("rloo_lora", "rloo"), ("rloo", "sft"), ("rloo_lora", "sft")}
     report = (puzzles / "report.html").read_text(encoding="utf-8")
-    row = re.search(r"<tr><td[^>]*>SFT, LoRA</td>.*?</tr>", report[report.index("on a leaderboard, which gives"):])[0]
+    row = re.search(r"<tr><td[^>]*>SFT \(LoRA\)</td>.*?</tr>", report[report.index("on a leaderboard, which gives"):])[0]
     assert ">18 %<" in row
 
 

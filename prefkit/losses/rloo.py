@@ -81,7 +81,7 @@ def check_tokens(
 ESTIMATORS = { # of KL(policy || reference) from a token that the policy wrote; d = log policy - log reference
     "k1": lambda d: d,
     "k2": lambda d: d.square() / 2,
-    "k3": lambda d: (-d).clamp(max=MAX_LOG_RATIO).expm1() + d, # (reference / policy - 1) - log(reference / policy), never negative
+    "k3": lambda d: (-d.clamp(min=-MAX_LOG_RATIO)).expm1() + d.clamp(min=-MAX_LOG_RATIO), # (reference / policy - 1) - log(reference / policy), never negative; beyond the bound it stands still
 }
 
 def kl_penalty(
