@@ -407,6 +407,12 @@ def answer_text(
     return f"{walk}{OPEN}{solution}{CLOSE}"
 
 # %% ../nbs/lib/04_countdown.ipynb #f55c074b
+def _miss(problem, rng):
+    "The numbers of a puzzle in some order, added and taken away, with another value than the target."
+    while True:
+        nums, signs = rng.sample(problem["nums"], len(problem["nums"])), [1, *(rng.choice((1, -1)) for _ in problem["nums"][1:])]
+        if sum(n * sign for n, sign in zip(nums, signs)) != problem["target"]: return " ".join([str(nums[0]), *(f"{'+' if sign > 0 else '-'} {n}" for n, sign in zip(nums[1:], signs[1:]))])
+
 def countdown_records(
     kind: str, # sft or prompts
     split: str, # one of `SPLITS`
@@ -415,6 +421,7 @@ def countdown_records(
     size: str = "tiny", # tiny or public
     *,
     styles: tuple | None = None, # of sft answers, one drawn for each; None: the tag alone for tiny, all of `STRATEGIES` for public
+    right: float = 1.0, # share of right sft answers; the others add and take away the same numbers and miss (style: missed)
 ) -> list[dict]: # prompt, prompt_id, nums, target; or messages, nums, target, style
     "Puzzles in the column layout of the real data sets; raises `DataError` for an unknown kind, split, size or style."
     if kind not in ("sft", "prompts"): raise DataError(f"countdown has records of kind sft and prompts, not {kind!r}.")
@@ -424,7 +431,8 @@ def countdown_records(
     rng, records = random.Random(derive_seed(seed, "countdown", "answers", size, split)), []
     for text, problem in drawn:
         style = rng.choice(styles)
-        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": answer_text(problem, style, rng, size)}]
+        if right < 1 and rng.random() >= right: style, problem = "missed", {**problem, "solution": _miss(problem, rng)}
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": answer_text(problem, style if style != "missed" else "answer", rng, size)}]
         records.append({"messages": messages, "nums": problem["nums"], "target": problem["target"], "style": style})
     return records
 

@@ -292,6 +292,7 @@ DATASETS = {
     "tiny-world": Source("", GENERATED, note="Generated; its true reward is known."),
     "countdown-tiny": Source("", GENERATED, ("sft", "prompts"), note="Generated puzzles for the tiny model; an answer is its tag alone."),
     "countdown-tiny-worked": Source("", GENERATED, ("sft", "prompts"), note="The same puzzles; an answer begins with its steps."),
+    "countdown-tiny-noisy": Source("", GENERATED, ("sft", "prompts"), note="The same puzzles; two in five demonstrations miss their target."),
     "countdown": Source("", GENERATED, ("sft", "prompts"), note="Generated puzzles like those of countdown-3to4, with worked solutions."),
     "countdown-3to4": Source("Jiayi-Pan/Countdown-Tasks-3to4", {split: "train" for split in SPLITS}, ("prompts",), parted=True, note="Puzzles without solutions, nums and target."),
     "cog_behav_all_strategies": Source("Asap7772/cog_behav_all_strategies", TRAIN_TEST, ("sft", "prompts"), note="Worked Countdown puzzles, the warm start before RLOO."),

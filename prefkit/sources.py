@@ -133,7 +133,7 @@ def read_source(
 
 
 def generate(
-    name: str, # of what is generated here: tiny-world, countdown, countdown-tiny, countdown-tiny-worked
+    name: str, # of what is generated here: tiny-world, countdown, countdown-tiny, countdown-tiny-worked, countdown-tiny-noisy
     kind: str, # as `load_records` takes it
     split: str, # train, validation or test
     n: int | None, # rows; None: 1,000, or all of a split that has fewer
@@ -145,7 +145,7 @@ def generate(
         return tiny_records(kind, split, 1000 if n is None else n, seed=seed)
     size = "public" if name == "countdown" else "tiny"
     if n is None: n = 1000 if size == "public" or split == "train" else min(1000, len(tiny_problems(split)))
-    return countdown_records(kind, split, n, seed, size, styles=("worked",) if name.endswith("worked") else None)
+    return countdown_records(kind, split, n, seed, size, styles=("worked",) if name.endswith("worked") else None, right=0.6 if name.endswith("noisy") else 1.0)
 
 
 def part_of(

@@ -330,3 +330,11 @@ def test_answer_text_of_the_public_size_has_blanks():
     rng = random.Random(0)
     assert answer_text(problem, "worked", rng, "public") == "7 * 3 = 21, 21 + 5 = 26. <answer>7 * 3 + 5</answer>"
     assert answer_text(problem, "worked", rng) == "7*3=21,21+5=26.<answer>7*3+5</answer>" and answer_text(problem, "answer", rng) == "<answer>7*3+5</answer>"
+
+
+def test_noisy_demonstrations_miss_as_often_as_asked_and_leave_the_others_as_they_are():
+    noisy = countdown_records("sft", "train", 2000, right=0.6)
+    verdicts = [verify(r["messages"][1]["content"], r["nums"], r["target"]) for r in noisy]
+    assert abs(sum(v.correct for v in verdicts) / 2000 - 0.6) < 0.04
+    assert all(v.correct == (r["style"] != "missed") and (v.correct or v.reason == "wrong value") for v, r in zip(verdicts, noisy))
+    assert noisy == countdown_records("sft", "train", 2000, right=0.6) and [r["nums"] for r in noisy] == [r["nums"] for r in countdown_records("sft", "train", 2000)]
