@@ -31,7 +31,7 @@ class Rounds:
     "The part of the online trainer that fills the buffer."
     def draw_round(self, number: int) -> Rollouts:
         "Prompts -> samples -> rewards -> what the method makes of them."
-        s, begin = self.settings, time.perf_counter()
+        begin = time.perf_counter()
         rows = [self.rows[i] for i in self.prompt_order(number)]
         rollouts = Rollouts(number, rows, self.write_answers(rows, number))
         self.add_reference(rollouts)

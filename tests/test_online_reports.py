@@ -222,7 +222,7 @@ def test_a_missing_lora_comparison_names_its_command_and_one_seed_is_enough(tmp_
     assert "has not been made yet" in text and "prefkit seeds data/configs/lessons/countdown_lora.yaml" in text and "That is a slip" in text
     assert "not what another seed would" in text and not (output / "figures" / "lora_accuracy_greedy.png").exists() and "over seeds" not in text
     drawn = pd.read_csv(output / "figures" / "validation.csv")
-    assert drawn["value"].between(0.1, 0.5).all() and "On the validation puzzles RLOO rises by" in text
+    assert drawn["value"].between(0.1, 0.5).all() and "RLOO: the share of validation puzzles solved by sampled answers, in percent, rises by" in text and "RLOO less control, greedy answers: " in text and "(seed 0, above" not in text
 
 
 @pytest.mark.parametrize("report", ["online", "countdown"])

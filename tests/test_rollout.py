@@ -2,7 +2,6 @@
 import json, math
 
 import pytest, torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.core import ConfigError, DataError, NotFinite, project_root
