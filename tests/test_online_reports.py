@@ -18,8 +18,9 @@ from test_report import Reader
 ROOT = project_root()
 ABOUT = {"date": "2026-01-01", "config": "0", "git": {"revision": "0" * 40, "dirty": False}, "versions": {"python": "3.11", "torch": "2.13.0"}, "device": "cpu", "threads": 1}
 GOLD = {"base": 2.0, "sft": 3.4, "control": 3.5, "rloo": 4.4, "grpo": 4.2, "ppo": 3.4, "rloo_gold": 5.4}
+PLAIN = {name: value for name, value in GOLD.items() if name != "rloo_gold"} # what online.yaml compares; the page draws an upper bound where there is one
 RIGHT = {"base": 0.02, "sft": 0.30, "control": 0.31, "rloo": 0.45, "grpo": 0.29}
-LORA = {"sft": 0.30, "sft_lora": 0.20, "rloo": 0.45, "rloo_lora": 0.31}
+LORA = {"sft": 0.30, "sft_lora": 0.20}
 
 
 def stages(config): return {stage.name: stage.parameters for stage in load_config(ROOT / "data/configs" / config).stages}
@@ -45,9 +46,9 @@ def online(gold=GOLD, seeds=3, second=1.0):
         rate = lambda model, reference, scale: float(np.clip(0.5 + scale * (mean[model] - mean[reference]) / 4, 0, 1))
         wins = [{"model": model, "reference": reference, "judge": judge, "rate": (value := rate(model, reference, scale)), "low": value - 0.03, "high": value + 0.03, "n": 1000, "wins": 1, "ties": 0}
                 for place, model in enumerate(models) for reference in ("sft", "control") if models.index(reference) < place for judge, scale in (("gold", 1.0), ("second", second))]
-        curves = {name: walk(rng, 2.0 if name != "rloo_gold" else 5.0, 4.0, reward_second=(3, 3.4), **({"reward_gold": (3.4, mean[name])} if name != "rloo_gold" else {})) for name in ("rloo", "grpo", "ppo", "rloo_gold")}
+        curves = {name: walk(rng, 2.0 if name != "rloo_gold" else 5.0, 4.0, reward_second=(3, 3.4), **({"reward_gold": (3.4, mean[name])} if name != "rloo_gold" else {})) for name in ("rloo", "grpo", "ppo", "rloo_gold") if name in mean}
         curves["reward_model"] = [{"step": 10, "loss": 0.6, "reward_accuracy": 0.7}]
-        examples = {name: [{"prompt": f"what is {number} and <b> ?", "answer": f"{name} says {number}", "tokens": 5, "ended": number > 0, "reward": -1.25} for number in range(8)] for name in ("rloo", "grpo", "ppo", "rloo_gold")}
+        examples = {name: [{"prompt": f"what is {number} and <b> ?", "answer": f"{name} says {number}", "tokens": 5, "ended": number > 0, "reward": -1.25} for number in range(8)] for name in ("rloo", "grpo", "ppo", "rloo_gold") if name in mean}
         found[seed] = {"scores": scores, "win_rates": wins, "curves": curves, "examples": examples, "wall_seconds": {"control": 200.0, "rloo": 190.0 + seed, "grpo": 195.0, "ppo": 250.0, "rloo_gold": 180.0, "evaluate": 60.0}}
     return results("online", found)
 
@@ -66,7 +67,13 @@ def countdown(right=RIGHT, seeds=3, n=500, curves=("rloo", "grpo"), **columns):
     return results("countdown", found)
 
 
-def given(folder, parts): return {**{name: str(write_json(folder / f"{name}.json", value)) if value else str(folder / "none.json") for name, value in parts.items()}, "output_dir": str(folder / "report")}
+def with_bound(folder):
+    "online.yaml, and RLOO on the gold reward with it."
+    text = (ROOT / "data/configs/tiny/online.yaml").read_text(encoding="utf-8")
+    return write_text(folder / "online.yaml", text.replace("\n  evaluate:\n", "\n  rloo_gold:\n    pipeline: rollout\n    parameters: {<<: *online, reward: gold, reward_options: {}, judges: [second]}\n  evaluate:\n"))
+
+
+def given(folder, report, parts): return {**{name: str(write_json(folder / f"{name}.json", value)) if value else str(folder / "none.json") for name, value in parts.items()}, "config": str(with_bound(folder) if "rloo_gold" in str(parts) else ROOT / f"data/configs/tiny/{report}.yaml"), "output_dir": str(folder / "report")}
 
 
 def draw(folder: Path, report: str, **parts) -> Path:
@@ -80,7 +87,7 @@ def draw(folder: Path, report: str, **parts) -> Path:
         patch.setattr(figures, "save_figure", checked)
         for cell in json.loads((ROOT / "nbs/reports" / f"{report}.ipynb").read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "code": exec("".join(cell["source"]), space)
-            if "parameters" in cell["metadata"].get("tags", []): space |= given(folder, parts)
+            if "parameters" in cell["metadata"].get("tags", []): space |= given(folder, report, parts)
     plt.close("all")
     assert wrong and not any(wrong.values()), wrong
     return folder / "report"
@@ -163,11 +170,11 @@ def test_no_effect_is_called_no_effect(tmp_path):
 
 
 def test_one_seed_has_intervals_over_prompts_alone(tmp_path):
-    found = online(seeds=1)
+    found = online(PLAIN, seeds=1)
     for one in found["seeds"].values(): one |= {"curves": {}, "examples": {}} # and a file without curves is drawn, too
     output = draw(tmp_path, "online", results=found)
     text, rate = words(output), next(row["rate"]["mean"] for row in found["over_seeds"]["win_rates"] if (row["model"], row["reference"], row["judge"]) == ("rloo", "sft", "gold"))
-    assert "not what another seed would" in text and "nan" not in text.lower().replace("finance", "") and f"{100 * rate:.1f} % [{100 * rate - 3:.1f}, {100 * rate + 3:.1f}]" in text
+    assert "not what another seed would" in text and "nan" not in text.lower().replace("finance", "") and "(bound)" not in text and "How the settings were found" in text and f"{100 * rate:.1f} % [{100 * rate - 3:.1f}, {100 * rate + 3:.1f}]" in text
     assert not (output / "figures" / "reward_against_kl.png").exists() and (output / "figures" / "gold.png").exists()
 
 
@@ -208,8 +215,8 @@ def test_lora_stands_beside_what_the_report_states(puzzles):
     assert "0.18 or nearly 96/1000" in text and "That is a slip: 96/1000 is 0.096" in text
     assert "In the report SFT with LoRA is 6 points above SFT of all weights, and here it is below it" in text and "SFT (LoRA) less SFT, greedy answers: apart from zero in 3 of 3 seeds" in text
     lora = stages("lessons/countdown_lora.yaml")
-    assert f"RLOO (LoRA), rank 16, alpha 32, dropout 0.1, on q_proj, k_proj, v_proj and o_proj, starts from SFT and takes learning rate {lora['rloo_lora']['learning_rate']:g}, where RLOO takes {lora['rloo']['learning_rate']:g}." in text and "starts from the base model and takes" in text
-    assert set(map(tuple, pd.read_csv(puzzles / "tables" / "lora_differences.csv")[["model", "reference"]].to_numpy())) == {("sft_lora", "sft"), ("rloo_lora", "rloo"), ("rloo", "sft"), ("rloo_lora", "sft")}
+    assert f"SFT (LoRA), rank 16, alpha 32, dropout 0.1, on q_proj, k_proj, v_proj and o_proj, starts from the base model and takes learning rate {lora['sft_lora']['learning_rate']:g}, where SFT takes {stages('tiny/countdown.yaml')['sft']['learning_rate']:g}." in text and "and RLOO 0.12" in text
+    assert set(map(tuple, pd.read_csv(puzzles / "tables" / "lora_differences.csv")[["model", "reference"]].to_numpy())) == {("sft_lora", "sft")}
     report = (puzzles / "report.html").read_text(encoding="utf-8")
     row = re.search(r"<tr><td[^>]*>SFT \(LoRA\)</td>.*?</tr>", report[report.index("on a leaderboard, which gives"):])[0]
     assert ">18 %<" in row
@@ -237,6 +244,6 @@ def test_the_runner_finds_the_report_and_missing_results_name_their_command(repo
 
 
 def test_the_reports_models_are_those_of_their_configs():
-    for config, models in (("online", GOLD), ("countdown", RIGHT)):
+    for config, models in (("online", PLAIN), ("countdown", RIGHT)):
         assert list(stages(f"tiny/{config}.yaml")["evaluate"]["models"]) == list(models) and load_config(ROOT / f"data/configs/tiny/{config}.yaml").report == config
     assert list(stages("lessons/countdown_lora.yaml")["evaluate"]["models"]) == list(LORA)
