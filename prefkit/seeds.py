@@ -29,7 +29,7 @@ def findings(folders: dict[str, Path]) -> dict:
     "What the evaluations of one finished experiment found, the curves of its stages where they tell one, and their wall times."
     runs = {name: open_run(folder) for name, folder in folders.items()}
     metrics = {name: one.info.get("metrics", {}) for name, one in runs.items()}
-    if not any(table in one for one in metrics.values() for table in TABLES): raise ConfigError("the experiment has no stage that evaluates: there is nothing to compare over seeds.")
+    if not any(name in one for one in metrics.values() for name in (*TABLES, "curve")): raise ConfigError("the experiment has no stage that evaluates, or tells a curve: there is nothing to compare over seeds.")
     found = {table: [{"stage": name, **row} for name, one in metrics.items() for row in one.get(table, [])] for table in TABLES}
     return {**{table: rows for table, rows in found.items() if rows}, "curves": {name: one["curve"] for name, one in metrics.items() if "curve" in one},
             "examples": {name: last for name, one in runs.items() if (last := last_answers(getattr(one, "samples", [])))},
