@@ -382,7 +382,7 @@ def test_tiny_world_refuses_slices_that_would_not_continue_one_another():
 
 def test_every_named_data_set_says_what_it_is():
     assert set(DATASETS) == {"tiny-world", "smol-smoltalk", "smoltalk", "ultrafeedback_binarized", "hh-rlhf", "metamath_dpo",
-                             "countdown-tiny", "countdown-tiny-worked", "countdown", "countdown-3to4", "cog_behav_all_strategies"}
+                             "countdown-tiny", "countdown-tiny-worked", "countdown-tiny-noisy", "countdown", "countdown-3to4", "cog_behav_all_strategies"}
     assert all(source.note and source.splits and source.kinds for source in DATASETS.values())
 
 
@@ -452,8 +452,8 @@ def test_generated_puzzles_come_through_the_same_door(tokenizer, name, style):
 
 
 def test_without_a_limit_a_small_split_gives_what_it_has():
-    assert [len(load_records("countdown-tiny", kind="prompts", split=split)) for split in ("train", "validation", "test")] == [1000, 114, 330]
-    with pytest.raises(DataError, match="has 114 puzzles, 200 are wanted"): load_records("countdown-tiny", kind="prompts", split="validation", limit=200)
+    assert [len(load_records("countdown-tiny", kind="prompts", split=split)) for split in ("train", "validation", "test")] == [1000, 183, 563]
+    with pytest.raises(DataError, match="has 183 puzzles, 200 are wanted"): load_records("countdown-tiny", kind="prompts", split="validation", limit=200)
 
 
 def tasks(n): return [{"target": p["target"], "nums": p["nums"]} for split in ("train", "test", "validation") for p in problems(split, n, size="public")]
