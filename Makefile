@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 bin := $(VENV)/bin
 ready := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help install report test seeds base export readme map docs clean
+.PHONY: help install report test seeds base instruct export readme map docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -37,6 +37,10 @@ seeds: $(ready) ## the first path with three seeds, into data/results/seeds/ (ab
 base: $(ready) ## pretrain the base model of the tiny world and put it under data/tiny/base (minutes)
 	$(bin)/prefkit run data/configs/tiny/base.yaml
 	cp data/runs/base/pretrain/checkpoint/* data/tiny/base/
+
+instruct: $(ready) ## train tiny-instruct, which reports are measured against, and put it under data/tiny/instruct (20 minutes)
+	$(bin)/prefkit run data/configs/tiny/instruct.yaml
+	mkdir -p data/tiny/instruct && cp data/runs/instruct/rloo/checkpoint/* data/tiny/instruct/
 
 export: $(ready) ## after editing a notebook: write prefkit/ and clean the notebooks
 	$(bin)/nbdev_export
