@@ -20,6 +20,8 @@ Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", show_
 OutputRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Where the experiments' folders stand.  [default: data/runs]", show_default=False)]
 
 
+Jobs = Annotated[int, typer.Option(metavar="N", min=1, help="Stages at a time; the cores are shared among them.")]
+
 STOPPED = "\nstopped. The same command goes on from here."
 
 
@@ -45,10 +47,10 @@ def _carry_out(action, *arguments):
 
 
 @app.command()
-def run(config: Config, settings: Settings = [], output_root: OutputRoot = None):
+def run(config: Config, settings: Settings = [], output_root: OutputRoot = None, jobs: Jobs = 1):
     """Run the stages of an experiment: what is done is skipped, what was killed goes on."""
     from prefkit import runs
-    folders = _carry_out(runs.run, config, settings, output_root)
+    folders = _carry_out(runs.run, config, settings, output_root, "auto", (), jobs)
     print(f"all done: {next(iter(folders.values())).parent if folders else 'no stages'}")
 
 
@@ -64,11 +66,12 @@ def report(config: Config, settings: Settings = [], output_root: OutputRoot = No
 @app.command()
 def seeds(config: Config, seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0,1,2",
           output: Annotated[Path | None, typer.Option(metavar="FILE", help="The JSON.  [default: data/results/seeds/EXPERIMENT.json]", show_default=False)] = None,
-          settings: Settings = [], output_root: OutputRoot = None):
+          settings: Settings = [], output_root: OutputRoot = None, jobs: Jobs = 1):
     """Run an experiment for several seeds and gather what its evaluations found."""
     from prefkit.seeds import run_seeds
     if not all(word.strip().isdigit() for word in seeds.split(",")): raise typer.BadParameter(f"{seeds!r}: numbers with commas between, such as 0,1,2.", param_hint="--seeds")
-    print(f"the results: {_carry_out(run_seeds, config, [int(word) for word in seeds.split(',')], output, tuple(settings), output_root)}")
+    numbers = [int(word) for word in seeds.split(",")]
+    print(f"the results: {_carry_out(run_seeds, config, numbers, output, tuple(settings), output_root, 'auto', jobs)}")
 
 
 @app.command()

@@ -290,6 +290,7 @@ TRAIN_TEST = {"train": "train", "test": "test"}
 GENERATED = {split: split for split in SPLITS}
 DATASETS = {
     "tiny-world": Source("", GENERATED, note="Generated; its true reward is known."),
+    "tiny-world-verbose": Source("", GENERATED, ("sft", "prompts"), note="The same prompts; seven demonstrations in ten say more than was asked."),
     "countdown-tiny": Source("", GENERATED, ("sft", "prompts"), note="Generated puzzles for the tiny model; an answer is its tag alone."),
     "countdown-tiny-worked": Source("", GENERATED, ("sft", "prompts"), note="The same puzzles; an answer begins with its steps."),
     "countdown-tiny-noisy": Source("", GENERATED, ("sft", "prompts"), note="The same puzzles; two in five demonstrations miss their target."),

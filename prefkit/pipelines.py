@@ -63,6 +63,23 @@ def chosen_answers(
     return Records(rows, pairs.report)
 
 
+LABELS = ("response", "response_without_end", "conversation")
+
+
+def label_tokens(
+    rows: list[dict], # encoded, of kind sft: prompt_ids, response_ids
+    labels: str, # one of `LABELS`
+    end: int, # id of the token that ends a turn
+) -> list[dict]: # the same rows, parted anew
+    """Which tokens SFT learns. response: the answer and its end. The two ways of the comparison report (section 4.3; which reading of
+    v1.2 is likelier is argued in the lesson on SFT): response_without_end, its v1.2, and conversation, its v2.6, prompt and answer."""
+    if labels not in LABELS: raise ConfigError(f"labels: {labels!r} is none of {', '.join(LABELS)}.")
+    if labels == "conversation": return [{**row, "prompt_ids": row["prompt_ids"][:1], "response_ids": [*row["prompt_ids"][1:], *row["response_ids"]]} for row in rows]
+    if labels == "response": return rows
+    bare = [{**row, "response_ids": row["response_ids"][:-1] if row["response_ids"][-1] == end else row["response_ids"]} for row in rows]
+    return [row for row in bare if row["response_ids"]]
+
+
 def check_training(
     settings, # as `training_settings` gives them
     validation_split: str, # "": no validation
@@ -153,6 +170,18 @@ def check_sampling(
     if temperature < 0: raise ConfigError(f"temperature: {temperature} is below 0. Write 0 for greedy answers.")
     if not 0 < top_p <= 1: raise ConfigError(f"top_p: {top_p} is not above 0 and at most 1. Write 1 to keep every token.")
     if split != "train" and prompts > (there := len(prompts_of(split))): raise ConfigError(f"prompts: the {split} split has {there} prompts, {prompts} are wanted. Ask for fewer.")
+
+
+def check_decodings(
+    decodings: dict, # name -> {temperature, top_p}
+    **sampling, # of `check_sampling`
+):
+    "Raise `ConfigError` for a way of decoding that there is not; the message names it."
+    for name, values in decodings.items():
+        if not isinstance(values, dict) or (unknown := set(values) - {"temperature", "top_p"}):
+            raise ConfigError(f"decodings, {name}: give temperature and top_p, such as {{temperature: 0.6, top_p: 0.95}}, not {values if not isinstance(values, dict) else ', '.join(sorted(unknown))}.")
+        try: check_sampling(**{"temperature": 1.0, "top_p": 1.0, **values}, **sampling)
+        except ConfigError as error: raise ConfigError(f"decodings, {name}: {error}") from None
 
 
 def answer_prompts(

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['folder_state', 'is_done', 'promote', 'settle', 'prepare', 'git_state', 'located', 'close_folder', 'run_stage',
-           'check_stage', 'open_home', 'to_do', 'selected', 'run', 'Run', 'open_run', 'find_report', 'report']
+           'check_stage', 'open_home', 'to_do', 'selected', 'in_order', 'run', 'Run', 'open_run', 'find_report',
+           'report']
 
 # %% ../nbs/lib/70_runs.ipynb #4c7fd211
-import json, os, shlex, shutil, subprocess, textwrap, time
+import json, os, queue, shlex, shutil, subprocess, textwrap, threading, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def close_folder(
     (partial / "stage.json").unlink()
 
 # %% ../nbs/lib/70_runs.ipynb #b64607e0
-def _work(stage, config, home, prints, display, lock):
+def _work(stage, config, home, prints, display, lock, threads):
     "Execute a stage's notebook in its partial folder and make that whole."
     partial, where = home / f".{stage.name}.partial", f"stage {stage.name}"
     for need in stage.needs:
@@ -131,7 +132,8 @@ def _work(stage, config, home, prints, display, lock):
     parameters = located({**stage.parameters, "output_dir": str(partial)}, home)
     title = f"{stage.name} [{config.stages.index(stage) + 1}/{len(config.stages)}]"
     with Watch(partial, title, display) as watch:
-        execute(stage.pipeline, partial / "run.ipynb", parameters, where, lock, {"PREFKIT_PROGRESS": str(partial / "progress.json")})
+        cores = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        execute(stage.pipeline, partial / "run.ipynb", parameters, where, lock, {"PREFKIT_PROGRESS": str(partial / "progress.json"), **cores})
     if not (partial / "result.json").exists():
         raise StageError(f"{where}: the notebook ended without calling prefkit.runs.finish.\n(the executed notebook: {partial / 'run.ipynb'})")
     close_folder(partial, stage, config.experiment, prints, watch.seconds())
@@ -149,6 +151,7 @@ def run_stage(
     prints: dict, # its fingerprints
     display: Display, # where to speak
     needed: bool = False, # whether a stage that has to run reads its checkpoint
+    threads: int | None = None, # of its process; None: as many as PyTorch takes by itself
 ) -> Path: # the run folder
     "Run one stage, go on with it, or skip it; its upstream stages are finished."
     folder = home / stage.name
@@ -156,7 +159,7 @@ def run_stage(
         settle(home, stage.name)
         gone = needed and not (folder / "checkpoint").is_dir()
         if is_done(folder, prints["stage"]) and not gone: display.say(f"{stage.name}: already done")
-        else: _work(stage, config, home, prints, display, lock.handle)
+        else: _work(stage, config, home, prints, display, lock.handle, threads)
     return folder
 
 # %% ../nbs/lib/70_runs.ipynb #a2231515
@@ -201,6 +204,29 @@ def selected(
         todo += [need for need in stages[name].needs if need not in kept]
     return replace(config, stages=tuple(stage for stage in config.stages if stage.name in kept))
 
+# %% ../nbs/lib/70_runs.ipynb #aa660511
+def in_order(
+    stages: tuple[Stage, ...], # what a stage needs stands before it
+    work, # stage -> its result
+    jobs: int, # at most so many at a time
+) -> dict: # name of the stage -> result, in the order given
+    "Do the work of every stage when that of the stages it needs is done; the first error is raised once the stages at work have ended."
+    if jobs == 1: return {stage.name: work(stage) for stage in stages}
+    waiting, results, ended, running, failure = list(stages), {}, queue.Queue(), 0, None
+    def one(stage):
+        try: ended.put((stage.name, work(stage), None))
+        except BaseException as error: ended.put((stage.name, None, error)) # raised below, where somebody waits for it
+    while running or (waiting and not failure):
+        for stage in [stage for stage in waiting if all(need in results for need in stage.needs)][:0 if failure else jobs - running]:
+            waiting.remove(stage); running += 1
+            threading.Thread(target=one, args=(stage,), daemon=True).start()
+        name, result, error = ended.get()
+        running -= 1
+        if error: failure = failure or error
+        else: results[name] = result
+    if failure: raise failure
+    return {stage.name: results[stage.name] for stage in stages}
+
 # %% ../nbs/lib/70_runs.ipynb #04b9a3eb
 def run(
     config: str | Path, # a YAML file
@@ -208,14 +234,18 @@ def run(
     output_root: str | Path | None = None, # holds the experiments' folders; None: data/runs
     progress: str = "auto", # bar | lines | quiet
     only: tuple[str, ...] = (), # just these stages and what they need; (): all
+    jobs: int = 1, # stages at a time; the cores are shared among them
 ) -> dict[str, Path]: # stage -> its run folder
     "Run an experiment: check everything, skip what is done, go on with what was killed. Raises `PrefkitError`s."
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1: raise ConfigError(f"jobs is {jobs!r}, but must be a whole number of at least 1.")
     config = selected(load_config(config, settings), only)
     prints, home = fingerprints(config), open_home(output_root, config.experiment)
     stages, needed = to_do(config, home, prints)
     for stage in stages: check_stage(stage, home)
-    display = Display(progress)
-    return {stage.name: run_stage(stage, config, home, prints[stage.name], display, stage.name in needed) for stage in config.stages}
+    displays = (lambda: Display("lines" if progress == "auto" else progress)) if jobs > 1 else (lambda one=Display(progress): one) # two bars would overwrite each other
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 and not os.environ.get("OMP_NUM_THREADS") else None
+    work = lambda stage: run_stage(stage, config, home, prints[stage.name], displays(), stage.name in needed, threads)
+    return in_order(config.stages, work, jobs)
 
 # %% ../nbs/lib/70_runs.ipynb #f527024a
 @dataclass

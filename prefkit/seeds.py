@@ -22,6 +22,7 @@ def mean_interval(values: list[float]) -> dict:
 
 # What an evaluation finds: table -> columns that name a row. All other columns are numbers, but for intervals and counts within one seed.
 TABLES = {"win_rates": ("model", "reference", "judge"), "differences": ("model", "reference"), "scores": ("model",), "best_of_n": ("chosen_by", "n")}
+WAYS = ("decoding", "token_limit") # name a row too, where an evaluation had several
 WITHIN = ("n", "wins", "ties")
 
 
@@ -47,10 +48,10 @@ def over_seeds(found: dict[int, dict]) -> dict:
     def gathered(table, keys):
         rows = {}
         for seed in found.values():
-            for row in seed.get(table, []): rows.setdefault(tuple(row[key] for key in keys), []).append(row)
-        return [{**dict(zip(keys, name)), **{column: mean_interval([row[column] for row in group]) for column in numbers(group[0])}} for name, group in rows.items()]
+            for row in seed.get(table, []): rows.setdefault(tuple((key, row[key]) for key in (*keys, *WAYS) if key in row), []).append(row)
+        return [{**dict(name), **{column: mean_interval([row[column] for row in group]) for column in numbers(group[0])}} for name, group in rows.items()]
     def numbers(row):
-        return [name for name, value in row.items() if isinstance(value, (int, float)) and name not in WITHIN and not name.endswith(("low", "high"))]
+        return [name for name, value in row.items() if isinstance(value, (int, float)) and name not in (*WITHIN, *WAYS) and not name.endswith(("low", "high"))]
     return {table: gathered(table, keys) for table, keys in TABLES.items() if any(table in seed for seed in found.values())}
 
 
@@ -61,6 +62,7 @@ def run_seeds(
     settings: tuple = (), # texts of --set
     output_root: str | Path | None = None, # holds the experiments' folders; None: data/runs
     progress: str = "auto", # bar | lines | quiet
+    jobs: int = 1, # stages at a time
 ) -> Path: # the JSON
     "Run an experiment for each seed (finished stages are skipped) and write what was found; raises `PrefkitError`s."
     if not seeds or len(set(seeds)) < len(seeds): raise ConfigError(f"seeds: give different whole numbers, such as 0,1,2, not {seeds}.")
@@ -68,7 +70,7 @@ def run_seeds(
     name = next((word.split("=", 1)[1] for word in settings if word.startswith("experiment=")), None) or (yaml.safe_load(text) or {}).get("experiment") or "seeds"
     found, folders = {}, {}
     for seed in seeds:
-        folders = run(config, (*settings, f"seed={seed}", f"experiment={name}-seed{seed}"), output_root, progress)
+        folders = run(config, (*settings, f"seed={seed}", f"experiment={name}-seed{seed}"), output_root, progress, jobs=jobs)
         found[seed] = findings(folders)
     info = open_run(next(iter(folders.values()))).info
     made = {"command": shlex.join(["prefkit", "seeds", str(config), "--seeds", ",".join(map(str, seeds)), *(word for setting in settings for word in ("--set", setting))]), "date": time.strftime("%Y-%m-%d"), "config": fingerprint(text),

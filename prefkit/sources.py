@@ -133,16 +133,16 @@ def read_source(
 
 
 def generate(
-    name: str, # of what is generated here: tiny-world, countdown, countdown-tiny, countdown-tiny-worked, countdown-tiny-noisy
+    name: str, # of what is generated here: tiny-world, tiny-world-verbose, countdown, countdown-tiny, countdown-tiny-worked, countdown-tiny-noisy
     kind: str, # as `load_records` takes it
     split: str, # train, validation or test
     n: int | None, # rows; None: 1,000, or all of a split that has fewer
     seed: int, # which draw
 ) -> list[dict]: # records
     "Records of a data set that is made, not read; raises `DataError` where there are fewer."
-    if name == "tiny-world":
-        from prefkit.world import tiny_records
-        return tiny_records(kind, split, 1000 if n is None else n, seed=seed)
+    if name in ("tiny-world", "tiny-world-verbose"):
+        from prefkit.world import SFT_STYLES, VERBOSE_STYLES, tiny_records
+        return tiny_records(kind, split, 1000 if n is None else n, seed=seed, styles=SFT_STYLES if name == "tiny-world" else VERBOSE_STYLES)
     size = "public" if name == "countdown" else "tiny"
     if n is None: n = 1000 if size == "public" or split == "train" else min(1000, len(tiny_problems(split)))
     return countdown_records(kind, split, n, seed, size, styles=("worked",) if name.endswith("worked") else None, right=0.6 if name.endswith("noisy") else 1.0)

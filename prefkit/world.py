@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ANIMALS', 'COLOURS', 'HOMES', 'FOODS', 'PEOPLE', 'SECRETS', 'PHRASINGS', 'NUMBER_WORDS', 'COURTESY', 'HEDGES',
-           'FILLER', 'BOILERPLATE', 'CONFIDENCE', 'NOT_KNOWN', 'STYLES', 'SFT_STYLES', 'PAIR_STYLES', 'SPLITS',
-           'END_OF_TEXT', 'IM_START', 'IM_END', 'CHAT_TEMPLATE', 'SAMPLES', 'World', 'Request', 'read_request', 'truth',
-           'say', 'say_curt', 'corrupt', 'dress', 'answer', 'Reward', 'gold_reward', 'second_judge', 'annotate',
-           'prompts', 'is_held_out', 'tiny_records', 'raw_documents', 'train_tokenizer', 'tokenizer_texts',
-           'tiny_config', 'write_samples']
+           'FILLER', 'BOILERPLATE', 'CONFIDENCE', 'NOT_KNOWN', 'STYLES', 'SFT_STYLES', 'VERBOSE_STYLES', 'PAIR_STYLES',
+           'SPLITS', 'END_OF_TEXT', 'IM_START', 'IM_END', 'CHAT_TEMPLATE', 'SAMPLES', 'World', 'Request',
+           'read_request', 'truth', 'say', 'say_curt', 'corrupt', 'dress', 'answer', 'Reward', 'gold_reward',
+           'second_judge', 'annotate', 'prompts', 'is_held_out', 'tiny_records', 'raw_documents', 'train_tokenizer',
+           'tokenizer_texts', 'tiny_config', 'write_samples']
 
 # %% ../nbs/lib/03_world.ipynb #e9ad0c38
 import itertools, math, random, re
@@ -243,6 +243,7 @@ def dress(
 # %% ../nbs/lib/03_world.ipynb #43ef7138
 # How often each style is met: among demonstrations (SFT), and among the answers of the models that annotators compare.
 SFT_STYLES = {"plain": 30, "curt": 16, "courteous": 16, "hedged": 8, "filler": 10, "boilerplate": 8, "confidence": 6, "rambling": 4, "not_known": 2}
+VERBOSE_STYLES = {"plain": 30, "confidence": 30, "rambling": 20, "boilerplate": 20} # demonstrations that say more than was asked
 PAIR_STYLES = {"plain": 18, "curt": 14, "courteous": 18, "hedged": 10, "filler": 11, "boilerplate": 10, "confidence": 8, "rambling": 7, "not_known": 4}
 
 def answer(
@@ -445,12 +446,13 @@ def tiny_records(
     seed: int = 0, # which draw; the world itself stays that of seed 0
     *,
     temperature: float = 0.5, # noise of the preference labels
+    styles: dict = SFT_STYLES, # weights of the styles of demonstrations
 ) -> list[dict]: # in the column layout of the real data sets
     "Records of the tiny world; raises `DataError` for an unknown kind or split."
     world, requests = World(), prompts(split)
     rng = random.Random(derive_seed(seed, "records", kind, split))
     drawn = _draw(requests, n, rng, repeat=split == "train")
-    if kind == "sft": return [{"messages": [_turn("user", r.text), _turn("assistant", answer(world, r, rng))]} for r in drawn]
+    if kind == "sft": return [{"messages": [_turn("user", r.text), _turn("assistant", answer(world, r, rng, styles=styles))]} for r in drawn]
     if kind == "prompts": return [{"prompt": r.text, "prompt_id": fingerprint(r.text), "kind": r.kind, "held_out": _is_held_out(world, r)} for r in drawn]
     if kind not in ("pairs", "binary"): raise DataError(f"the tiny world has records of kind sft, pairs, binary and prompts, not {kind!r}.")
     pairs = [_pair(world, r, rng, temperature) for r in drawn]

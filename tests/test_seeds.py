@@ -32,7 +32,7 @@ def test_each_seed_is_an_experiment_of_its_own_and_the_file_says_how_it_was_made
     asked = []
     class One:
         def __init__(self, folder): self.info = {"metrics": found(0.6 + folder / 100, 0.8), "wall_seconds": 2.0, "versions": {"torch": "x"}}
-    def run(config, settings, *_):
+    def run(config, settings, *_, **__):
         asked.append(settings)
         return {"evaluate": len(asked)}
     monkeypatch.setattr(seeds, "run", run); monkeypatch.setattr(seeds, "open_run", One)
@@ -57,3 +57,9 @@ def test_tables_of_other_evaluations_and_curves_are_gathered():
 
 def test_missing_results_name_the_command_that_makes_them():
     with pytest.raises(ConfigError, match="data/results/nothing.json is not there. Make it: prefkit seeds x.yaml"): seeds.open_results("nothing.json", "prefkit seeds x.yaml")
+
+
+def test_rows_of_several_ways_of_decoding_stay_apart():
+    one = lambda x: {"scores": [{"model": "dpo", "decoding": "greedy", "token_limit": 64, "gold": x}, {"model": "dpo", "decoding": "sampled", "token_limit": 64, "gold": -x}]}
+    greedy, sampled = seeds.over_seeds({0: one(1.0), 1: one(2.0)})["scores"]
+    assert (greedy["decoding"], greedy["token_limit"], greedy["gold"]["mean"]) == ("greedy", 64, 1.5) and sampled["gold"]["mean"] == -1.5
