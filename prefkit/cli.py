@@ -66,12 +66,13 @@ def report(config: Config, settings: Settings = [], output_root: OutputRoot = No
 @app.command()
 def seeds(config: Config, seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0,1,2",
           output: Annotated[Path | None, typer.Option(metavar="FILE", help="The JSON.  [default: data/results/seeds/EXPERIMENT.json]", show_default=False)] = None,
-          settings: Settings = [], output_root: OutputRoot = None, jobs: Jobs = 1):
+          settings: Settings = [], output_root: OutputRoot = None, jobs: Jobs = 1,
+          lines: Annotated[bool, typer.Option("--lines", help="Keep the course of training too, for pictures of it.")] = False):
     """Run an experiment for several seeds and gather what its evaluations found."""
     from prefkit.seeds import run_seeds
     if not all(word.strip().isdigit() for word in seeds.split(",")): raise typer.BadParameter(f"{seeds!r}: numbers with commas between, such as 0,1,2.", param_hint="--seeds")
     numbers = [int(word) for word in seeds.split(",")]
-    print(f"the results: {_carry_out(run_seeds, config, numbers, output, tuple(settings), output_root, 'auto', jobs)}")
+    print(f"the results: {_carry_out(run_seeds, config, numbers, output, tuple(settings), output_root, 'auto', jobs, lines)}")
 
 
 @app.command()

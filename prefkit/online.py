@@ -8,7 +8,7 @@ __all__ = ['Rounds', 'Writers', 'Tensors', 'BufferBatches', 'OnlineSteps', 'larg
            'Counter', 'OnlineTrainer', 'can_share_prompt', 'value_head', 'train_online']
 
 # %% ../nbs/lib/47_online.ipynb #3a298443
-import json, time
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from .batches import autocast, can_share, collate, scored_logps, to_device
 from .checkpoints import model_fingerprint, open_folder, rows_fingerprint
 from .core import PrefkitError, derive_seed
 from .losses import adapt_kl
-from .online_methods import (ONLINE_METHODS, OnlineMethod, RolloutSettings, add_online_method, answer_major, call_inputs, check_online, check_prompts, fill, get_online_method,
-                                    loss_inputs, online_hyperparameters, online_steps, rollout_settings, split_hyperparameters)
+from .online_methods import (OnlineMethod, RolloutSettings, answer_major, call_inputs, check_online, check_prompts, fill, get_online_method,
+                                    loss_inputs, online_hyperparameters, online_steps, split_hyperparameters)
 from .reward_sources import reward_fingerprint
 from .rollout import Reference, Rollouts, padded, reward_samples, sample_answers, sample_names, sample_rows, score_tokens
 from .settings import choose_precision, training_arguments

@@ -8,14 +8,14 @@ __all__ = ['draw_tokens', 'Sample', 'uniform_stream', 'sample_answers', 'check_d
            'reward_samples']
 
 # %% ../nbs/lib/45_rollout.ipynb #ec5759b6
-import copy, json
-from contextlib import contextmanager, nullcontext
+import copy
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
-from .batches import batch_logps, collate, evaluating, scored_logps, to_device
+from .batches import collate, evaluating, scored_logps, to_device
 from .core import ConfigError, DataError, NotFinite, derive_seed
 from .generate import next_token_probs, stop_tokens
 

@@ -26,13 +26,27 @@ WAYS = ("decoding", "token_limit") # name a row too, where an evaluation had sev
 WITHIN = ("n", "wins", "ties")
 
 
-def findings(folders: dict[str, Path]) -> dict:
+# What a picture of training needs of metrics.jsonl, where the lines are kept.
+LINES = ("step", "split", "loss", "logps_chosen", "logps_rejected", "logratio_chosen", "logratio_rejected", "reward", "reward_accuracy", "kl_k1", "reward_gold", "seconds", "seconds_sampling")
+
+
+def training_lines(metrics) -> list[dict]: # of a run's metrics, a DataFrame
+    "Its lines with the columns of `LINES` that they have, four significant digits."
+    keep = [name for name in LINES if name in metrics]
+    return [{name: float(f"{value:.4g}") if isinstance(value, float) and not value.is_integer() else value for name, value in line.items() if value == value} for line in metrics[keep].to_dict("records")]
+
+
+def findings(
+    folders: dict[str, Path], # stage -> its run folder
+    lines: bool = False, # keep the course of training too
+) -> dict:
     "What the evaluations of one finished experiment found, the curves of its stages where they tell one, and their wall times."
     runs = {name: open_run(folder) for name, folder in folders.items()}
     metrics = {name: one.info.get("metrics", {}) for name, one in runs.items()}
     if not any(name in one for one in metrics.values() for name in (*TABLES, "curve")): raise ConfigError("the experiment has no stage that evaluates, or tells a curve: there is nothing to compare over seeds.")
     found = {table: [{"stage": name, **row} for name, one in metrics.items() for row in one.get(table, [])] for table in TABLES}
-    return {**{table: rows for table, rows in found.items() if rows}, "curves": {name: one["curve"] for name, one in metrics.items() if "curve" in one},
+    course = {"training": {name: training_lines(one.metrics) for name, one in runs.items() if len(one.metrics)}} if lines else {}
+    return {**{table: rows for table, rows in found.items() if rows}, **course, "curves": {name: one["curve"] for name, one in metrics.items() if "curve" in one},
             "examples": {name: last for name, one in runs.items() if (last := last_answers(getattr(one, "samples", [])))},
             "wall_seconds": {name: round(one.info["wall_seconds"], 1) for name, one in runs.items()}}
 
@@ -63,6 +77,7 @@ def run_seeds(
     output_root: str | Path | None = None, # holds the experiments' folders; None: data/runs
     progress: str = "auto", # bar | lines | quiet
     jobs: int = 1, # stages at a time
+    lines: bool = False, # keep the course of training too: for pictures of it
 ) -> Path: # the JSON
     "Run an experiment for each seed (finished stages are skipped) and write what was found; raises `PrefkitError`s."
     if not seeds or len(set(seeds)) < len(seeds): raise ConfigError(f"seeds: give different whole numbers, such as 0,1,2, not {seeds}.")
@@ -71,9 +86,9 @@ def run_seeds(
     found, folders = {}, {}
     for seed in seeds:
         folders = run(config, (*settings, f"seed={seed}", f"experiment={name}-seed{seed}"), output_root, progress, jobs=jobs)
-        found[seed] = findings(folders)
+        found[seed] = findings(folders, lines)
     info = open_run(next(iter(folders.values()))).info
-    made = {"command": shlex.join(["prefkit", "seeds", str(config), "--seeds", ",".join(map(str, seeds)), *(word for setting in settings for word in ("--set", setting))]), "date": time.strftime("%Y-%m-%d"), "config": fingerprint(text),
+    made = {"command": shlex.join(["prefkit", "seeds", str(config), "--seeds", ",".join(map(str, seeds)), *(word for setting in settings for word in ("--set", setting)), *(["--lines"] if lines else [])]), "date": time.strftime("%Y-%m-%d"), "config": fingerprint(text),
             **{key: info[key] for key in ("git", "versions", "device", "threads") if key in info}, "over_seeds": over_seeds(found), "seeds": {str(seed): value for seed, value in found.items()}}
     return write_json(output or project_root() / "data/results/seeds" / f"{name}.json", made)
 
