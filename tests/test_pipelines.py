@@ -129,10 +129,22 @@ def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
 
 
 @pytest.mark.parametrize("given, says", [({"prompts": 0}, "prompts: 0"), ({"batch_size": 0}, "batch_size: 0"), ({"models": {"a": 5}}, "models, a: 5"),
-    ({"models": {"a": "nope"}}, "nope is no folder"), ({"split": "tst"}, "'tst' is none"), ({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p")])
+    ({"models": {"a": "nope"}}, "nope is no folder"), ({"split": "tst"}, "'tst' is none"), ({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"),
+    ({"decodings": {"hot": {"temperature": -1.0}}}, "decodings, hot: temperature"), ({"decodings": {"beam": {"beams": 4}}}, "decodings, beam: .*beams"), ({"token_limits": [0]}, "max_new_tokens: 0")])
 def test_faulty_settings_of_evaluate_are_refused_before_anything_runs(given, says, tmp_path):
     config = write_text(tmp_path / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": {"evaluate": {"pipeline": "evaluate", "parameters": given}}}))
     with pytest.raises(ConfigError, match=says): run(config, (), tmp_path / "runs", "quiet")
+
+
+def test_three_label_constructions_see_three_sets_of_tokens():
+    from prefkit.pipelines import label_tokens
+    rows = [{"prompt_ids": [1, 2, 3], "response_ids": [4, 5, 9]}, {"prompt_ids": [1], "response_ids": [6, 7]}, {"prompt_ids": [1], "response_ids": [9]}]
+    seen = lambda labels: [(row["prompt_ids"], row["response_ids"]) for row in label_tokens(rows, labels, end=9)]
+    assert seen("response") == [([1, 2, 3], [4, 5, 9]), ([1], [6, 7]), ([1], [9])]
+    assert seen("response_without_end") == [([1, 2, 3], [4, 5]), ([1], [6, 7])] # a cut answer has no end to lose, and an end alone leaves nothing
+    assert seen("conversation") == [([1], [2, 3, 4, 5, 9]), ([1], [6, 7]), ([1], [9])]
+    assert rows[0]["response_ids"] == [4, 5, 9] # the rows given are left alone
+    with pytest.raises(ConfigError, match="labels: 'all' is none of"): label_tokens(rows, "all", end=9)
 
 
 @pytest.mark.parametrize("broken, says", [("config.json", "broken config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")])

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from prefkit.config import check_parameters, load_config, read_parameters, write_pipeline
+from prefkit.config import Stage, check_parameters, load_config, read_parameters, write_pipeline
 from prefkit.core import ConfigError, DataError, project_root, write_text
 from prefkit.fingerprints import bare_code, fingerprints, reached_modules
-from prefkit.runs import folder_state, is_done, open_run, prepare, report, run
+from prefkit.runs import folder_state, in_order, is_done, open_run, prepare, report, run
 from prefkit.stage import Display, StageError, StageLock
 
 PARAMETERS = """steps: int = 30 # how many
@@ -195,6 +195,32 @@ def test_stages_run_in_order_are_skipped_when_done_and_run_again_when_changed(to
     said = capsys.readouterr().out
     assert "first: runs again (its checkpoint changed)" in said and "second: runs again (parameters changed)" in said
     assert trail(folders["second"])[:30] == second.metrics["value"].tolist() and len(trail(folders["second"])) == 31
+
+
+def test_stages_side_by_side_wait_for_what_they_need_and_the_first_error_stops_the_rest():
+    import threading
+    stages = tuple(Stage(name, Path("x.ipynb"), {}, needs) for name, needs in {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c"), "e": ()}.items())
+    together, most, done, lock = [], [], [], threading.Lock()
+    def work(stage, broken=""):
+        with lock: assert set(stage.needs) <= set(done); together.append(stage.name); most.append(len(together))
+        time.sleep(0.05)
+        with lock: together.remove(stage.name)
+        if stage.name == broken: raise DataError(f"{stage.name} is broken")
+        with lock: done.append(stage.name)
+        return stage.name.upper()
+    assert in_order(stages, work, 2) == {name: name.upper() for name in "abcde"} and max(most) == 2
+    done.clear()
+    with pytest.raises(DataError, match="b is broken"): in_order(stages, lambda stage: work(stage, "b"), 2)
+    assert "a" in done and "d" not in done
+    most.clear(); done.clear()
+    assert list(in_order(stages, work, 1)) == list("abcde") and max(most) == 1
+
+
+def test_two_jobs_end_in_the_numbers_of_one(toy, tmp_path):
+    write_text(toy, CONFIG + "  third: {pipeline: walk.ipynb, parameters: {steps: 12}}\n")
+    one, two = run(toy, (), tmp_path / "one", "quiet"), run(toy, (), tmp_path / "two", "quiet", jobs=2)
+    assert list(one) == list(two) and [trail(folder) for folder in one.values()] == [trail(folder) for folder in two.values()]
+    with pytest.raises(ConfigError, match="jobs is 0"): run(toy, (), tmp_path / "two", "quiet", jobs=0)
 
 
 def test_an_error_in_a_stage_is_one_message_and_keeps_what_was_there(toy, tmp_path):
