@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from .core import ConfigError, DataError, write_text
-from .win_rate import wilson
+from .win_rate import over_seeds_interval, wilson
 
 # %% ../nbs/lib/60_figures.ipynb #cf1f0808
 COLOURS = {
@@ -128,13 +128,11 @@ def mean_interval(
     values, # (n,) independent numbers; NaN are left out
 ) -> tuple[float, float, float]: # mean, low, high
     "Mean with its 95 % interval by Student's t; a single value has an unbounded interval (NaN). Raises `DataError` if there is no value."
-    from scipy.stats import t
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
     if not len(values): raise DataError("no values to take a mean of. Were the rows of this model or kind all dropped?")
-    mean, n = float(values.mean()), len(values)
-    half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-    return mean, mean - half, mean + half
+    found = over_seeds_interval(values)
+    return found.value, found.low, found.high
 
 def share_interval(
     hits: float, # how many of n

@@ -172,16 +172,77 @@ def check_sampling(
     if split != "train" and prompts > (there := len(prompts_of(split))): raise ConfigError(f"prompts: the {split} split has {there} prompts, {prompts} are wanted. Ask for fewer.")
 
 
-def check_decodings(
-    decodings: dict, # name -> {temperature, top_p}
-    **sampling, # of `check_sampling`
-):
-    "Raise `ConfigError` for a way of decoding that there is not; the message names it."
-    for name, values in decodings.items():
-        if not isinstance(values, dict) or (unknown := set(values) - {"temperature", "top_p"}):
-            raise ConfigError(f"decodings, {name}: give temperature and top_p, such as {{temperature: 0.6, top_p: 0.95}}, not {values if not isinstance(values, dict) else ', '.join(sorted(unknown))}.")
-        try: check_sampling(**{"temperature": 1.0, "top_p": 1.0, **values}, **sampling)
-        except ConfigError as error: raise ConfigError(f"decodings, {name}: {error}") from None
+def decoding_ways(
+    decodings: dict, # name -> settings, or a name of `prefkit.generate.DECODING`; {}: one way, without a name
+    token_limits: list[int], # []: the one of `sampling`
+    seed: int, # of the draws
+    **sampling, # temperature, top_p and max_new_tokens where nothing else is said
+) -> list[dict]: # decoding and token_limit, where there are several, and sampling: all settings
+    "Every decoding with every limit; raises `ConfigError` naming the one that cannot be."
+    from prefkit.generate import DECODING, decoding
+    ways = []
+    for name, values in (decodings or {"": {key: sampling[key] for key in ("temperature", "top_p")}}).items():
+        if isinstance(values, str) and values not in DECODING: raise ConfigError(f"decodings, {name}: {values!r} is none of {', '.join(DECODING)}. Or give settings, such as {{temperature: 0.6, top_p: 0.95}}.")
+        given = DECODING[values] if isinstance(values, str) else values
+        if not isinstance(given, dict): raise ConfigError(f"decodings, {name}: give settings, such as {{temperature: 0.6, top_p: 0.95}}, not {given!r}.")
+        for limit in token_limits or [sampling["max_new_tokens"]]:
+            try: full = decoding({**given, "max_new_tokens": limit, "seed": seed})
+            except ConfigError as error: raise ConfigError(f"decodings, {name}: {error}" if name else str(error)) from None
+            ways.append({**({"decoding": name} if name else {}), **({"token_limit": limit} if token_limits else {}), "sampling": full})
+    return ways
+
+
+def evaluation_prompts(
+    dataset: str, # any that `prefkit.data` reads
+    split: str, # of it
+    prompts: int, # how many
+    prompts_seed: int = 0, # which draw of the tiny world's
+) -> list[dict]: # prompt_id and prompt; of the tiny world also kind and held_out; of others the row's own columns under record
+    "The prompts that every model answers; raises `DataError` where there are fewer."
+    if dataset == "tiny-world":
+        from prefkit.world import tiny_records
+        return tiny_records("prompts", split, prompts, prompts_seed)
+    rows = load_records(dataset, kind="prompts", split=split, limit=prompts)
+    if len(rows) < prompts: raise DataError(f"prompts: {dataset} ({split}) has {len(rows)} that can be asked, {prompts} are wanted. Ask for fewer. ({rows.report})")
+    return [{"prompt_id": str(row.get("record", {}).get("prompt_id", number)), "prompt": row["prompt"], "record": row.get("record", {})} for number, row in enumerate(rows)]
+
+
+def check_evaluation(
+    *,
+    models: dict, # name -> checkpoint, or a server's settings
+    references: list[str], # of the models
+    judges: dict, # name -> options
+    dataset: str, # where the prompts come from
+    split: str, # of it
+    prompts: int, # how many
+    batch_size: int, # prompts at a time
+    seed: int, # of the draws
+    **ways, # of `decoding_ways`
+) -> list[dict]: # what `decoding_ways` returns
+    "Raise `ConfigError` or `DataError` for what an evaluation could not do; nothing is loaded or asked."
+    from prefkit.judges import check_judge
+    from prefkit.served import Served
+    if not models: raise ConfigError("models: name at least one, such as {base: data/tiny/base}.")
+    for name, value in models.items():
+        if not isinstance(value, dict): check_model(value, f"models, {name}"); continue
+        try: Served(**value)
+        except (ConfigError, TypeError) as error: raise ConfigError(f"models, {name}: {error}") from None
+    for name in references:
+        if name not in models: raise ConfigError(f"references: {name!r} is none of the models {', '.join(models)}.")
+    if references and not any(name in references for name in list(models)[:-1]):
+        raise ConfigError(f"references: {', '.join(references)} stands after every other model, so that nothing is compared. Name it before them in models.")
+    if dataset == "tiny-world": check_sampling(prompts=prompts, split=split, temperature=1.0, top_p=1.0, max_new_tokens=1, batch_size=batch_size)
+    else:
+        if prompts < 1 or batch_size < 1: raise ConfigError(f"prompts {prompts} and batch_size {batch_size} must be at least 1.")
+        check_dataset(dataset, kind="prompts", split=split, limit=prompts)
+    if not judges: raise ConfigError("judges: name at least one, such as {gold: {}, second: {}}.")
+    for name, options in judges.items():
+        if not isinstance(options, dict): raise ConfigError(f"judges, {name}: give options, such as {name}: {{}}, not {options!r}.")
+        kind = options.get("kind", name)
+        if kind in ("gold", "second") and dataset != "tiny-world": raise ConfigError(f"judges, {name}: it knows the tiny world only, not {dataset!r}. Use another judge, or dataset: tiny-world.")
+        if name == "gold" and kind != "gold": raise ConfigError(f"judges: gold is the name of the tiny world's true reward. Call the {kind} judge otherwise.")
+        check_judge(kind, **{key: value for key, value in options.items() if key != "kind"})
+    return decoding_ways(seed=seed, **ways)
 
 
 def answer_prompts(
