@@ -418,19 +418,21 @@ def test_hierarchical_interval_covers_win_rates_where_t_over_seeds_does_not(coun
     assert covers([over_seeds_interval(one.mean(1)) for one in table], truth) < 0.93
 
 
-def test_hierarchical_interval_is_the_two_way_analysis_of_variance():
-    table = np.random.default_rng(0).normal(size=(4, 30)) + np.random.default_rng(1).normal(size=(4, 1)) + np.random.default_rng(2).normal(size=(1, 30))
+@pytest.mark.parametrize("of_seeds, of_prompts", [(1.0, 1.0), (0.2, 1.5), (0.0, 0.5)]) # in the first seeds rule, in the second the prompts, in the third hardly anything
+def test_hierarchical_interval_is_the_two_way_analysis_of_variance(of_seeds, of_prompts):
+    draw = np.random.default_rng(0).normal
+    table = draw(size=(4, 30)) + of_seeds * draw(size=(4, 1)) + of_prompts * draw(size=(1, 30))
     rows, columns = np.repeat(np.eye(4), 30, axis=0), np.tile(np.eye(30), (4, 1)) # dummy variables; residuals of nested least squares
-    left = lambda *parts: np.linalg.lstsq(np.hstack([np.ones((120, 1)), *parts]), table.ravel(), rcond=None)[1].sum() if np.hstack([np.ones((120, 1)), *parts]).shape[1] == 1 else \
-        ((table.ravel() - (x := np.hstack(parts)) @ np.linalg.lstsq(x, table.ravel(), rcond=None)[0])**2).sum()
-    rest = left(rows, columns)
-    of_seeds, of_prompts, rest = (left(columns) - rest) / 3, (left(rows) - rest) / 29, rest / 87
-    more = of_prompts - rest
-    freedom = (of_seeds + more)**2 / (of_seeds**2 / 3 + more**2 / 29)
-    half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt((of_seeds + more) / 120)
-    found, alone = hierarchical_interval(table), over_seeds_interval(table.mean(1))
-    assert found.standard_error == pytest.approx(math.sqrt((of_seeds + more) / 120)) and found.value == pytest.approx(table.mean())
+    def left(design): return ((table.ravel() - design @ np.linalg.lstsq(design, table.ravel(), rcond=None)[0])**2).sum()
+    rest = left(np.hstack([rows, columns]))
+    seeds_square, prompts_square = (left(columns) - rest) / 3, (left(rows) - rest) / 29
+    more = max(prompts_square - rest / 87, 0)
+    freedom = (seeds_square + more)**2 / (seeds_square**2 / 3 + more**2 / 29)
+    half, alone = scipy.stats.t.ppf(0.975, freedom) * math.sqrt((seeds_square + more) / 120), over_seeds_interval(table.mean(1))
+    found = hierarchical_interval(table)
+    assert found.standard_error == pytest.approx(math.sqrt((seeds_square + more) / 120)) and found.value == pytest.approx(table.mean())
     assert (found.high - found.low) / 2 == pytest.approx(max(half, (alone.high - alone.low) / 2))
+    if of_prompts == 1.5: assert half > (alone.high - alone.low) / 2
 
 
 @given(st.integers(2, 5), st.integers(2, 8), st.integers(0, 10**6))
