@@ -430,11 +430,10 @@ def _turn(role, content): return {"role": role, "content": content}
 
 def _pair(world, request, rng, temperature):
     "A record as it stands in ultrafeedback_binarized."
-    texts, styles = set(), PAIR_STYLES
-    while len(texts) < 2: texts.add(answer(world, request, rng, right=0.65, styles=styles))
-    texts = sorted(texts)
-    scores = annotate([gold_reward(request.text, text, world).total for text in texts], rng, temperature=temperature)
-    (low, rejected), (high, chosen) = sorted(zip(scores, texts))
+    texts = set()
+    while len(texts) < 2: texts.add(answer(world, request, rng, right=0.65, styles=PAIR_STYLES))
+    scores = annotate([gold_reward(request.text, text, world).total for text in sorted(texts)], rng, temperature=temperature)
+    (low, rejected), (high, chosen) = sorted(zip(scores, sorted(texts)))
     user = _turn("user", request.text)
     return {"prompt": request.text, "prompt_id": fingerprint(request.text), "chosen": [user, _turn("assistant", chosen)], "rejected": [user, _turn("assistant", rejected)],
             "messages": [user, _turn("assistant", chosen)], "score_chosen": round(high, 4), "score_rejected": round(low, 4)}
