@@ -7,7 +7,7 @@ __all__ = ['VERBOSITY', 'BOILERPLATE', 'ratio_interval', 'Perplexity', 'perplexi
            'repetition', 'loops', 'distinct_n', 'mean_pairwise_cosine', 'hashed_ngrams', 'Diversity', 'diversity',
            'verbosity_prompts', 'verbosity', 'boilerplate_in', 'text_report']
 
-# %% ../nbs/lib/57_text_metrics.ipynb #e8b2ccf8
+# %% ../nbs/lib/57_text_metrics.ipynb #93217a47
 import math
 import re
 import unicodedata
@@ -22,7 +22,7 @@ from .core import ConfigError, DataError, Progress, derive_seed
 from .win_rate import wilson
 from .world import BOILERPLATE as WORLD_BOILERPLATE
 
-# %% ../nbs/lib/57_text_metrics.ipynb #6ae30a6c
+# %% ../nbs/lib/57_text_metrics.ipynb #4e8e5031
 def ratio_interval(
     numerators, # (n,) one number for each independent unit
     denominators, # (n,) the same units; their sum must be above 0
@@ -37,7 +37,7 @@ def ratio_interval(
     half = student.ppf(0.975, n - 1) * math.sqrt(n / (n - 1) * ((a - ratio * b) ** 2).sum()) / b.sum()
     return float(ratio), float(ratio - half), float(ratio + half)
 
-# %% ../nbs/lib/57_text_metrics.ipynb #9c9dca20
+# %% ../nbs/lib/57_text_metrics.ipynb #85913fee
 @dataclass(frozen=True)
 class Perplexity:
     "Perplexity weighted by tokens, with its 95 % interval over responses; `by_response` weighs each response alike."
@@ -62,7 +62,7 @@ def perplexity_of(
         value, low, high = (float(np.exp(x)) for x in ratio_interval(-logps, lengths))
         return Perplexity(value, low, high, float(np.exp((-logps / lengths).mean())), int(lengths.sum()), len(logps))
 
-# %% ../nbs/lib/57_text_metrics.ipynb #733227f1
+# %% ../nbs/lib/57_text_metrics.ipynb #d12a2118
 def perplexity(
     model, # a causal language model, adapters and all; its mode is put back
     rows: list[dict], # held-out rows from `prefkit.data.encode_records`
@@ -84,7 +84,7 @@ def perplexity(
             progress.update(len(numbers))
     return perplexity_of(logps, [len(row[f"{answer}_ids"]) for row in rows])
 
-# %% ../nbs/lib/57_text_metrics.ipynb #1d474879
+# %% ../nbs/lib/57_text_metrics.ipynb #cca13a0a
 def bleu(
     answers: list[str], # (n,)
     references: list, # (n,) the reference of each answer, or a list of several
@@ -101,7 +101,7 @@ def bleu(
     streams = [[each[k] if k < len(each) else None for each in references] for k in range(most)] # sacreBLEU wants the k-th reference of every answer
     return {f"bleu_{n}": BLEU(max_ngram_order=n, tokenize=tokenize).corpus_score(answers, streams).score for n in orders}
 
-# %% ../nbs/lib/57_text_metrics.ipynb #422880f9
+# %% ../nbs/lib/57_text_metrics.ipynb #f0cd3b45
 def words_of(
     text: str, # any
 ) -> list[str]: # lower case; letters or digits, no punctuation
@@ -136,7 +136,7 @@ def distinct_n(
     grams = [gram for words in map(str.split, answers) for gram in zip(*(words[i:] for i in range(n)))][:at_most]
     return len(set(grams)) / len(grams) if grams else math.nan
 
-# %% ../nbs/lib/57_text_metrics.ipynb #58ccf3de
+# %% ../nbs/lib/57_text_metrics.ipynb #522b3047
 def mean_pairwise_cosine(
     vectors, # (n, width), n at least 2; no zero vectors
 ) -> float: # -1/(n - 1) to 1
@@ -148,7 +148,7 @@ def mean_pairwise_cosine(
     unit, n = vectors / norms, len(vectors)
     return float(((unit.sum(0) ** 2).sum() - n) / (n * (n - 1)))
 
-# %% ../nbs/lib/57_text_metrics.ipynb #4cf68564
+# %% ../nbs/lib/57_text_metrics.ipynb #2d1930f5
 @lru_cache(maxsize=1 << 17)
 def _hashes(features: tuple):
     "A number for each feature, the same on every machine (Python's own hash is not), and a sign."
@@ -175,7 +175,7 @@ def hashed_ngrams(
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
 
-# %% ../nbs/lib/57_text_metrics.ipynb #bf2f8d0c
+# %% ../nbs/lib/57_text_metrics.ipynb #756495ad
 @dataclass(frozen=True)
 class Diversity:
     "Likeness of answers as mean pairwise cosine (ORPO, arXiv 2403.07691, section 6.4): lower is more diverse."
@@ -201,7 +201,7 @@ def diversity(
     across = mean_pairwise_cosine(vectors[starts]) if len(counts) > 1 else math.nan
     return Diversity(*ratio_interval(each, np.ones(len(each))), across, len(counts), sum(counts))
 
-# %% ../nbs/lib/57_text_metrics.ipynb #c3660585
+# %% ../nbs/lib/57_text_metrics.ipynb #35dd73e7
 VERBOSITY = { # Table 7 of the ORPO paper (arXiv 2403.07691), as printed
     "succinct": ("Please generate a short and concise response.", "Provide a brief and concise answer.", "Keep your reply short and to the point.",
                  "Keep your answer brief for clarity.", "Generate a brief and to-the-point answer."),
@@ -235,7 +235,7 @@ def verbosity(
     ratio, low, high = ratio_interval(verbose, succinct)
     return {"succinct": float(np.mean(succinct)), "verbose": float(np.mean(verbose)), "ratio": ratio, "low": low, "high": high}
 
-# %% ../nbs/lib/57_text_metrics.ipynb #4ace87aa
+# %% ../nbs/lib/57_text_metrics.ipynb #397e4e48
 BOILERPLATE = ("As an AI language model", "As an AI", "As a language model", "I am an AI", "I'm an AI", "I'm just an AI", "I was trained on", "Confidence: 95%",
                *(phrase.replace("{}", "").strip().rstrip(".") for phrase in WORLD_BOILERPLATE))
 
@@ -249,7 +249,7 @@ def boilerplate_in(
     text = _plain(text)
     return [phrase for phrase in phrases if re.search(rf"(?<!\w){re.escape(_plain(phrase))}(?!\w)", text)]
 
-# %% ../nbs/lib/57_text_metrics.ipynb #3849a1da
+# %% ../nbs/lib/57_text_metrics.ipynb #833e579f
 def _share(flags): return (sum(flags) / len(flags), *wilson(sum(flags) / len(flags), len(flags)))
 
 def _with_interval(name, values): return dict(zip((name, f"{name}_low", f"{name}_high"), values))
@@ -268,7 +268,7 @@ def _by_prompt(texts, prompts):
     for text, prompt in zip(texts, prompts, strict=True): groups.setdefault(str(prompt), []).append(text)
     return list(groups.values())
 
-# %% ../nbs/lib/57_text_metrics.ipynb #dabc99ee
+# %% ../nbs/lib/57_text_metrics.ipynb #227ce6c9
 def text_report(
     records: list, # answers of one model: dicts with text, and tokens and ended where known; or strings
     *,

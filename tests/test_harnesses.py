@@ -223,6 +223,13 @@ def test_instruction_level_ifeval_takes_its_error_from_the_samples(tmp_path):
     assert row["standard_error"] > 1.2 * math.sqrt(share * (1 - share) / size.sum()) # wider than if they were independent
 
 
+def test_an_interval_of_few_prompts_stays_between_0_and_1(tmp_path):
+    write_json(tmp_path / "results_1.json", {"results": {"ifeval": {"inst_level_loose_acc,none": 0.6, "inst_level_loose_acc_stderr,none": "N/A"}}})
+    write_jsonl(tmp_path / "samples_ifeval_1.jsonl", [{"inst_level_loose_acc": row} for row in ([True, True], [True], [False], [False])])
+    row = read_lm_eval(tmp_path).iloc[0]
+    assert (row["low"], row["high"]) == (0.0, 1.0) and row["standard_error"] > 0.2 # by the formula alone: -0.3 to 1.5
+
+
 def test_reading_lm_eval_names_what_is_wrong(tmp_path):
     with pytest.raises(DataError, match="no results_"): read_lm_eval(tmp_path)
     (tmp_path / "results_1.json").write_text("{")
