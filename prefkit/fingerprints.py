@@ -67,7 +67,7 @@ def reached_modules(sources: list[str]) -> dict[str, Path]: # dotted name -> fil
     return found
 
 # %% ../nbs/lib/68_fingerprints.ipynb #e476de6d
-READS = ("model", "models", "dataset", "datasets", "path", "paths", "file", "files")
+READS = ("model", "models", "dataset", "datasets", "path", "paths", "file", "files", "judges")
 
 def must_be_here(text: str) -> bool:
     "Whether a name can only be a local path: it looks like one, or its first folder exists."
@@ -80,7 +80,7 @@ def named_paths(parameters: dict) -> dict[str, Path]: # "parameter: text" -> pat
     found = {}
     for name, value in parameters.items():
         for text in texts(value) if name.split("_")[-1] in READS else ():
-            if not text or UPSTREAM.fullmatch(text): continue
+            if not text or UPSTREAM.fullmatch(text) or "://" in text: continue # an address is no path
             if (path := resolve_path(text)).exists(): found[f"{name}: {text}"] = path
             elif must_be_here(text):
                 raise DataError(f"`{name}`: {text} does not exist. Relative paths are taken from the current folder or else the project's root.")

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['fit_logistic', 'is_separated', 'LengthControlled', 'length_controlled_win_rate', 'win_rate_by', 'draw_win_rate_by']
 
-# %% ../nbs/lib/54_length_control.ipynb #e5c54f71
+# %% ../nbs/lib/54_length_control.ipynb #3bd261f2
 import math
 from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, logit
 from .core import ConfigError, DataError
 
-# %% ../nbs/lib/54_length_control.ipynb #3de1b7a8
+# %% ../nbs/lib/54_length_control.ipynb #9e241a09
 def fit_logistic(
     features, # (n, k) one row per observation
     targets, # (n,) shares in [0, 1]
@@ -36,7 +36,7 @@ def fit_logistic(
         if last: break
     return theta / scale
 
-# %% ../nbs/lib/54_length_control.ipynb #4433753f
+# %% ../nbs/lib/54_length_control.ipynb #48f19f3b
 def is_separated(
     features, # (n, k)
     targets, # (n,) shares in [0, 1]
@@ -53,7 +53,7 @@ def is_separated(
     found = linprog(-signed.sum(0), A_ub=-signed, b_ub=np.zeros(len(signed)), bounds=(-1, 1), **fixed)
     return bool(-found.fun > 1e-7)
 
-# %% ../nbs/lib/54_length_control.ipynb #ae25b379
+# %% ../nbs/lib/54_length_control.ipynb #443250ac
 def _influences(x, y, w, theta, n, delta, s, difficulty):
     "What each of the first n rows moves the length-controlled rate by, to first order."
     p, own = expit(x @ theta), slice(0, n)
@@ -69,7 +69,7 @@ def _influences(x, y, w, theta, n, delta, s, difficulty):
         score = score + np.outer(((delta - delta.mean()) ** 2 - s * s) / (2 * s * n), by_scale)
     return (g - g.mean()) / n + score @ inverse @ towards
 
-# %% ../nbs/lib/54_length_control.ipynb #18f60feb
+# %% ../nbs/lib/54_length_control.ipynb #d6f39df7
 @dataclass(frozen=True)
 class LengthControlled:
     "A length-controlled win rate beside the plain one; rates and standard errors in [0, 1]."
@@ -99,7 +99,7 @@ def _mean_interval(rate, variance, n, z=1.959964):
     spread = (n * (variance + rate**2) + 0.5) / (n + 1) - smoothed**2
     return wilson(rate, n * smoothed * (1 - smoothed) / spread, z)
 
-# %% ../nbs/lib/54_length_control.ipynb #3d47b9f8
+# %% ../nbs/lib/54_length_control.ipynb #d04821af
 def _column(name, values, n=None):
     "A finite array of shape (n,); raises `DataError`."
     try: values = np.asarray(values, dtype=np.float64)
@@ -130,7 +130,7 @@ def _anchor_rows(anchors, with_difficulty):
     targets = _shares_of("anchors, pseudo_preference", anchors["pseudo_preference"])
     return np.column_stack([np.tanh(columns[0]), *columns[1:], np.zeros(len(targets))]), targets
 
-# %% ../nbs/lib/54_length_control.ipynb #9a73d717
+# %% ../nbs/lib/54_length_control.ipynb #3895027f
 def length_controlled_win_rate(
     preference, # (n,) share for the model, in [0, 1]: 1 it wins, 0 it loses, 1/2 a tie
     model_length, # (n,) characters of the model's answers
@@ -157,7 +157,7 @@ def length_controlled_win_rate(
     names = ["length", *(["difficulty"] if difficulty is not None else []), "model"]
     return LengthControlled(float(rates.mean()), error, dict(zip(names, map(float, theta))), float(y.mean()), float(y.std(ddof=1) / math.sqrt(n)), n, separated)
 
-# %% ../nbs/lib/54_length_control.ipynb #580e6f1e
+# %% ../nbs/lib/54_length_control.ipynb #8bc47a9d
 def win_rate_by(
     preference, # (n,) share for the model, in [0, 1]
     covariate, # (n,) any number of the prompt or the answer: length difference, KL, difficulty
@@ -170,8 +170,7 @@ def win_rate_by(
     y = _shares_of("preference", preference)
     x = _column("covariate", covariate, len(y))
     if not len(y): raise DataError("preference is empty: there is nothing to draw a win rate of.")
-    if bins is None: number = np.unique(x, return_inverse=True)[1]
-    else: number = np.searchsorted(_edges(x, bins)[1:-1], x, side="right")
+    number = np.unique(x, return_inverse=True)[1] if bins is None else np.searchsorted(_edges(x, bins)[1:-1], x, side="right")
     rows = []
     for each in np.unique(number):
         inside = number == each
@@ -191,6 +190,7 @@ def _edges(x, bins):
     if isinstance(bins, bool) or bins < 1: raise ConfigError(f"bins is {bins!r}, but must be at least 1, a list of edges, or None.")
     return np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)))
 
+# %% ../nbs/lib/54_length_control.ipynb #93fa2192
 def draw_win_rate_by(
     table, # from `win_rate_by`; several put below one another (`pandas.concat`) give several curves
     *,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bradley_terry', 'Ranking', 'all_pairs', 'Kappa', 'cohens_kappa', 'scores_by_kind']
 
-# %% ../nbs/lib/55_rankings.ipynb #93e81c51
+# %% ../nbs/lib/55_rankings.ipynb #ed891b7a
 import math
 from dataclasses import dataclass
 import numpy as np
@@ -13,7 +13,7 @@ from .core import ConfigError, DataError
 from scipy.special import expit
 from .length_control import _mean_interval, _shares_of, fit_logistic
 
-# %% ../nbs/lib/55_rankings.ipynb #461ba995
+# %% ../nbs/lib/55_rankings.ipynb #56d7f6de
 def _components(wins):
     "Groups that have met (strings of indices), and groups that have beaten one another, best first."
     from scipy.sparse.csgraph import connected_components
@@ -35,7 +35,7 @@ def _tally(first, second, outcome):
 
 
 
-# %% ../nbs/lib/55_rankings.ipynb #7a677256
+# %% ../nbs/lib/55_rankings.ipynb #dc05f842
 def bradley_terry(
     first, # (n,) names of models
     second, # (n,) names of the models that they met
@@ -67,6 +67,7 @@ def bradley_terry(
     order = np.argsort(-strengths.round(9), kind="stable") # equal ones in order of appearance
     return Ranking(tuple(names[place] for place in order), strengths[order], covariance[np.ix_(order, order)], wins[np.ix_(order, order)], float(prior), "prompts" if clusters else "comparisons")
 
+# %% ../nbs/lib/55_rankings.ipynb #ec5fc106
 def _by_prompt(prompts, scores):
     "Covariance of the summed gradient over clusters; raises `DataError`."
     prompts = list(prompts)
@@ -78,7 +79,7 @@ def _by_prompt(prompts, scores):
     summed -= summed.mean(0)
     return groups / (groups - 1) * summed.T @ summed
 
-# %% ../nbs/lib/55_rankings.ipynb #12bc7dd3
+# %% ../nbs/lib/55_rankings.ipynb #17787014
 @dataclass(frozen=True)
 class Ranking:
     "Models by strength, the best first."
@@ -105,30 +106,34 @@ class Ranking:
 
     def table(self): # DataFrame: model, strength, low, high (95 %), rank, rank_low, rank_high, games, win_rate
         "One row a model. `rank_low` to `rank_high`: one more than are surely better, to all but those surely worse (95 % each)."
-        import pandas as pd
-        rows, games = [], self.wins + self.wins.T
-        for i, name in enumerate(self.names):
-            half = 1.959964 * math.sqrt(max(0.0, self.covariance[i, i]))
-            others = [self.difference(other, name) for other in self.names if other != name]
-            rows.append({"model": name, "strength": self.strengths[i], "low": self.strengths[i] - half, "high": self.strengths[i] + half, "rank": i + 1,
-                         "rank_low": 1 + sum(low > 0 for _, low, _ in others), "rank_high": len(self.names) - sum(high < 0 for _, _, high in others),
-                         "games": games[i].sum(), "win_rate": self.wins[i].sum() / games[i].sum()})
-        return pd.DataFrame(rows)
+        return _table(self)
 
     def pairs(self): # DataFrame: first, second, n, observed, low, high (95 %), predicted
         "What was observed between two models beside what the strengths predict: where they part, there is no one scale. Ties widen these intervals."
-        import pandas as pd
-        rows = []
-        for i in range(len(self.names)):
-            for j in range(i + 1, len(self.names)):
-                n = self.wins[i, j] + self.wins[j, i]
-                if not n: continue
-                rate = self.wins[i, j] / n
-                low, high = _mean_interval(rate, rate * (1 - rate), n)
-                rows.append({"first": self.names[i], "second": self.names[j], "n": n, "observed": rate, "low": low, "high": high, "predicted": expit(self.strengths[i] - self.strengths[j])})
-        return pd.DataFrame(rows)
+        return _pairs(self)
 
-# %% ../nbs/lib/55_rankings.ipynb #dfb7257e
+# %% ../nbs/lib/55_rankings.ipynb #e6f66f6d
+def _table(ranking):
+    import pandas as pd
+    rows, games = [], ranking.wins + ranking.wins.T
+    for i, name in enumerate(ranking.names):
+        strength, half = ranking.strengths[i], 1.959964 * math.sqrt(max(0.0, ranking.covariance[i, i]))
+        others = [ranking.difference(other, name) for other in ranking.names if other != name]
+        rows.append({"model": name, "strength": strength, "low": strength - half, "high": strength + half, "rank": i + 1,
+                     "rank_low": 1 + sum(low > 0 for _, low, _ in others), "rank_high": len(ranking.names) - sum(high < 0 for _, _, high in others),
+                     "games": games[i].sum(), "win_rate": ranking.wins[i].sum() / games[i].sum()})
+    return pd.DataFrame(rows)
+
+def _pairs(ranking):
+    import pandas as pd
+    rows, games = [], ranking.wins + ranking.wins.T
+    for i, j in zip(*np.nonzero(np.triu(games))):
+        rate, n = ranking.wins[i, j] / games[i, j], games[i, j]
+        low, high = _mean_interval(rate, rate * (1 - rate), n)
+        rows.append({"first": ranking.names[i], "second": ranking.names[j], "n": n, "observed": rate, "low": low, "high": high, "predicted": expit(ranking.strengths[i] - ranking.strengths[j])})
+    return pd.DataFrame(rows)
+
+# %% ../nbs/lib/55_rankings.ipynb #64f0393f
 def all_pairs(
     scores: dict, # model -> (n,) scores of its answers to the same n prompts
 ): # DataFrame: first, second, outcome (1, 1/2 or 0), prompt (0 to n - 1), for every two models and prompt
@@ -141,13 +146,12 @@ def all_pairs(
     pairs = [(a, b) for place, a in enumerate(names) for b in names[place + 1:]]
     return pd.concat([pd.DataFrame({"first": a, "second": b, "outcome": (np.sign(scores[a] - scores[b]) + 1) / 2, "prompt": np.arange(n)}) for a, b in pairs], ignore_index=True)
 
-# %% ../nbs/lib/55_rankings.ipynb #5281f85e
+# %% ../nbs/lib/55_rankings.ipynb #125d0029
 @dataclass(frozen=True)
 class Kappa:
     "Agreement of two judges beyond chance."
     kappa: float # 1: always; 0: as two coins with these habits; below: less than that
-    low: float # 95 %
-    high: float
+    low: float; high: float # 95 %
     standard_error: float
     agreement: float # share of items with the same verdict
     chance: float # share that two independent judges with these habits would agree on
@@ -163,15 +167,8 @@ def _kappa(p, v):
     moves = -(v - observed) / expected + observed / expected**2 * ((v @ columns)[:, None] + (rows @ v)[None] - 2 * expected)
     return 1 - observed / expected, moves
 
-def cohens_kappa(
-    first, # (n,) verdicts of one judge: any labels
-    second, # (n,) verdicts of the other on the same items
-    *,
-    weights: str | None = None, # None: any difference counts 1; "linear" or "quadratic": by distance in `categories`
-    categories=None, # all labels in order; None: those that occur, sorted
-) -> Kappa:
-    "Cohen's kappa with its 95 % interval (Cohen 1960; weighted: 1968; error: Fleiss, Cohen, Everitt 1969); raises `DataError` where all verdicts are one and the same, `ConfigError`."
-    first, second = list(first), list(second)
+def _counted(first, second, weights, categories):
+    "Labels in order and the table of counts; raises `DataError`, `ConfigError`."
     if len(first) != len(second) or len(first) < 2: raise DataError(f"{len(first)} verdicts against {len(second)}: both judges need one for each of the same items, at least two.")
     if bad := [row for row, pair in enumerate(zip(first, second)) if any(one is None or one != one for one in pair)]: raise DataError(f"item {bad[0]} has no verdict ({len(bad)} in all). Leave these out for both judges.")
     if weights not in (None, "linear", "quadratic"): raise ConfigError(f"weights is {weights!r}, but must be None, 'linear' or 'quadratic'.")
@@ -181,6 +178,19 @@ def cohens_kappa(
     if unknown := {*first, *second} - set(labels): raise DataError(f"verdict {sorted(map(str, unknown))[0]!r} is not among the categories {labels}.")
     table, place = np.zeros((len(labels), len(labels))), {label: number for number, label in enumerate(labels)}
     for a, b in zip(first, second): table[place[a], place[b]] += 1
+    return labels, table
+
+# %% ../nbs/lib/55_rankings.ipynb #6ef2600b
+def cohens_kappa(
+    first, # (n,) verdicts of one judge: any labels
+    second, # (n,) verdicts of the other on the same items
+    *,
+    weights: str | None = None, # None: any difference counts 1; "linear" or "quadratic": by distance in `categories`
+    categories=None, # all labels in order; None: those that occur, sorted
+) -> Kappa:
+    "Cohen's kappa with its 95 % interval (Cohen 1960; weighted: 1968; error: Fleiss, Cohen, Everitt 1969); raises `DataError` where all verdicts are one and the same, `ConfigError`."
+    first, second = list(first), list(second)
+    labels, table = _counted(first, second, weights, categories)
     steps = np.abs(np.subtract.outer(np.arange(len(labels)), np.arange(len(labels))))
     v = (steps > 0).astype(float) if weights is None else steps ** (1.0 if weights == "linear" else 2.0)
     n, p = len(first), table / len(first)
@@ -192,7 +202,24 @@ def cohens_kappa(
     low, high = min(kappa, centre - 1.959964 * error), max(kappa, centre + 1.959964 * error)
     return Kappa(float(kappa), float(max(-1.0, low)), float(min(1.0, high)), error, float(np.trace(p)), float(p.sum(1) @ p.sum(0)), n, labels, table)
 
-# %% ../nbs/lib/55_rankings.ipynb #5164ac02
+# %% ../nbs/lib/55_rankings.ipynb #5d11d440
+def _numbers(name, values):
+    "An array of numbers, no NaN; raises `DataError`."
+    values = np.asarray(list(values), dtype=np.float64)
+    if (bad := np.isnan(values)).any(): raise DataError(f"{name} of row {int(bad.argmax())} is NaN ({int(bad.sum())} in all). Judge again or leave these rows out.")
+    return values
+
+def _values(kinds, scores, reference, measure):
+    "One number a request, as the measure wants it; raises `DataError`, `ConfigError`."
+    needs = {"mean": False, "share": False, "difference": True, "win_rate": True}
+    if measure not in needs: raise ConfigError(f"measure is {measure!r}, but must be one of {', '.join(needs)}.")
+    if needs[measure] != (reference is not None): raise ConfigError(f"measure {measure} {'needs' if needs[measure] else 'takes no'} reference.")
+    scores = _numbers("scores", scores)
+    other = None if reference is None else _numbers("reference", reference)
+    if not len(kinds) == len(scores) == (len(scores) if other is None else len(other)) or not kinds: raise DataError(f"{len(kinds)} kinds, {len(scores)} scores{'' if other is None else f', {len(other)} of the reference'}: give one of each for every request, at least one.")
+    return {"mean": lambda: scores, "share": lambda: _shares_of("scores", scores), "difference": lambda: scores - other, "win_rate": lambda: (np.sign(scores - other) + 1) / 2}[measure]()
+
+# %% ../nbs/lib/55_rankings.ipynb #6999551b
 def scores_by_kind(
     kinds, # (n,) kind of each request
     scores, # (n,) score of the model's answer
@@ -203,14 +230,8 @@ def scores_by_kind(
     "Scores kind by kind, in order of appearance; differences and win rates are on the same requests. Raises `DataError`, `ConfigError`."
     import pandas as pd
     from scipy.stats import norm, t
-    needs = {"mean": False, "share": False, "difference": True, "win_rate": True}
-    measure = measure or ("mean" if reference is None else "difference")
-    if measure not in needs: raise ConfigError(f"measure is {measure!r}, but must be one of {', '.join(needs)}.")
-    if needs[measure] != (reference is not None): raise ConfigError(f"measure {measure} {'needs' if needs[measure] else 'takes no'} reference.")
-    kinds, scores = list(kinds), _numbers("scores", scores)
-    other = None if reference is None else _numbers("reference", reference)
-    if not len(kinds) == len(scores) == (len(scores) if other is None else len(other)) or not kinds: raise DataError(f"{len(kinds)} kinds, {len(scores)} scores{'' if other is None else f', {len(other)} of the reference'}: give one of each for every request, at least one.")
-    values = {"mean": lambda: scores, "share": lambda: _shares_of("scores", scores), "difference": lambda: scores - other, "win_rate": lambda: (np.sign(scores - other) + 1) / 2}[measure]()
+    kinds, measure = list(kinds), measure or ("mean" if reference is None else "difference")
+    values = _values(kinds, scores, reference, measure)
     known, rows = list(dict.fromkeys(kinds)), []
     for kind in known:
         part = values[[each == kind for each in kinds]]
@@ -222,9 +243,3 @@ def scores_by_kind(
                 row |= dict(zip(ends, (row["value"] - half, row["value"] + half)))
         rows.append(row)
     return pd.DataFrame(rows)
-
-def _numbers(name, values):
-    "An array of numbers, no NaN; raises `DataError`."
-    values = np.asarray(list(values), dtype=np.float64)
-    if (bad := np.isnan(values)).any(): raise DataError(f"{name} of row {int(bad.argmax())} is NaN ({int(bad.sum())} in all). Judge again or leave these rows out.")
-    return values

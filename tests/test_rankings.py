@@ -2,7 +2,7 @@
 import itertools, math
 from fractions import Fraction as F
 
-import numpy as np, pandas as pd, pytest
+import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, logit
