@@ -1,7 +1,9 @@
 # `make` lists what there is. Everything runs in $(VENV), which is made when it is missing.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
-CONFIG ?= data/configs/tiny/first_path.yaml
+CONFIG ?= data/configs/tiny/comparison.yaml
+# Stages at a time; the cores are shared among them.
+JOBS ?= 2
 # Where PyTorch is taken from. Empty: the usual index, whose wheel for Linux brings CUDA libraries of several GB.
 # Without a GPU: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -25,14 +27,14 @@ $(ready): constraints.txt
 	@touch $@
 
 report: $(ready) ## run the experiment CONFIG and write its report page
-	$(bin)/prefkit run $(CONFIG)
+	$(bin)/prefkit run $(CONFIG) --jobs $(JOBS)
 	$(bin)/prefkit report $(CONFIG)
 
 test: $(ready) ## ruff, export and clean, the lessons, pytest
 	@$(bin)/python tools/test.py
 
-seeds: $(ready) ## the first path with three seeds, into data/results/seeds/ (about half an hour)
-	$(bin)/prefkit seeds data/configs/tiny/first_path.yaml --seeds 0,1,2
+seeds: $(ready) ## the comparison with five seeds, into data/results/seeds/ (about an hour)
+	$(bin)/prefkit seeds data/configs/tiny/comparison.yaml --seeds 0,2,3,4,5 --jobs $(JOBS) --lines
 
 base: $(ready) ## pretrain the base model of the tiny world and put it under data/tiny/base (minutes)
 	$(bin)/prefkit run data/configs/tiny/base.yaml
