@@ -124,6 +124,7 @@ def test_lists_that_do_not_line_up_are_refused():
     with pytest.raises(DataError, match="24 records against 23"): judge.compare(A, B[:-1])
     with pytest.raises(DataError, match="record 0: .*p0 against p1"): judge.compare(A[:2], B[1::-1])
     with pytest.raises(DataError, match="record 1"): judge.compare(A[:2], [B[0], {**B[1], "prompt": "Count from 1 to 3."}]) # the same id on another prompt
+    with pytest.raises(DataError, match="record 1: .*p1 against q"): judge.compare(A[:2], [B[0], {**B[1], "prompt_id": "q"}]) # another id on the same prompt
 
 
 @settings(max_examples=60, deadline=None)
