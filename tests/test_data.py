@@ -381,7 +381,7 @@ def test_tiny_world_refuses_slices_that_would_not_continue_one_another():
 
 
 def test_every_named_data_set_says_what_it_is():
-    assert set(DATASETS) == {"tiny-world", "smol-smoltalk", "smoltalk", "ultrafeedback_binarized", "hh-rlhf", "metamath_dpo",
+    assert set(DATASETS) == {"tiny-world", "tiny-world-verbose", "smol-smoltalk", "smoltalk", "ultrafeedback_binarized", "hh-rlhf", "metamath_dpo",
                              "countdown-tiny", "countdown-tiny-worked", "countdown-tiny-noisy", "countdown", "countdown-3to4", "cog_behav_all_strategies"}
     assert all(source.note and source.splits and source.kinds for source in DATASETS.values())
 

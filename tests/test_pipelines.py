@@ -130,7 +130,7 @@ def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
 
 @pytest.mark.parametrize("given, says", [({"prompts": 0}, "prompts: 0"), ({"batch_size": 0}, "batch_size: 0"), ({"models": {"a": 5}}, "models, a: 5"),
     ({"models": {"a": "nope"}}, "nope is no folder"), ({"split": "tst"}, "'tst' is none"), ({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"),
-    ({"decodings": {"hot": {"temperature": -1.0}}}, "decodings, hot: temperature"), ({"decodings": {"beam": {"beams": 4}}}, "decodings, beam: .*beams"), ({"token_limits": [0]}, "max_new_tokens: 0")])
+    ({"decodings": {"hot": {"temperature": -1.0}}}, "decodings, hot: temperature"), ({"decodings": {"hot": {"beams": 4, "temperature": 1.0}}}, "decodings, hot: beams 4 with temperature"), ({"token_limits": [0]}, "max_new_tokens 0")])
 def test_faulty_settings_of_evaluate_are_refused_before_anything_runs(given, says, tmp_path):
     config = write_text(tmp_path / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": {"evaluate": {"pipeline": "evaluate", "parameters": given}}}))
     with pytest.raises(ConfigError, match=says): run(config, (), tmp_path / "runs", "quiet")

@@ -10,8 +10,8 @@ LESSON_FOLDERS = r"^[_.]|^pipelines$|^reports$"
 STEPS = { # name -> (seconds allowed, command)
     "ruff": (60, [BIN / "ruff", "check", "--quiet", "."]),
     "export and clean": (120, [sys.executable, "tools/check_generated.py"]),
-    "lessons": (480, [BIN / "nbdev_test", "--n_workers", WORKERS, "--timing", "--skip_folder_re", LESSON_FOLDERS]),
-    "pytest": (900, [sys.executable, "-m", "pytest", "-n", WORKERS]),
+    "lessons": (600, [BIN / "nbdev_test", "--n_workers", WORKERS, "--timing", "--skip_folder_re", LESSON_FOLDERS]),
+    "pytest": (1200, [sys.executable, "-m", "pytest", "-n", WORKERS]),
 }
 ENVIRONMENT = { # one thread a worker; nothing is fetched
     "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
