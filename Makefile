@@ -34,7 +34,7 @@ test: $(ready) ## ruff, export and clean, the lessons, pytest
 	@$(bin)/python tools/test.py
 
 seeds: $(ready) ## the comparison with five seeds, into data/results/seeds/ (about an hour)
-	$(bin)/prefkit seeds data/configs/tiny/comparison.yaml --seeds 0,2,3,4,5 --jobs $(JOBS) --lines
+	$(bin)/prefkit seeds data/configs/tiny/comparison.yaml --seeds 0,1,2,3,4 --jobs $(JOBS) --lines
 
 base: $(ready) ## pretrain the base model of the tiny world and put it under data/tiny/base (minutes)
 	$(bin)/prefkit run data/configs/tiny/base.yaml

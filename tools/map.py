@@ -27,7 +27,7 @@ def measure(name):
         start = time.monotonic()
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0) # its kernel counts, too
-    if status: raise SystemExit(f"{name} fails: run it by itself")
+    if status: return None
     scale = 2**20 if sys.platform == "darwin" else 2**10
     return {"seconds": round(time.monotonic() - start, 1), "peak_mib": round(usage.ru_maxrss / scale), "hardware": "CPU"}
 
@@ -68,10 +68,11 @@ def written(text, measured):
     return re.sub(f"({re.escape(BEGIN)}).*?({re.escape(END)})", lambda match: f"{match[1]}\n\n{table(measured)}\n\n{match[2]}", text, flags=re.S)
 
 if __name__ == "__main__":
-    results = read(RESULTS) if RESULTS.exists() else {"command": "make map", "machine": {}, "notebooks": {}}
+    results, failed = read(RESULTS) if RESULTS.exists() else {"command": "make map", "machine": {}, "notebooks": {}}, []
     for name in [] if "--table" in sys.argv else sys.argv[1:] or notebooks():
-        results["notebooks"][name], results["machine"] = measure(name), machine()
-        print(name, results["notebooks"][name], flush=True)
+        if not (found := measure(name)): failed.append(name); continue # what was measured is kept
+        results["notebooks"][name], results["machine"] = found, machine()
+        print(name, found, flush=True)
     results["notebooks"] = {name: results["notebooks"][name] for name in notebooks() if name in results["notebooks"]}
     if results["notebooks"]:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -81,3 +82,4 @@ if __name__ == "__main__":
         if BEGIN in (text := "".join(cell["source"])): cell["source"] = written(text, results["notebooks"]).splitlines(keepends=True)
     (ROOT / "nbs/sidebar.yml").write_text(sidebar(), encoding="utf-8")
     INDEX.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    if failed: raise SystemExit(f"failed: {', '.join(failed)}. Run each by itself; a report of runs wants its experiment first.")
