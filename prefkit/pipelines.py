@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from prefkit.chat import check_limits
 from prefkit.core import ConfigError, DataError, resolve_path
-from prefkit.data import DATASETS, Records, encode_records, kind_to_read, load_records
+from prefkit.data import DATASETS, Records, kind_to_read, load_records
 from prefkit.sources import SplitError, is_hub_name, parse_split
 
 

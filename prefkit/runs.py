@@ -242,9 +242,9 @@ def run(
     prints, home = fingerprints(config), open_home(output_root, config.experiment)
     stages, needed = to_do(config, home, prints)
     for stage in stages: check_stage(stage, home)
-    displays = (lambda: Display("lines" if progress == "auto" else progress)) if jobs > 1 else (lambda one=Display(progress): one) # two bars would overwrite each other
+    if jobs > 1 and progress == "auto": progress = "lines" # two bars would overwrite each other
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 and not os.environ.get("OMP_NUM_THREADS") else None
-    work = lambda stage: run_stage(stage, config, home, prints[stage.name], displays(), stage.name in needed, threads)
+    work = lambda stage: run_stage(stage, config, home, prints[stage.name], Display(progress), stage.name in needed, threads)
     return in_order(config.stages, work, jobs)
 
 # %% ../nbs/lib/70_runs.ipynb #f527024a
