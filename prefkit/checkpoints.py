@@ -146,7 +146,7 @@ def with_reference(
     *,
     extra: dict[str, Callable] = {}, # answers to be added: name -> function of model and rows that gives token ids for each row
     cache: Path | None = None, # a folder in which other runs with this model and these rows find the log-probs; not used with `extra`
-    **options, # batch_size, precision, share_prompts: as for `reference_logps`
+    **options, # batch_size, precision, layout: as for `reference_logps`
 ) -> dict[str, list[dict]]: # the same rows with reference log-probs, and with the extra answers
     "Rows with what the model before training says of them: from the run's folder if it is there for these rows and weights, else computed."
     path = folder / "reference.json"

@@ -375,12 +375,12 @@ def measure(
     *,
     batch_size: int = 32, # rows in one forward pass
     precision: str = "float32", # or bf16
-    share_prompts: bool = False, # as for `collate`
+    layout: str = "apart", # as for `collate`
 ) -> dict: # name -> mean over all rows; "loss" by tokens where the method counts so
     "Loss and watched values of a whole data set, without keeping any logits."
     averages, device = Averages(), next(model.parameters()).device
     with evaluating(model, precision):
-        for numbers in length_batches(rows, method.answers(), batch_size, share_prompts):
-            batch = to_device(collate([rows[i] for i in numbers], method.answers(), pad_token_id, share_prompts), device)
+        for numbers in length_batches(rows, method.answers(), batch_size, layout):
+            batch = to_device(collate([rows[i] for i in numbers], method.answers(), pad_token_id, layout), device)
             add_batch(averages, method, batch, *method_losses(method, hyperparameters, batch, batch_values(model, batch, method)))
     return averages.means()

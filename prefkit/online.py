@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rounds', 'Writers', 'Tensors', 'BufferBatches', 'OnlineSteps', 'largest_gap', 'RoundNotes', 'RoundChecks',
            'RoundLines', 'mean_of', 'judged_parts', 'show_rewards', 'prompt_fingerprints', 'RoundCheckpoints',
-           'Counter', 'OnlineTrainer', 'can_share_prompt', 'value_head', 'train_online']
+           'Counter', 'OnlineTrainer', 'prompt_layout', 'value_head', 'train_online']
 
 # %% ../nbs/lib/47_online.ipynb #3a298443
 import time
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .batches import autocast, can_share, collate, scored_logps, to_device
+from .batches import autocast, choose_layout, collate, scored_logps, to_device
 from .checkpoints import model_fingerprint, open_folder, rows_fingerprint
 from .core import PrefkitError, derive_seed
 from .losses import adapt_kl
@@ -74,7 +74,7 @@ class Writers:
         "Log-probs of the samples under the reference."
         names = sample_names(len(rollouts.samples[0]))
         with self.reference.of(self.model) as model:
-            found = score_tokens(model, sample_rows(rollouts.rows, rollouts.samples), names, self.pad_token_id, precision=self.precision, share_prompts=self.share_prompts,
+            found = score_tokens(model, sample_rows(rollouts.rows, rollouts.samples), names, self.pad_token_id, precision=self.precision, layout=self.layout,
                                  batch_size=max(1, 256 // len(names)))
         for group, scored in zip(rollouts.samples, found):
             for sample, logps in zip(group, scored): sample.ref_logps = logps
@@ -82,7 +82,7 @@ class Writers:
     def forecast(self, rollouts: Rollouts) -> Tensor: # (prompts, k, longest)
         "What the value head says at every token, as it was when the samples were drawn."
         found = score_tokens(self.model, sample_rows(rollouts.rows, rollouts.samples), sample_names(len(rollouts.samples[0])), self.pad_token_id, precision=self.precision,
-                             share_prompts=self.share_prompts, batch_size=max(1, 256 // self.settings.samples), head=self.model.value_head)
+                             layout=self.layout, batch_size=max(1, 256 // self.settings.samples), head=self.model.value_head)
         return fill([[values for _, values in answers] for answers in found])
 
 # %% ../nbs/lib/47_online.ipynb #5a0872d6
@@ -103,7 +103,7 @@ class Tensors:
         groups, rows = [rollouts.samples[i] for i in numbers], [rollouts.rows[i] for i in numbers]
         k, names = len(groups[0]), sample_names(len(groups[0]))
         extra = ("response",) if self.method.demonstrations else ()
-        batch = collate(sample_rows(rows, groups), names + extra, self.pad_token_id, self.share_prompts)
+        batch = collate(sample_rows(rows, groups), names + extra, self.pad_token_id, self.layout)
         lengths, batch["longest"] = batch["lengths"], int(batch["lengths"].max())
         old = "logps" if self.settings.correct_temperature else "model_logps"
         wide = lambda values: torch.nn.functional.pad(answer_major(fill(values)), (0, batch["longest"] - max(len(v) for g in values for v in g)))
@@ -247,7 +247,7 @@ class RoundLines:
         gap = self.window.means().get("logps_gap", 0.0)
         if self.precision == "float32" and gap > 0.01:
             raise PrefkitError(f"step {self.state.global_step}: log-probs of the samples differ by {gap:.3g} between the sampler and the forward pass that learns. "
-                               "Mask, positions or template differ between the two; set share_prompts: false to see whether it is the shared prompt.")
+                               "Mask, positions or template differ between the two; set layout: apart to see whether it is the layout of batches.")
         super().log(logs, start_time)
 
     def times(self) -> dict:
@@ -307,11 +307,11 @@ class Counter(torch.utils.data.Dataset):
 class OnlineTrainer(Rounds, Writers, Tensors, BufferBatches, OnlineSteps, RoundNotes, RoundLines, RoundChecks, RoundCheckpoints, PreferenceTrainer):
     "A trainer whose step is: prompts -> samples -> rewards -> advantages -> loss. `rollouts` is the buffer of the round."
     def __init__(self, model, tokenizer, method: OnlineMethod, hyperparameters: dict, settings: RolloutSettings, arguments, rows: list[dict], source, *,
-                 reference: Reference, validation: list[dict] | None = None, judges=(), share_prompts: bool = True, sample_table: int = 8):
+                 reference: Reference, validation: list[dict] | None = None, judges=(), layout: str = "apart", sample_table: int = 8):
         if method.values and not hasattr(model, "value_head"): model.value_head = value_head(model)
         super().__init__(model, tokenizer, method, hyperparameters, settings, arguments, Counter(arguments.max_steps * settings.gradient_accumulation))
         self.rows, self.validation, self.source, self.judges, self.reference = rows, validation, source, list(judges), reference
-        self.share_prompts, self.sample_table = share_prompts, sample_table
+        self.layout, self.sample_table = layout, sample_table
         self.rollouts, self.adapted, self.order, self.seconds_sampling = None, {}, (None, None), 0.0
         _, self.of_loss = split_hyperparameters(method, hyperparameters)
         self.dropout = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.modules())
@@ -320,10 +320,10 @@ class OnlineTrainer(Rounds, Writers, Tensors, BufferBatches, OnlineSteps, RoundN
 
     def get_train_dataloader(self): return torch.utils.data.DataLoader(self.train_dataset, batch_size=1, generator=torch.Generator())
 
-def can_share_prompt(model, rows: list[dict], tokenizer) -> bool:
-    "Can this model read several answers after one prompt? Tried on two prompts, each other's answer."
+def prompt_layout(model, rows: list[dict], tokenizer, wanted: str) -> str:
+    "Which layout of batches can this model read? Tried on two prompts, each other's answer."
     few = [{"prompt_ids": row["prompt_ids"], "response_ids": other["prompt_ids"]} for row, other in zip(rows[:2], rows[1::-1])]
-    return can_share(model, few * 2 if len(few) < 2 else few, "response", pad_token(tokenizer))
+    return choose_layout(model, few * 2 if len(few) < 2 else few, ("response", "other"), pad_token(tokenizer), wanted)
 
 def value_head(model) -> torch.nn.Linear: # hidden states -> one number
     "A new value head that forecasts 0 everywhere, on the device of the model."
@@ -355,10 +355,10 @@ def train_online(
         return read_result(folder, type(model).from_pretrained(folder / "checkpoint"))
     if not (settings.lora and choose_precision(settings, arguments.device) == "bf16"): model.float()
     model.to(arguments.device)
-    share = settings.share_prompts and can_share_prompt(model, rows, tokenizer)
+    layout = prompt_layout(model, rows, tokenizer, settings.layout)
     reference, model = Reference(None if settings.lora else model), add_lora(model, settings) if settings.lora else model
     trainer = OnlineTrainer(model, tokenizer, row, hyperparameters, settings, arguments, rows, source, reference=reference, validation=validation, judges=judges,
-                            share_prompts=share, sample_table=sample_table)
+                            layout=layout, sample_table=sample_table)
     resumed = run_or_resume(trainer)
     if row.values: del trainer.model.value_head # it was there for training only
     return finish_run(trainer, folder, resumed)

@@ -178,7 +178,7 @@ def score_tokens(
     pad_token_id: int, # any token
     *,
     batch_size: int = 64, # rows in one forward pass
-    share_prompts: bool = True, # as for `collate`
+    layout: str = "apart", # as for `collate`
     precision: str = "float32", # or bf16
     head=None, # a module: hidden states of a token -> one number, which is then returned too
 ) -> list[list[list]]: # for each row and answer the log-probs of its tokens; with a head, pairs (log-probs, numbers)
@@ -187,7 +187,7 @@ def score_tokens(
     with evaluating(model, precision):
         for start in range(0, len(rows), batch_size):
             part = rows[start:start + batch_size]
-            batch = to_device(collate(part, names, pad_token_id, share_prompts), next(model.parameters()).device)
+            batch = to_device(collate(part, names, pad_token_id, layout), next(model.parameters()).device)
             logps, hidden = scored_logps(model, batch, hidden=head is not None)
             columns = [padded(logps.float(), batch).tolist()] + ([padded(head(hidden).squeeze(-1).float(), batch).tolist()] if head is not None else [])
             for i, row in enumerate(part):

@@ -16,6 +16,7 @@ from typing import get_args, get_origin
 import torch
 from transformers import TrainingArguments
 
+from .batches import LAYOUTS
 from .core import ConfigError
 from .schedules import SCHEDULES, learning_rate_factor
 
@@ -58,7 +59,7 @@ class TrainSettings(StepSettings):
     precision: str = "auto" # float32, bf16 (autocast; weights stay float32) or auto: bf16 where a GPU has it
     device: str = "auto" # auto: the GPU if there is one; cpu
     group_by_length: bool = False # batches of like length: less padding
-    share_prompts: bool = True # the answers of a row read their prompt once, where the model can: the same numbers in less time
+    layout: str = "packed" # of batches: packed, shared or apart; the same numbers, in ever more time; a model that cannot read one gets the next
     sample_tokens: int = 64 # longest sampled answer
     show_samples: int = 2 # sampled answers printed at each validation
 
@@ -71,7 +72,7 @@ RANGES = {"learning_rate": (0, 1), "warmup_ratio": (0, 1), "warmup_steps": (0, N
           "adam_beta2": (0, 1), "adam_epsilon": (0, 1), "logging_steps": (1, None), "eval_steps": (1, None),
           "save_steps": (1, None), "early_stopping_patience": (1, None), "lora_rank": (1, None), "lora_alpha": (1, None),
           "lora_dropout": (0, 1), "seed": (0, None), "sample_tokens": (1, None), "show_samples": (0, None)}
-CHOICES = {"schedule": SCHEDULES, "precision": ("float32", "bf16", "auto"), "device": ("auto", "cpu")}
+CHOICES = {"schedule": SCHEDULES, "layout": LAYOUTS, "precision": ("float32", "bf16", "auto"), "device": ("auto", "cpu")}
 
 # %% ../nbs/lib/43_settings.ipynb #2f753bdc
 def check_settings(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from .batches import ANSWERS, autocast, batch_logps, can_share, collate, reference_logps, row_length
+from .batches import ANSWERS, autocast, batch_logps, choose_layout, collate, reference_logps, row_length
 from .checkpoints import (STATE_FILE, clear_leftovers, cut_lines, discard, find_checkpoints, model_fingerprint, no_bars, open_folder,
                                  rows_fingerprint, save_folder, with_reference)
 from .core import ConfigError, DataError, NotFinite, PrefkitError, Progress, derive_seed, iter_jsonl, write_json
@@ -146,7 +146,7 @@ class Checks:
 
     def measure(self, rows, method, hyperparameters) -> dict:
         return measure(self.model, rows, method, hyperparameters, self.pad_token_id,
-                       batch_size=self.settings.batch_size, precision=self.precision, share_prompts=self.share_prompts and method.output == "logps")
+                       batch_size=self.settings.batch_size, precision=self.precision, layout=self.layout)
 
 # %% ../nbs/lib/40_train.ipynb #ccf696cc
 class Judge:
@@ -228,11 +228,11 @@ class EpochBatches:
 class Order:
     "The part of the trainer that takes the rows in our order."
     def batch_numbers(self, train_rows) -> EpochBatches:
-        return EpochBatches([row_length(row, self.method.answers(), self.share_prompts) for row in train_rows], self.settings)
+        return EpochBatches([row_length(row, self.method.answers(), self.layout) for row in train_rows], self.settings)
 
     def get_train_dataloader(self):
         return DataLoader(self.train_dataset, batch_sampler=self.batches, generator=torch.Generator(),
-                          collate_fn=lambda rows: collate(rows, self.method.answers(), self.pad_token_id, self.share_prompts))
+                          collate_fn=lambda rows: collate(rows, self.method.answers(), self.pad_token_id, self.layout))
 
     def _run_epoch(self, *args, **kwargs):
         if self.batches: self.batches.epoch = kwargs["epoch"]
@@ -243,12 +243,12 @@ class Order:
 class PreferenceTrainer(Order, Steps, Finiteness, Lines, Checks, Judge, Checkpoints, Trainer):
     "`transformers.Trainer` with our loss, our order of the data, our schedule, our lines and checkpoints."
     def __init__(self, model, tokenizer, method: Method, hyperparameters: dict, settings: TrainSettings, arguments: TrainingArguments,
-                 train_rows, validation_rows=None, probe_rows=None, sample_prompts=None, share_prompts=False):
+                 train_rows, validation_rows=None, probe_rows=None, sample_prompts=None, layout="apart"):
         super().__init__(model=model, args=arguments, train_dataset=train_rows, eval_dataset=validation_rows or [],
                          callbacks=[Watch(self)])
         self.remove_callback(PrinterCallback)
         self.method, self.hyperparameters, self.settings, self.tokenizer = method, hyperparameters, settings, tokenizer
-        self.probe_rows, self.sample_prompts, self.share_prompts = probe_rows, sample_prompts, share_prompts
+        self.probe_rows, self.sample_prompts, self.layout = probe_rows, sample_prompts, layout
         self.precision, self.pad_token_id = choose_precision(settings, arguments.device), pad_token(tokenizer)
         self.metrics_path, self.samples_path = (Path(arguments.output_dir).parent / name for name in ("metrics.jsonl", "samples.jsonl"))
         self.window, self.tokens, self.seconds, self.note, self.writing = Averages(), 0, 0.0, "", None
@@ -351,21 +351,19 @@ def prepare_rows(
     method: Method, # of the table
     sets: dict[str, list[dict]], # name -> encoded rows
     folder: Path, # of the run
-    settings: TrainSettings, # batch_size, seed, share_prompts
+    settings: TrainSettings, # batch_size, seed, layout
     precision: str, # float32 or bf16
     cache: Path | None = None, # where other runs find the reference's log-probs
-) -> tuple[dict[str, list[dict]], bool]: # the rows with what the method needs beside them; whether their answers share a prompt
-    "Log-probs of the reference, answers that the data do not have, and a look whether this model can share prompts."
-    pad, share = pad_token(tokenizer), settings.share_prompts and method.output == "logps" and len(method.answers()) > 1
-    share = share and can_share(model, sets["train"], ANSWERS[method.kind][0], pad)
-    if settings.share_prompts and len(method.answers()) > 1 and method.output == "logps" and not share:
-        print("this model cannot read several answers after one prompt: each answer is read with its own prompt, in more time.")
-    if not method.reference and not method.extra: return sets, share
+) -> tuple[dict[str, list[dict]], str]: # the rows with what the method needs beside them; the layout of their batches
+    "Log-probs of the reference, answers that the data do not have, and a look which layout of batches this model can read."
+    pad = pad_token(tokenizer)
+    layout = choose_layout(model, sets["train"], method.answers(), pad, settings.layout) if method.output == "logps" else "apart" # a scalar head reads a row's last token
+    if not method.reference and not method.extra: return sets, layout
     extra = {name: partial(EXTRA_ANSWERS[name], seed=settings.seed, stop_ids=stop_tokens(tokenizer), pad_token_id=pad, batch_size=max(64, settings.batch_size))
              for name in method.extra}
     sets = with_reference(model, sets, method.answers(), pad, folder, extra=extra, cache=cache,
-                          batch_size=settings.batch_size, precision=precision, share_prompts=share)
-    return sets, share
+                          batch_size=settings.batch_size, precision=precision, layout=layout)
+    return sets, layout
 
 # %% ../nbs/lib/40_train.ipynb #6b8758ec
 def train_model(
@@ -394,9 +392,9 @@ def train_model(
         return read_result(folder, type(model).from_pretrained(folder / "checkpoint"))
     if not (settings.lora and precision == "bf16"): model.float() # weights stored as bf16 would not move
     model.to(arguments.device)
-    sets, share = prepare_rows(model, tokenizer, row, sets, folder, settings, precision, cache)
+    sets, layout = prepare_rows(model, tokenizer, row, sets, folder, settings, precision, cache)
     trainer = PreferenceTrainer(add_lora(model, settings) if settings.lora else model, tokenizer, row, hyperparameters, settings, arguments,
-                                sets["train"], sets["validation"], probe_rows, sample_prompts, share)
+                                sets["train"], sets["validation"], probe_rows, sample_prompts, layout)
     return finish_run(trainer, folder, run_or_resume(trainer))
 
 # %% ../nbs/lib/40_train.ipynb #fe73a94f

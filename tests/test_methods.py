@@ -4,10 +4,11 @@ import json, math
 import pytest, torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from prefkit.batches import batch_logps, can_share, collate, reference_logps
+from prefkit.batches import LAYOUTS, batch_logps, collate, reference_logps
 from prefkit.config import read_notebook
 from prefkit.core import ConfigError, PrefkitError, project_root
 from prefkit.data import encode_records, load_records
+from prefkit.engine import use_rows
 from prefkit.losses import dpo_loss
 from prefkit.methods import EXTRA_ANSWERS, METHODS, Method, add_method, get_method, loss_inputs, method_hyperparameters, own_metrics
 from prefkit.train import TrainSettings, train_model
@@ -65,29 +66,12 @@ def test_a_made_up_method_takes_five_lines(tmp_path, tokenizer, rows):
     assert result.metrics[0]["loss"] == pytest.approx(1, abs=1e-3) and result.metrics[-1]["answers"] > 0
     assert AutoModelForCausalLM.from_pretrained(result.path).num_parameters() == result.model.num_parameters()
 
-def test_answers_that_share_their_prompt_train_to_the_same_numbers(tmp_path, tokenizer, rows):
+def test_every_layout_trains_to_the_same_numbers(tmp_path, tokenizer, rows):
     for method in ("dpo", "kto", "xpo"):
-        lines = [trained(tmp_path / f"{method}{share}", tokenizer, rows, method, share_prompts=share).metrics for share in (True, False)]
-        for ours, plain in zip(*lines):
+        plain, *others = (trained(tmp_path / f"{method}{layout}", tokenizer, rows, method, layout=layout).metrics for layout in LAYOUTS)
+        for line, *same in zip(plain, *others, strict=True):
             for name in ("loss", "logps_chosen", "logps_rejected", "kl", "bonus"):
-                if name in plain: assert ours[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-3), (method, name)
-
-def test_gradients_of_shared_prompts_equal_separate_ones(tokenizer, rows):
-    model, gradients = AutoModelForCausalLM.from_pretrained(BASE).double(), []
-    for share in (True, False):
-        model.zero_grad()
-        (batch_logps(model, collate(rows["pairs"], ("chosen", "rejected"), 0, share)) ** 2).sum().backward()
-        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
-    assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[1].norm() # the model's own norms and rotations are computed in float32
-
-def test_a_model_that_cannot_share_is_noticed(tokenizer, rows):
-    model = AutoModelForCausalLM.from_pretrained(BASE)
-    assert can_share(model, rows["pairs"], "chosen", 0)
-    original = model.forward
-    model.forward = lambda *args, position_ids=None, **kwargs: original(*args, **kwargs) # a model that ignores positions
-    assert not can_share(model, rows["pairs"], "chosen", 0)
-    eager = AutoModelForCausalLM.from_pretrained(BASE, attn_implementation="eager")
-    assert not can_share(eager, rows["pairs"], "chosen", 0)
+                if name in line: assert [other[name] for other in same] == pytest.approx([line[name]] * 2, rel=1e-3, abs=1e-3), (method, name)
 
 def test_mismatched_answers_are_of_another_prompt_and_cost_one_pass(tokenizer, rows):
     partners = EXTRA_ANSWERS["mismatched"](None, rows["binary"], seed=0)
@@ -101,9 +85,10 @@ def test_mismatched_answers_are_of_another_prompt_and_cost_one_pass(tokenizer, r
 
 def test_z0_is_the_mean_over_mismatched_answers_and_takes_no_gradient(tokenizer, rows):
     method, model = get_method("kto"), AutoModelForCausalLM.from_pretrained(BASE)
+    use_rows(model)
     made = [{**row, "mismatched_ids": ids} for row, ids in zip(rows["binary"], EXTRA_ANSWERS["mismatched"](None, rows["binary"], seed=0))]
     refs = reference_logps(model, made, method.answers(), 0)
-    batch = collate([{**row, **ref} for row, ref in zip(made, refs)], method.answers(), 0, True)
+    batch = collate([{**row, **ref} for row, ref in zip(made, refs)], method.answers(), 0, "packed")
     values = batch_logps(model, batch) + 0.5 # as if the policy had moved by half a nat on every answer
     inputs = loss_inputs(method, batch, values)
     assert inputs["kl"].item() == pytest.approx(0.5, abs=1e-3) and not inputs["kl"].requires_grad
@@ -173,7 +158,7 @@ def test_log_probs_of_the_reference_are_shared_among_runs_and_never_confused(tmp
     assert run("second", learning_rate=1e-3) == 2 # found
     other = AutoModelForCausalLM.from_pretrained(BASE)
     other.lm_head.weight.data[7] += 1
-    assert run("other model", model=other) == 4 and run("other rows", some=rows["pairs"][:8]) == 6 and run("other layout", share_prompts=False) == 8
+    assert run("other model", model=other) == 4 and run("other rows", some=rows["pairs"][:8]) == 6 and run("other layout", layout="apart") == 8
 
 @pytest.mark.parametrize("high, low, share", [(1.0, 0.0, 0.5), (0.0, 0.0, 1.0), (2.0, 0.5, 1.0), (10.0, 0.0, 0.0)])
 def test_share_clipped_counts_negative_answers_whose_ratio_was_changed(high, low, share):
@@ -200,12 +185,6 @@ def test_a_reward_model_with_adapters_trains_head_and_adapters_and_is_saved_merg
     assert loaded.num_labels == 1 and not torch.equal(loaded.score.weight, start.score.weight)
     assert not torch.equal(loaded.model.layers[0].self_attn.q_proj.weight, start.model.layers[0].self_attn.q_proj.weight)
 
-def test_a_sliding_window_is_not_shared(tokenizer):
-    config = Qwen2Config(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=32,
-                         use_sliding_window=True, sliding_window=16, max_window_layers=0)
-    rows = [{"prompt_ids": [3] * 4, "chosen_ids": [5, 6, 7]}, {"prompt_ids": list(range(30)), "chosen_ids": list(range(10, 22))}]
-    assert not can_share(Qwen2ForCausalLM(config), rows, "chosen", 0)
-
 def test_what_else_than_weights_changes_log_probs_makes_other_references(tmp_path, tokenizer, rows):
     from prefkit.checkpoints import with_reference
     def found(cache, **changes):
@@ -220,7 +199,7 @@ def test_what_else_than_weights_changes_log_probs_makes_other_references(tmp_pat
 def test_a_model_without_finite_log_probs_is_named_before_training(tmp_path, tokenizer, rows):
     model = AutoModelForCausalLM.from_pretrained(BASE)
     model.lm_head.weight.data[5] = math.nan
-    with pytest.raises(PrefkitError, match="ref_chosen_logps of row .* is nan"): trained(tmp_path, tokenizer, rows, "dpo", model=model, share_prompts=False)
+    with pytest.raises(PrefkitError, match="ref_chosen_logps of row .* is nan"): trained(tmp_path, tokenizer, rows, "dpo", model=model, layout="apart")
 
 def test_a_model_with_adapters_is_refused_as_a_start(tmp_path, tokenizer, rows):
     from prefkit.train import add_lora

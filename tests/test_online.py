@@ -110,8 +110,9 @@ def test_two_micro_batches_are_one_big_batch(tmp_path, tokenizer, rows):
     for one, other in zip(train_lines(big), train_lines(small), strict=True):
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3) and one["reward"] == pytest.approx(other["reward"], abs=1e-6)
 
-def test_shared_prompts_change_nothing(tmp_path, tokenizer, rows):
-    one, other = (fit(tmp_path / str(share), tokenizer, rows, "ppo", share_prompts=share) for share in (True, False))
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+def test_the_layout_of_batches_changes_nothing(tmp_path, tokenizer, rows, layout):
+    one, other = (fit(tmp_path / each, tokenizer, rows, "ppo", layout=each) for each in (layout, "apart"))
     for a, b in zip(train_lines(one)[:1], train_lines(other)[:1]):
         for name in ("loss", "grad_norm", "reward", "kl_k1", "value_error"): assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
 

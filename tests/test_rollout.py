@@ -5,7 +5,8 @@ import pytest, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.core import ConfigError, DataError, NotFinite, project_root
-from prefkit.batches import collate
+from prefkit.batches import LAYOUTS, collate
+from prefkit.engine import use_rows
 from prefkit.generate import next_token_probs
 from prefkit.rollout import (Reference, Rollouts, Sample, draw_tokens, kl_estimates, padded, reward_samples, sample_answers, sample_names, sample_rows, score_tokens,
                              token_mask, token_places)
@@ -92,11 +93,12 @@ def test_greedy_draws_the_most_likely_token_and_says_that_it_was_certain(model, 
     assert [group[0].ids for group in samples] == [ids for ids, _ in plain]
     assert all(lp == 0 for group in samples for lp in group[0].logps)
 
-@pytest.mark.parametrize("share", [True, False])
-def test_scores_of_tokens_are_those_of_plain_forward_passes(model, tokenizer, prompts, share):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scores_of_tokens_are_those_of_plain_forward_passes(model, tokenizer, prompts, layout):
+    use_rows(model)
     samples = sample_answers(model, tokenizer, prompts, k=3, max_new_tokens=20, seed=4)
     rows = sample_rows([{"prompt_ids": ids} for ids in prompts], samples)
-    scored = score_tokens(model, rows, sample_names(3), tokenizer.pad_token_id, share_prompts=share, batch_size=2)
+    scored = score_tokens(model, rows, sample_names(3), tokenizer.pad_token_id, layout=layout, batch_size=2)
     for prompt, group, found in zip(prompts, samples, scored):
         for sample, logps in zip(group, found):
             wanted = one_by_one(model, prompt, sample.ids).log_softmax(-1).gather(1, torch.tensor(sample.ids)[:, None]).squeeze(1)
@@ -115,8 +117,8 @@ def test_a_head_reads_the_hidden_states_that_foretell_each_token(model, tokenize
 
 def test_tokens_stand_in_a_matrix_in_the_order_of_their_answers():
     rows = [{"prompt_ids": [1, 2], "s0_ids": [3, 4, 5], "s1_ids": [6]}, {"prompt_ids": [7], "s0_ids": [8, 9], "s1_ids": [10, 11, 12, 13]}]
-    for share in (True, False):
-        batch = collate(rows, ("s0", "s1"), 0, share)
+    for layout in LAYOUTS:
+        batch = collate(rows, ("s0", "s1"), 0, layout)
         assert padded(batch["targets"].float(), batch).tolist() == [[3, 4, 5, 0], [8, 9, 0, 0], [6, 0, 0, 0], [10, 11, 12, 13]]
         assert token_mask(batch).sum(-1).tolist() == [3, 2, 1, 4]
         assert [place for owner, place in sorted(zip(batch["owners"].tolist(), token_places(batch).tolist()))] == [0, 1, 2, 0, 1, 0, 0, 1, 2, 3]

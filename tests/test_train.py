@@ -201,7 +201,7 @@ def test_validation_keeps_no_logits_and_leaves_the_training_untouched(tmp_path):
     seen, alive, model = [], [], small_model()
     model.lm_head.register_forward_hook(lambda module, args, out: seen.append(weakref.ref(out)) or alive.append(sum(r() is not None for r in seen)))
     train.measure(model, encoded_rows(40, "sft"), get_method("sft"), {}, END, batch_size=4)
-    assert len(seen) == 10 and max(alive) <= 2 # this batch's and at most the last one's
+    assert len(seen) == 11 and max(alive) <= 2 # the look whether the head is one, then this batch's and at most the last one's
     often = fit(tmp_path / "often", validation=encoded_rows(8, "sft", 1), eval_steps=2, lora=True, lora_dropout=0.3)
     never = fit(tmp_path / "never", lora=True, lora_dropout=0.3)
     assert timeless(steps_of(often)) == timeless(steps_of(never))
