@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'ANSWERS', 'LABELS', 'row_length', 'share_segments', 'segment_mask', 'scored_tokens', 'collate',
-           'scored_logps', 'batch_logps', 'can_read', 'choose_layout', 'evaluating', 'autocast', 'length_batches',
-           'to_device', 'logps_name', 'check_finite', 'reference_logps']
+           'reading_of', 'scored_logps', 'batch_logps', 'batch_rewards', 'can_read', 'choose_layout', 'evaluating',
+           'autocast', 'length_batches', 'to_device', 'logps_name', 'check_finite', 'reference_logps']
 
 # %% ../nbs/lib/11_batches.ipynb #79c2f47f
 import math
@@ -58,15 +58,15 @@ def segment_mask(
     seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     return (seen & torch.ones_like(seen[0]).tril())[:, None]
 
-# %% ../nbs/lib/11_batches.ipynb #2bca44c6
+# %% ../nbs/lib/11_batches.ipynb #753a6180
 def scored_tokens(
     rows: list[dict], # encoded rows
     answers: tuple[str, ...], # names of their answers
     layout: str, # one of LAYOUTS
     width: int, # columns of the batch
-) -> tuple[Tensor, Tensor, Tensor]: # each (response tokens,): place of its score in the flattened batch, id, number of its answer
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: # (response tokens,): place of its score in the flattened batch, id, number of its answer; (answers,): place of its last token
     "Where the scores of the response tokens stand. Answers are numbered answer * rows + row."
-    places, targets, owners, first = [], [], [], 0
+    places, targets, owners, ends, first = [], [], [], [0] * (len(rows) * len(answers)), 0
     for i, row in enumerate(rows):
         start = before = len(row["prompt_ids"])
         for k, answer in enumerate(answers):
@@ -78,11 +78,12 @@ def scored_tokens(
             places += found[skip:]
             targets += ids[skip:]
             owners += [owner] * (len(ids) - skip)
+            ends[owner] = first + before + len(ids) - 1
             before += len(ids)
         first += before
-    return torch.tensor(places, dtype=torch.long), torch.tensor(targets, dtype=torch.long), torch.tensor(owners, dtype=torch.long)
+    return tuple(torch.tensor(found, dtype=torch.long) for found in (places, targets, owners, ends))
 
-# %% ../nbs/lib/11_batches.ipynb #91046fcf
+# %% ../nbs/lib/11_batches.ipynb #19f0163a
 LABELS = { # what labelled single answers bring along: a label, a reward, or both
     "desirable": lambda row: bool(row["label"]) if row.get("label") is not None else row["reward"] >= 0,
     "rewards": lambda row: float(row["reward"] if row.get("reward") is not None else 1 if row["label"] else -1),
@@ -99,24 +100,32 @@ def collate(
     elif layout == "shared": batch = share_segments(rows, answers, pad_token_id)
     else: batch = pad_batch([row["prompt_ids"] for row in rows] * len(answers), [row[f"{name}_ids"] for name in answers for row in rows], pad_token_id)
     kept = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids", "segments", "blocks", "back") if name in batch}
-    places, targets, owners = scored_tokens(rows, answers, layout, batch["input_ids"].shape[1])
+    places, targets, owners, ends = scored_tokens(rows, answers, layout, batch["input_ids"].shape[1])
     prompts, count = [len(row["prompt_ids"]) for row in rows], len(rows) * len(answers)
     tokens = sum(prompts) * (len(answers) if layout == "apart" else 1) + sum(len(row[f"{answer}_ids"]) for answer in answers for row in rows)
     extra = {name: torch.tensor([row[name] for row in rows]) for name in rows[0] if name.endswith("_logps")}
     if "label" in rows[0] or "reward" in rows[0]: extra |= {name: torch.tensor([value(row) for row in rows]) for name, value in LABELS.items()}
-    return {**kept, "places": places, "targets": targets, "owners": owners, "lengths": owners.bincount(minlength=count),
+    return {**kept, "places": places, "targets": targets, "owners": owners, "ends": ends, "lengths": owners.bincount(minlength=count),
             "tokens": tokens, "response_tokens": len(targets), "rows": len(rows), **extra}
 
-# %% ../nbs/lib/11_batches.ipynb #43f8b080
+# %% ../nbs/lib/11_batches.ipynb #519de112
+def reading_of(
+    model, # that is to read
+    batch: dict, # from `collate`
+) -> dict: # keyword arguments for the model, or for its body
+    "The tokens, and what the layout says about them."
+    told = {"input_ids": batch["input_ids"], "use_cache": False}
+    if "blocks" in batch: told |= reading(model, batch)
+    if "segments" in batch: told |= {"position_ids": batch["position_ids"], "attention_mask": segment_mask(batch["segments"])}
+    return told
+
 def scored_logps(
     model, # a causal language model, adapters and all
     batch: dict, # from `collate`
     hidden: bool = False, # the last hidden states, too
 ) -> tuple[Tensor, Tensor | None]: # (response tokens,) log-probs, at least float32; (response tokens, width) what they were made from, or None
     "Log-prob of every response token; only their scores are made, in pieces, where model and head can be told apart."
-    told = {"input_ids": batch["input_ids"], "use_cache": False}
-    if "blocks" in batch: told |= reading(model, batch)
-    if "segments" in batch: told |= {"position_ids": batch["position_ids"], "attention_mask": segment_mask(batch["segments"])}
+    told = reading_of(model, batch)
     if found := halves(model):
         body, head = found
         states = F.embedding(batch["places"], body(**told).last_hidden_state.flatten(0, 1))
@@ -134,15 +143,27 @@ def batch_logps(
     logps, _ = scored_logps(model, batch)
     return logps.new_zeros(len(batch["lengths"])).index_add(0, batch["owners"], logps)
 
-# %% ../nbs/lib/11_batches.ipynb #fd74b485
+# %% ../nbs/lib/11_batches.ipynb #da723f37
+def batch_rewards(
+    model, # a sequence classifier with one label, adapters and all
+    batch: dict, # from `collate`
+) -> Tensor: # (answers,) at least float32
+    "Reward of every answer in a batch."
+    if "position_ids" not in batch: return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, 0].float()
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    states = inner.base_model(**reading_of(model, batch)).last_hidden_state
+    return inner.score(F.embedding(batch["ends"], states.flatten(0, 1)))[:, 0].float()
+
+# %% ../nbs/lib/11_batches.ipynb #73b20f51
 def can_read(
     model, # a causal language model
     rows: list[dict], # encoded rows; the shortest and the longest are tried, each with its own answer and the other's
     answer: str, # the name of an answer that they have
     pad_token_id: int, # any token
     layout: str, # one of LAYOUTS
+    read=batch_logps, # or `batch_rewards`
 ) -> bool:
-    "Does this model give the same log-probs in this layout as with a sequence for each answer?"
+    "Does this model say the same in this layout as with a sequence for each answer?"
     windows = set(getattr(model.config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     if getattr(model.config, "_attn_implementation", None) not in ("sdpa", ATTENTION) or windows: return False # a window's mask would be lost
     order = sorted(rows, key=lambda row: row_length(row, (answer,)))
@@ -150,22 +171,23 @@ def can_read(
     few = [{"prompt_ids": one["prompt_ids"], "a_ids": one[f"{answer}_ids"], "b_ids": other[f"{answer}_ids"]} for one, other in ((first, last), (last, first))]
     device = next(model.parameters()).device
     with evaluating(model):
-        apart, other = (batch_logps(model, to_device(collate(few, ("a", "b"), pad_token_id, each), device)) for each in ("apart", layout))
+        apart, other = (read(model, to_device(collate(few, ("a", "b"), pad_token_id, each), device)) for each in ("apart", layout))
     exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
     return torch.allclose(apart, other, rtol=1e-4 if exact else 0.02, atol=1e-3 if exact else 0.2)
 
-# %% ../nbs/lib/11_batches.ipynb #63ae4ec2
+# %% ../nbs/lib/11_batches.ipynb #23f89c08
 def choose_layout(
     model, # a causal language model; told to read packed batches if it is to
     rows: list[dict], # encoded rows
     answers: tuple[str, ...], # names of their answers
     pad_token_id: int, # any token
     wanted: str = "packed", # the layout to try first, one of LAYOUTS
+    read=batch_logps, # or `batch_rewards`
 ) -> str: # the layout: `wanted`, or a simpler one, which is then said
     "The fastest layout that this model reads rightly."
     for layout in LAYOUTS[LAYOUTS.index(wanted)::-1]:
         if layout == "shared" and len(answers) == 1: continue # nothing to share
-        if layout == "apart" or (layout == "shared" or use_rows(model)) and can_read(model, rows, answers[0], pad_token_id, layout): break
+        if layout == "apart" or (layout == "shared" or use_rows(model)) and can_read(model, rows, answers[0], pad_token_id, layout, read): break
     if layout != wanted: print(f"this model cannot read batches that are {wanted}: they are {layout}, with the same numbers in more time.")
     return layout
 

@@ -1,4 +1,4 @@
-"""The command `prefkit`: `run` an experiment, draw its `report`. All that it does is in `prefkit.runs`."""
+"""The command `prefkit`: `plan` and `run` an experiment, draw its `report`. What it does is in `prefkit.runs` and its neighbours."""
 from __future__ import annotations
 
 import os
@@ -61,6 +61,14 @@ def report(config: Config, settings: Settings = [], output_root: OutputRoot = No
     folder = _carry_out(runs.report, config, settings, output_root)
     pages = sorted(folder.glob("*.html"))
     print(f"the report: {pages[0] if pages else folder}")
+
+
+@app.command()
+def plan(config: Config, settings: Settings = [],
+         device: Annotated[list[str], typer.Option(metavar="NAME", help="this, T4, L4 or A100. May be given several times.  [default: all]", show_default=False)] = []):
+    """Say what an experiment will need, memory part by part and time, before anything is loaded."""
+    from prefkit.plan import plan, plan_text
+    print(plan_text(*_carry_out(plan, config, settings, tuple(device) or None)))
 
 
 @app.command()

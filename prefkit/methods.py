@@ -17,7 +17,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from .batches import ANSWERS, batch_logps, collate, evaluating, length_batches, logps_name, to_device
+from .batches import ANSWERS, batch_logps, batch_rewards, collate, evaluating, length_batches, logps_name, to_device
 from .core import ConfigError
 from .generate import sample_ids
 from .losses import (derangement, dpo_loss, dpop_loss, ipo_loss, kto_kl, kto_loss, log_odds_ratio, minor_dpo_loss, orpo_loss,
@@ -303,7 +303,7 @@ def batch_values(
 ) -> Tensor: # (answers,)
     "What the model says of every answer: its log-prob, or its reward."
     if method.output == "logps": return batch_logps(model, batch)
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, 0].float()
+    return batch_rewards(model, batch)
 
 # %% ../nbs/lib/42_methods.ipynb #604a751e
 class Averages:

@@ -282,6 +282,7 @@ def check_online(method: OnlineMethod, settings: RolloutSettings, validation: bo
     if "advantages" in inspect.signature(method.loss).parameters and method.prepare in (prepare_rloo, prepare_grpo) and settings.samples < 2:
         raise ConfigError(f"samples: {method.name} compares the answers to a prompt with one another, and needs at least 2.")
     if settings.group_by_length: raise ConfigError("group_by_length: the order of prompts in rounds is random; answers have no length before they are drawn. Leave it out.")
+    if settings.compile: raise ConfigError("compile: answers are drawn token by token, and would be compiled anew again and again. Leave it out.")
     if (settings.keep_best or settings.early_stopping_patience) and not validation: raise ConfigError("keep_best and early_stopping_patience go by the validation reward. Give a validation split.")
 
 

@@ -59,6 +59,9 @@ class TrainSettings(StepSettings):
     precision: str = "auto" # float32, bf16 (autocast; weights stay float32) or auto: bf16 where a GPU has it
     device: str = "auto" # auto: the GPU if there is one; cpu
     group_by_length: bool = False # batches of like length: less padding
+    gradient_checkpointing: bool = False # keep each layer's input only and compute the rest again: less memory, a third more time
+    compile: bool = False # torch.compile: minutes before the first steps, faster ones afterwards
+    tf32: bool = False # float32 products on a GPU with 10 bits of precision, several times as fast
     layout: str = "packed" # of batches: packed, shared or apart; the same numbers, in ever more time; a model that cannot read one gets the next
     sample_tokens: int = 64 # longest sampled answer
     show_samples: int = 2 # sampled answers printed at each validation
@@ -120,11 +123,19 @@ def make_scheduler(
 # %% ../nbs/lib/43_settings.ipynb #c3d0fde5
 def choose_precision(settings: TrainSettings, device) -> str:
     "float32 or bf16; raises `ConfigError` where bf16 was asked for and there is no GPU for it."
-    able = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
+    able = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if settings.precision == "bf16" and not able: raise ConfigError("precision: bf16 needs a GPU that has it. Write auto or float32.")
     return "bf16" if able and settings.precision != "float32" else "float32"
 
 # %% ../nbs/lib/43_settings.ipynb #c462222e
+def _saving(settings: TrainSettings) -> dict:
+    "Options that save memory or time, in the words of the transformers version at hand."
+    if settings.tf32 and not torch.cuda.is_available(): raise ConfigError("tf32: needs a GPU. Write false.")
+    found = {"tf32": True} if settings.tf32 else {}
+    names = {f.name for f in fields(TrainingArguments)}
+    if settings.gradient_checkpointing: found["activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"] = True
+    return found
+
 def training_arguments(
     settings: TrainSettings, # ours
     folder: str | Path, # for checkpoints
@@ -137,7 +148,7 @@ def training_arguments(
         learning_rate=s.learning_rate, weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm, adam_beta1=s.adam_beta1,
         adam_beta2=s.adam_beta2, adam_epsilon=s.adam_epsilon, logging_steps=s.logging_steps, save_strategy="steps",
         save_steps=s.save_steps or total, eval_strategy="steps", eval_steps=s.eval_steps or total, seed=s.seed, use_cpu=s.device == "cpu",
-        report_to="none", disable_tqdm=True, logging_nan_inf_filter=False, use_cache=True, dataloader_pin_memory=False)
+        report_to="none", disable_tqdm=True, logging_nan_inf_filter=False, use_cache=True, dataloader_pin_memory=False, **_saving(s))
     if arguments.world_size > 1: raise ConfigError("train_model runs in one process. Start it without a distributed launcher.")
     arguments._n_gpu = min(1, arguments.n_gpu) # or several GPUs would be used by DataParallel
     return arguments

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from .batches import ANSWERS, autocast, batch_logps, choose_layout, collate, reference_logps, row_length
+from .batches import ANSWERS, autocast, batch_logps, batch_rewards, choose_layout, collate, reference_logps, row_length
 from .checkpoints import (STATE_FILE, clear_leftovers, cut_lines, discard, find_checkpoints, model_fingerprint, no_bars, open_folder,
                                  rows_fingerprint, save_folder, with_reference)
 from .core import ConfigError, DataError, NotFinite, PrefkitError, Progress, derive_seed, iter_jsonl, write_json
+from .engine import halves
 from .generate import stop_tokens
 from .methods import (EXTRA_ANSWERS, METHODS, Averages, Method, add_batch, add_method, batch_values, check_batch_size, get_method, loss_items, measure,
                              method_hyperparameters, method_losses)
@@ -357,7 +358,7 @@ def prepare_rows(
 ) -> tuple[dict[str, list[dict]], str]: # the rows with what the method needs beside them; the layout of their batches
     "Log-probs of the reference, answers that the data do not have, and a look which layout of batches this model can read."
     pad = pad_token(tokenizer)
-    layout = choose_layout(model, sets["train"], method.answers(), pad, settings.layout) if method.output == "logps" else "apart" # a scalar head reads a row's last token
+    layout = choose_layout(model, sets["train"], method.answers(), pad, settings.layout, batch_logps if method.output == "logps" else batch_rewards)
     if not method.reference and not method.extra: return sets, layout
     extra = {name: partial(EXTRA_ANSWERS[name], seed=settings.seed, stop_ids=stop_tokens(tokenizer), pad_token_id=pad, batch_size=max(64, settings.batch_size))
              for name in method.extra}
@@ -392,6 +393,7 @@ def train_model(
         return read_result(folder, type(model).from_pretrained(folder / "checkpoint"))
     if not (settings.lora and precision == "bf16"): model.float() # weights stored as bf16 would not move
     model.to(arguments.device)
+    if settings.compile: (halves(model) or [model])[0].compile(dynamic=True) # lengths differ from batch to batch
     sets, layout = prepare_rows(model, tokenizer, row, sets, folder, settings, precision, cache)
     trainer = PreferenceTrainer(add_lora(model, settings) if settings.lora else model, tokenizer, row, hyperparameters, settings, arguments,
                                 sets["train"], sets["validation"], probe_rows, sample_prompts, layout)

@@ -64,7 +64,7 @@ def make_model(shape, device="cpu"):
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=2048, pad_token_id=0, eos_token_id=2)).to(device)
+    with torch.device(device): return Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=2048, pad_token_id=0, eos_token_id=2))
 
 def tokenizer():
     from transformers import AutoTokenizer
