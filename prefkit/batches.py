@@ -108,7 +108,7 @@ def collate(
     return {**kept, "places": places, "targets": targets, "owners": owners, "ends": ends, "lengths": owners.bincount(minlength=count),
             "tokens": tokens, "response_tokens": len(targets), "rows": len(rows), **extra}
 
-# %% ../nbs/lib/11_batches.ipynb #519de112
+# %% ../nbs/lib/11_batches.ipynb #5529856c
 def reading_of(
     model, # that is to read
     batch: dict, # from `collate`
@@ -119,6 +119,7 @@ def reading_of(
     if "segments" in batch: told |= {"position_ids": batch["position_ids"], "attention_mask": segment_mask(batch["segments"])}
     return told
 
+# %% ../nbs/lib/11_batches.ipynb #14bd7ec1
 def scored_logps(
     model, # a causal language model, adapters and all
     batch: dict, # from `collate`

@@ -2,7 +2,7 @@
 import json, math
 
 import pytest, torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prefkit.batches import LAYOUTS, batch_logps, collate, reference_logps
 from prefkit.config import read_notebook

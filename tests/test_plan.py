@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, Qwen2Config
 
 from prefkit.core import ConfigError, project_root
-from prefkit.plan import KNOWN, Alive, batch_of, count_memory, plan, plan_text, step_memory
+from prefkit.plan import Alive, batch_of, count_memory, plan, plan_text, step_memory
 from prefkit.settings import TrainSettings
 
 SHAPES = {

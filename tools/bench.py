@@ -89,7 +89,6 @@ def wait():
 
 def contestant(name, shape, rows, steps, batch, device, folder, method="dpo", **changes):
     "A function that trains `steps` steps on the rows, each time the same, and gives the seconds of a step."
-    import torch
     from torch.utils.data import DataLoader
     if name.startswith("trl"): trainer, collate = trl_trainer(name, shape, rows, steps, batch, device, folder)
     else: trainer, collate = our_trainer(name, shape, rows, steps, batch, device, folder, method, changes)
@@ -104,7 +103,6 @@ def contestant(name, shape, rows, steps, batch, device, folder, method="dpo", **
     return run
 
 def our_trainer(name, shape, rows, steps, batch, device, folder, method, changes):
-    from prefkit.batches import reference_logps
     from prefkit.methods import get_method, method_hyperparameters
     from prefkit.settings import TrainSettings, training_arguments
     from prefkit.train import PreferenceTrainer, add_lora, collate, prepare_rows
@@ -203,7 +201,6 @@ def peak_of(action, device):
 
 def step_memory(name, shape, longest, batch, device, method="dpo", **changes):
     "Peak memory of a few steps on the longest pairs: weights, reference, gradients, AdamW and what a step makes."
-    import torch
     from prefkit import train # noqa: F401 what is imported is not counted
     if name.startswith("trl"): from trl import DPOTrainer # noqa: F401
     rows = sorted(draw_pairs(32 * batch, longest, SHAPES[shape]["vocab_size"]), key=lambda row: -len(row["prompt_ids"]) - max(len(row["chosen_ids"]), len(row["rejected_ids"])))[:2 * batch]
