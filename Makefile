@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 bin := $(VENV)/bin
 ready := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help install report test seeds base instruct export readme map docs clean
+.PHONY: help install report test bench seeds base instruct export readme map docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -43,6 +43,9 @@ base: $(ready) ## pretrain the base model of the tiny world and put it under dat
 instruct: $(ready) ## train tiny-instruct, which reports are measured against, and put it under data/tiny/instruct (20 minutes)
 	$(bin)/prefkit run data/configs/tiny/instruct.yaml
 	mkdir -p data/tiny/instruct && cp data/runs/instruct/rloo/checkpoint/* data/tiny/instruct/
+
+bench: $(ready) ## training steps beside the naive way and TRL's, into data/results/bench/cpu.json (a quarter of an hour)
+	$(bin)/python tools/bench.py cpu
 
 export: $(ready) ## after editing a notebook: write prefkit/ and clean the notebooks
 	$(bin)/nbdev_export

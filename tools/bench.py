@@ -2,7 +2,6 @@
 
     python tools/bench.py lengths PAIRS.jsonl    the lengths of real pairs, counted once, into data/results/bench/pair_lengths.json
     python tools/bench.py cpu [--quick]          into data/results/bench/cpu.json
-    python tools/bench.py gpu [--quick]          into data/results/bench/gpu.json
 
 Contestants train in one process, in turn (A B C A B C ...), on the same batches of random tokens with the lengths of real pairs.
 Memory is measured in a process for each. --quick: a look whether everything runs; writes nothing unless --output says where."""
@@ -325,7 +324,7 @@ def bench_cpu(quick):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("lengths", "cpu", "gpu", "child"))
+    parser.add_argument("what", choices=("lengths", "cpu", "child"))
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path)
