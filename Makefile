@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 bin := $(VENV)/bin
 ready := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help install report test bench seeds base instruct export readme map docs clean
+.PHONY: help install report test seeds base instruct bench export readme map docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done

@@ -391,8 +391,7 @@ def train_model(
     if open_folder(folder, {"method": method, "hyperparameters": hyperparameters, "settings": asdict(settings), "steps": total,
                             "data": {name: rows_fingerprint(rows) for name, rows in sets.items()}, "model": model_fingerprint(model)}):
         return read_result(folder, type(model).from_pretrained(folder / "checkpoint"))
-    if not (settings.lora and precision == "bf16"): model.float() # weights stored as bf16 would not move
-    model.to(arguments.device)
+    (model if settings.lora and precision == "bf16" else model.float()).to(arguments.device) # weights stored as bf16 would not move
     if settings.compile: (halves(model) or [model])[0].compile(dynamic=True) # lengths differ from batch to batch
     sets, layout = prepare_rows(model, tokenizer, row, sets, folder, settings, precision, cache)
     trainer = PreferenceTrainer(add_lora(model, settings) if settings.lora else model, tokenizer, row, hyperparameters, settings, arguments,

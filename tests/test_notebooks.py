@@ -9,7 +9,7 @@ from notebook_rules import RULES, clean_settings, parameters_tag, tagged
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.relative_to(ROOT / "nbs").as_posix() for path in (ROOT / "nbs").rglob("*.ipynb") if not any(part[0] in "._" for part in path.relative_to(ROOT).parts))
 # modules written by hand, because prose does not pay there
-HAND_WRITTEN = {"__init__.py", "_modidx.py", "losses/__init__.py", "cli.py", "page.py", "pipelines.py", "seeds.py", "sources.py", "studies.py", "answers.py", "served.py", "votes.py"}
+HAND_WRITTEN = {"__init__.py", "_modidx.py", "losses/__init__.py", "cli.py", "page.py", "pipelines.py", "plan.py", "seeds.py", "sources.py", "studies.py", "answers.py", "served.py", "votes.py"}
 
 def read(path): return json.loads((ROOT / "nbs" / path).read_text(encoding="utf-8"))
 
