@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from prefkit.batches import ANSWERS, autocast, batch_logps, batch_rewards, collate
 from prefkit.config import Stage, load_config
 from prefkit.core import ConfigError, resolve_path
-from prefkit.data import DATASETS, encode_records, load_records
+from prefkit.data import DATASETS, encode_records, kind_to_read, load_records
 from prefkit.engine import assume_halves, use_rows
 from prefkit.sources import is_hub_name
 
@@ -136,13 +136,18 @@ def count_memory(
     return StepMemory(held, 0, gradients, 2 * gradients, alive.peak - held - 3 * gradients, sum(w.numel() for w in trained), sum(w.numel() for w in weights))
 
 
-def model_config(name: str, stages: dict[str, Stage]): # -> a config of transformers
-    "The shape of the model that a stage starts from; raises `ConfigError` where it cannot be known."
-    from transformers import AutoConfig
+def first_model(stage: Stage, stages: dict[str, Stage]) -> str: # a folder, or a name on the Hub
+    "The model that a stage starts from, through the stages before it."
+    name = stage.parameters["model"]
     while name.startswith("stage:"): name = stages[name.removeprefix("stage:")].parameters["model"]
+    return str(resolve_path(name)) if resolve_path(name).exists() else name
+
+
+def model_config(name: str): # name: from `first_model` -> a config of transformers
+    "The shape of a model; raises `ConfigError` where it cannot be known."
+    from transformers import AutoConfig
     if name in KNOWN: return AutoConfig.for_model(**KNOWN[name])
-    place = str(resolve_path(name)) if resolve_path(name).exists() else name
-    try: return AutoConfig.from_pretrained(place)
+    try: return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model: the shape of {name} cannot be read ({str(error).strip().splitlines()[0]}). Give a folder with a config.json, or a name on the Hub with a network.") from error
 
@@ -169,7 +174,6 @@ class StagePlan:
     memory: StepMemory
     base: float # bytes that are there before: Python and libraries, or a GPU's context
     room: float # bytes that the device has
-    tokens: float # of a usual step, both answers with their prompt
     steps: int | None # None: the number of rows is not known here
     step_seconds: float
     lengths: str # where they come from
@@ -210,13 +214,15 @@ def stage_job(stage: Stage): # -> kind of data, names of a row's answers, settin
     return method.kind, method.answers(), training_settings(p), method.output == "rewards", False
 
 
-def number_of_steps(stage: Stage, settings, lengths_known: bool) -> int | None:
+def number_of_steps(stage: Stage, settings, kind: str) -> int | None:
     "Optimiser steps, as far as the number of rows can be known without reading them all."
     from prefkit.online_methods import online_steps
     from prefkit.settings import total_steps
     if settings.max_steps is not None: return settings.max_steps
-    rows = stage.parameters["limit"] or (1000 if stage.parameters["dataset"] == "tiny-world" else None)
+    name, given = stage.parameters["dataset"], stage.parameters.get("from_pairs")
+    rows = stage.parameters["limit"] or (1000 if name == "tiny-world" else None)
     if rows is None: return None
+    if kind == "binary" and (kind_to_read(name, kind, given) == "pairs" if name in DATASETS else given): rows *= 2 # two from each pair
     return online_steps(rows, settings) if stage.pipeline.stem == "rollout" else total_steps(rows, settings)
 
 
@@ -240,10 +246,10 @@ def operations(config, memory: StepMemory, lengths) -> float:
     return 6 * memory.parameters * tokens + 6 * config.num_hidden_layers * config.hidden_size * squares
 
 
-def resident() -> int:
-    "Bytes of memory that this process has; 0 where that cannot be asked (not on Linux)."
+def resident(peak: bool = False) -> int:
+    "Bytes of memory that this process has, or the most it has had; 0 where that cannot be asked (not on Linux)."
     if not sys.platform.startswith("linux"): return 0
-    with open("/proc/self/status") as file: line = next(line for line in file if line.startswith("VmRSS"))
+    with open("/proc/self/status") as file: line = next(line for line in file if line.startswith("VmHWM" if peak else "VmRSS"))
     return int(line.split()[1]) * 1024
 
 
@@ -255,10 +261,10 @@ def machine_memory() -> int:
 
 def advise(config, lengths, names, settings, precision, scalar, reference, fits) -> str:
     "The first change, of those a practitioner would try in turn, after which the stage fits."
-    tried, rows = settings, len(lengths)
+    rows = len(lengths)
     while rows > 1:
         rows //= 2
-        memory = step_memory(config, lengths[:rows], names, tried, precision=precision, scalar=scalar, reference=reference)
+        memory = step_memory(config, lengths[:rows], names, settings, precision=precision, scalar=scalar, reference=reference)
         if fits(memory): return f"batch_size: {rows}, gradient_accumulation: {settings.gradient_accumulation * settings.batch_size // rows}"
     for change in ({"gradient_checkpointing": True}, {"gradient_checkpointing": True, "lora": True}):
         for count in dict.fromkeys((len(lengths), 1)):
@@ -271,25 +277,23 @@ def advise(config, lengths, names, settings, precision, scalar, reference, fits)
 def plan_stage(stage: Stage, stages: dict[str, Stage], devices: tuple[str, ...], base: float) -> list[StagePlan]:
     "Plan one training stage for some devices."
     kind, names, settings, scalar, reference = stage_job(stage)
-    config = model_config(stage.parameters["model"], stages)
+    root = first_model(stage, stages)
+    config = model_config(root)
     if layers := stage.parameters.get("layers"): config.num_hidden_layers = layers
-    root = stage.parameters["model"]
-    while root.startswith("stage:"): root = stages[root.removeprefix("stage:")].parameters["model"]
-    lengths, source = stage_lengths(stage, kind, names, str(resolve_path(root)) if resolve_path(root).exists() else root)
+    lengths, source = stage_lengths(stage, kind, names, root)
     order = sorted(lengths, key=lambda row: -sum(row))
-    worst = (order * settings.batch_size)[:settings.batch_size] if len(order) < settings.batch_size else order[:settings.batch_size]
+    worst = (order * settings.batch_size)[:settings.batch_size] if len(order) < settings.batch_size else order[:settings.batch_size] # a few rows stand for more
     usual = (lengths * settings.batch_size)[:settings.batch_size]
-    steps, memories, plans = number_of_steps(stage, settings, source != "the longest allowed"), {}, []
+    steps, plans = number_of_steps(stage, settings, kind), []
     for device in devices:
         here = device == "this"
         room, speed, bf16 = (machine_memory(), 0, False) if here else DEVICES[device]
         precision = "bf16" if bf16 and settings.precision != "float32" else "float32"
-        known = dict(precision=precision, scalar=scalar, reference=reference)
-        if precision not in memories: memories[precision] = step_memory(config, worst, names, settings, **known)
-        memory, below = memories[precision], base if here else CONTEXT
+        memory = step_memory(config, worst, names, settings, precision=precision, scalar=scalar, reference=reference)
+        below = base if here else CONTEXT
         work = operations(config, memory, usual)
         seconds = (seconds_here(config, batch_of(usual, names), names, settings, scalar) if memory.parameters < 5e7 else work / measured_speed()) if here else work / (speed * USED)
-        found = StagePlan(stage.name, device, memory, below, room, sum(len(row[1:]) * row[0] + sum(row[1:]) for row in usual), steps, seconds * settings.gradient_accumulation, source)
+        found = StagePlan(stage.name, device, memory, below, room, steps, seconds * settings.gradient_accumulation, source)
         if not found.fits: found.advice = advise(config, worst, names, settings, precision, scalar, reference, lambda m: below + m.total <= room)
         plans.append(found)
     return plans

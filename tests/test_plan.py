@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, Qwen2Config
+from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.core import ConfigError, project_root
 from prefkit.plan import Alive, batch_of, count_memory, plan, plan_text, step_memory
@@ -20,7 +20,7 @@ LENGTHS = [(100, 150, 170), (60, 300, 200), (200, 120, 90), (30, 400, 80)] * 2
 RUN = """
 import json, sys
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-from prefkit.plan import batch_of, plan, step_memory, warm_memory
+from prefkit.plan import batch_of, resident, step_memory, warm_memory
 from prefkit.settings import TrainSettings
 from prefkit.train import train_model
 what, shape, lengths, folder, base = json.loads(sys.argv[1])
@@ -32,7 +32,7 @@ if what == "plan":
     print(warm + step_memory(config, lengths, ("chosen", "rejected"), settings).total)
 else:
     train_model(Qwen2ForCausalLM(config), AutoTokenizer.from_pretrained(base), "orpo", batch_of(lengths, ("chosen", "rejected")), None, folder, settings)
-    print(int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) * 1024)
+    print(resident(peak=True))
 """
 
 def in_process(what, shape, folder):
@@ -60,7 +60,7 @@ def test_alive_counts_what_lives_at_one_time():
 def test_weights_gradients_and_averages_are_counted_to_the_byte():
     config = Qwen2Config(**SHAPES["tiny"], tie_word_embeddings=True)
     found = step_memory(config, LENGTHS[:2], ("chosen", "rejected"), TrainSettings(device="cpu"))
-    numbers = sum(w.numel() for w in __import__("transformers").Qwen2ForCausalLM(config).parameters())
+    numbers = sum(w.numel() for w in Qwen2ForCausalLM(config).parameters())
     assert (found.weights, found.gradients, found.optimiser, found.reference) == (4 * numbers, 4 * numbers, 8 * numbers, 0)
     assert found.parameters == found.trained == numbers
 
@@ -91,3 +91,15 @@ def test_what_does_not_fit_comes_with_a_change_after_which_it_does(monkeypatch):
 
 def test_a_device_that_nobody_knows_is_named():
     with pytest.raises(ConfigError, match="T4"): plan(project_root() / "data/configs/tiny/first_path.yaml", devices=("H100",))
+
+def test_steps_are_those_that_a_run_takes():
+    "The comparison as it ran with five seeds: kto and topr make two rows of each pair."
+    from prefkit.config import load_config
+    from prefkit.plan import number_of_steps, stage_job
+    kept = json.loads((project_root() / "data/results/seeds/comparison.json").read_text(encoding="utf-8"))["seeds"]["0"]["training"]
+    planned = {}
+    for stage in load_config(project_root() / "data/configs/tiny/comparison.yaml").stages:
+        if stage.name not in kept: continue
+        kind, _, settings, *_ = stage_job(stage)
+        planned[stage.name] = number_of_steps(stage, settings, kind)
+    assert planned == {name: max(line["step"] for line in lines) for name, lines in kept.items()}

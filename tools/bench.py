@@ -170,12 +170,8 @@ def spread(values):
     "Median, with the smallest and the largest."
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
 
-def resident(peak=False):
-    "Bytes of memory that this process has, or has had since `reset_peak` (Linux)."
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM" if peak else "VmRSS"))
-    return int(line.split()[1]) * 1024
-
-def reset_peak(): Path("/proc/self/clear_refs").write_text("5")
+def reset_peak(): # Linux
+    Path("/proc/self/clear_refs").write_text("5")
 
 def child(what, **arguments):
     "Call one of CHILDREN in a process of its own: nobody else's memory, warm-up or garbage."
@@ -193,6 +189,7 @@ def peak_of(action, device):
         action()
         wait()
         return torch.cuda.max_memory_allocated() - before
+    from prefkit.plan import resident
     reset_peak()
     before = resident()
     action()
