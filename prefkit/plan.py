@@ -154,11 +154,11 @@ def model_config(name: str): # name: from `first_model` -> a config of transform
 
 @lru_cache(maxsize=8)
 def _lengths(dataset, split, kind, place, max_length, max_prompt_length, min_response_tokens):
-    "Lengths of (prompt, answers...) of the first rows of data on this machine."
+    "Lengths of (prompt, answers...) of the first rows of data on this machine, and the share of them that is kept."
     from transformers import AutoTokenizer
     records = load_records(dataset, kind=kind, split=split, limit=SAMPLE)
     rows, _ = encode_records(records, AutoTokenizer.from_pretrained(place), kind=kind, max_length=max_length, max_prompt_length=max_prompt_length, min_response_tokens=min_response_tokens)
-    return [(len(row["prompt_ids"]), *(len(row[f"{name}_ids"]) for name in ANSWERS.get(kind, ()))) for row in rows]
+    return [(len(row["prompt_ids"]), *(len(row[f"{name}_ids"]) for name in ANSWERS.get(kind, ()))) for row in rows], len(rows) / max(1, len(records))
 
 
 def batch_of(lengths: list[tuple], names: tuple[str, ...]) -> list[dict]: # encoded rows of one token again and again
@@ -186,19 +186,20 @@ class StagePlan:
     def fits(self) -> bool: return self.total <= self.room
 
 
-def stage_lengths(stage: Stage, kind: str, names: tuple[str, ...], place: str) -> tuple[list[tuple], str]:
+def stage_lengths(stage: Stage, kind: str, names: tuple[str, ...], place: str) -> tuple[list[tuple], float, str]: # the lengths, the share of rows that is kept, where both are from
     "Lengths of a stage's rows: those of its first rows where they lie here, else the longest that its limits allow."
     p = stage.parameters
     prompts, longest = p.get("max_prompt_length") or p["max_length"], p["max_length"]
     limits = (p["max_length"], p.get("max_prompt_length"), p.get("min_response_tokens", 1))
     here = not is_hub_name(p["dataset"]) and not (p["dataset"] in DATASETS and DATASETS[p["dataset"]].hub)
-    if here: found = _lengths(p["dataset"], p["split"], kind, place, *limits)
+    kept = 1.0
+    if here: found, kept = _lengths(p["dataset"], p["split"], kind, place, *limits)
     elif kind == "prompts": found = [(prompts,)]
     else: found = [(min(prompts, longest // 2), *[longest - min(prompts, longest // 2)] * len(names))]
     if here and names and len(names) > len(ANSWERS.get(kind, names)): found = [(prompt, *answers, *answers[:1] * (len(names) - len(answers))) for prompt, *answers in found] # drawn besides: like the first
     if kind == "prompts": found = [(prompt, *[p["max_new_tokens"]] * len(names)) for prompt, in found]
     if kind == "sft" and p.get("labels") == "conversation": found = [(1, prompt + answer - 1) for prompt, answer in found]
-    return found, f"the first {len(found)} rows" if here else "the longest allowed"
+    return found, kept, f"the first {len(found)} rows" if here else "the longest allowed"
 
 
 def stage_job(stage: Stage): # -> kind of data, names of a row's answers, settings, scalar head?, second model?
@@ -214,7 +215,7 @@ def stage_job(stage: Stage): # -> kind of data, names of a row's answers, settin
     return method.kind, method.answers(), training_settings(p), method.output == "rewards", False
 
 
-def number_of_steps(stage: Stage, settings, kind: str) -> int | None:
+def number_of_steps(stage: Stage, settings, kind: str, kept: float = 1.0) -> int | None: # kept: share of the rows
     "Optimiser steps, as far as the number of rows can be known without reading them all."
     from prefkit.online_methods import online_steps
     from prefkit.settings import total_steps
@@ -223,6 +224,7 @@ def number_of_steps(stage: Stage, settings, kind: str) -> int | None:
     rows = stage.parameters["limit"] or (1000 if name == "tiny-world" else None)
     if rows is None: return None
     if kind == "binary" and (kind_to_read(name, kind, given) == "pairs" if name in DATASETS else given): rows *= 2 # two from each pair
+    rows = round(kept * rows)
     return online_steps(rows, settings) if stage.pipeline.stem == "rollout" else total_steps(rows, settings)
 
 
@@ -280,11 +282,11 @@ def plan_stage(stage: Stage, stages: dict[str, Stage], devices: tuple[str, ...],
     root = first_model(stage, stages)
     config = model_config(root)
     if layers := stage.parameters.get("layers"): config.num_hidden_layers = layers
-    lengths, source = stage_lengths(stage, kind, names, root)
+    lengths, kept, source = stage_lengths(stage, kind, names, root)
     order = sorted(lengths, key=lambda row: -sum(row))
     worst = (order * settings.batch_size)[:settings.batch_size] if len(order) < settings.batch_size else order[:settings.batch_size] # a few rows stand for more
     usual = (lengths * settings.batch_size)[:settings.batch_size]
-    steps, plans = number_of_steps(stage, settings, kind), []
+    steps, plans = number_of_steps(stage, settings, kind, kept), []
     for device in devices:
         here = device == "this"
         room, speed, bf16 = (machine_memory(), 0, False) if here else DEVICES[device]
