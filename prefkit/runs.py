@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['folder_state', 'is_done', 'promote', 'settle', 'prepare', 'git_state', 'located', 'close_folder', 'run_stage',
-           'check_stage', 'open_home', 'to_do', 'selected', 'in_order', 'run', 'Run', 'open_run', 'find_report',
-           'report']
+           'check_stage', 'open_home', 'to_do', 'selected', 'in_order', 'times_text', 'run', 'Run', 'open_run',
+           'find_report', 'report']
 
 # %% ../nbs/lib/70_runs.ipynb #4c7fd211
 import json, os, queue, shlex, shutil, subprocess, textwrap, threading, time
@@ -16,7 +16,7 @@ from pathlib import Path
 from .config import UPSTREAM, Config, Stage, code_cells, load_config, nearest, read_parameters, check_parameters
 from .core import ConfigError, PrefkitError, project_root, read_jsonl, write_json, write_text
 from .fingerprints import difference, fingerprints
-from .stage import Display, StageError, StageLock, Watch, clock, execute, finish, output_folder
+from .stage import Display, StageError, StageLock, Watch, clock, execute, finish, output_folder, seconds_to_start
 
 # %% ../nbs/lib/70_runs.ipynb #b309e8e7
 def folder_state(folder: Path) -> dict: # {} where there is nothing
@@ -115,7 +115,7 @@ def close_folder(
     book = (partial / "run.ipynb").read_text(encoding="utf-8")
     write_text(partial / "run.ipynb", book.replace(str(partial), str(partial.with_name(stage.name)))) # where it will be
     info = {"experiment": experiment, "stage": stage.name, "pipeline": stage.pipeline.stem, "needs": list(stage.needs), "status": "done",
-            "seed": parameters.get("seed"), "wall_seconds": round(seconds, 1), "attempts": folder_state(partial)["attempts"],
+            "seed": parameters.get("seed"), "wall_seconds": round(seconds, 1), "start_seconds": round(seconds_to_start(partial / "run.ipynb"), 1), "attempts": folder_state(partial)["attempts"],
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **result, "git": git_state(), "fingerprints": prints}
     # what the notebook said is in run.ipynb; the kernel's own log is for stages that die, and after that holds its farewell at most
     for name in ("result.json", "progress.json", "kernel.log"): (partial / name).unlink(missing_ok=True)
@@ -139,7 +139,8 @@ def _work(stage, config, home, prints, display, lock, threads):
     close_folder(partial, stage, config.experiment, prints, watch.seconds())
     promote(home, stage.name)
     for aside in home.glob(f".{stage.name}.aside-*"): shutil.rmtree(aside)
-    display.say(f"{stage.name}: done in {clock(watch.seconds())}")
+    starting = folder_state(home / stage.name)["start_seconds"]
+    display.say(f"{stage.name}: done in {clock(watch.seconds())}, {starting:.1f} s of it to start")
     for name, account in folder_state(home / stage.name).get("data", {}).items():
         if isinstance(account, dict) and "text" in account: display.say(textwrap.indent(f"{name} rows: {account['text']}", "  "))
 
@@ -227,6 +228,18 @@ def in_order(
     if failure: raise failure
     return {stage.name: results[stage.name] for stage in stages}
 
+# %% ../nbs/lib/70_runs.ipynb #37b5f31f
+def times_text(
+    infos: dict[str, dict], # stage -> its run.json
+    wall: float, # seconds that passed
+) -> str: # lines of a table
+    "Where the time went: stages that ran side by side add up to more than passed."
+    rows = [(name, info["wall_seconds"], info["start_seconds"]) for name, info in infos.items()]
+    rows.append(("together", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    width = max(len(name) for name, *_ in rows)
+    lines = [f"{name:{width}}  {clock(seconds):>7}  {starting:7.1f} s to start" for name, seconds, starting in rows]
+    return "\n".join([*lines, f"passed in {clock(wall)}"])
+
 # %% ../nbs/lib/70_runs.ipynb #04b9a3eb
 def run(
     config: str | Path, # a YAML file
@@ -245,7 +258,10 @@ def run(
     if jobs > 1 and progress == "auto": progress = "lines" # two bars would overwrite each other
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 and not os.environ.get("OMP_NUM_THREADS") else None
     work = lambda stage: run_stage(stage, config, home, prints[stage.name], Display(progress), stage.name in needed, threads)
-    return in_order(config.stages, work, jobs)
+    begin = time.monotonic()
+    folders = in_order(config.stages, work, jobs)
+    if stages: Display(progress).say(times_text({stage.name: folder_state(folders[stage.name]) for stage in stages}, time.monotonic() - begin))
+    return folders
 
 # %% ../nbs/lib/70_runs.ipynb #f527024a
 @dataclass
@@ -298,8 +314,10 @@ def report(
     with StageLock(home / ".report.lock") as lock:
         shutil.rmtree(partial, ignore_errors=True)
         write_json(partial / "stage.json", {"seconds": 0.0})
-        with Watch(partial, "report", Display(progress)):
+        display = Display(progress)
+        with Watch(partial, "report", display) as watch:
             execute(notebook, partial / "report.ipynb", parameters, "report", lock.handle, {"PREFKIT_PROGRESS": str(partial / "progress.json")})
+        display.say(f"report: done in {clock(watch.seconds())}, {seconds_to_start(partial / 'report.ipynb'):.1f} s of it to start")
         for name in ("stage.json", "progress.json", "kernel.log"): (partial / name).unlink(missing_ok=True)
         promote(home, "report")
     return home / "report"

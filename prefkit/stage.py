@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'StageLock', 'kernel_main', 'stage_kernel', 'StageError', 'execute', 'in_notebook', 'clock',
-           'progress_line', 'Display', 'Watch', 'versions', 'machine', 'output_folder', 'finish']
+           'progress_line', 'Display', 'Watch', 'seconds_to_start', 'only_imports', 'versions', 'machine',
+           'output_folder', 'finish']
 
 # %% ../nbs/lib/69_stage.ipynb #4116f923
-import json, os, platform, signal, sys, threading, time
+import ast, json, os, platform, signal, sys, threading, time
+from datetime import datetime
 from pathlib import Path
 
 # %% ../nbs/lib/69_stage.ipynb #59a17e51
@@ -208,6 +210,25 @@ class Watch:
 
     def __enter__(self): self.thread.start(); return self
     def __exit__(self, *exception): self.over.set(); self.thread.join(); self.display.close(); self.save()
+
+# %% ../nbs/lib/69_stage.ipynb #61cee6d7
+def seconds_to_start(
+    notebook: Path, # executed by papermill, whole
+) -> float: # until the first cell that does more than import, check and name parameters
+    "What a stage's own process cost before its work began: the kernel's start, and the imports."
+    book = json.loads(Path(notebook).read_text(encoding="utf-8"))
+    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    start = datetime.fromisoformat(book["metadata"]["papermill"]["start_time"])
+    for cell in cells:
+        tags = {*cell["metadata"].get("tags", ())}
+        if not tags & {"parameters", "injected-parameters", "check"} and not only_imports("".join(cell["source"])): break
+    return (datetime.fromisoformat(cell["metadata"]["papermill"]["start_time"]) - start).total_seconds()
+
+def only_imports(
+    source: str, # of a cell
+) -> bool:
+    "Does a cell import and do nothing else?"
+    return all(isinstance(part, (ast.Import, ast.ImportFrom)) for part in ast.parse(source).body)
 
 # %% ../nbs/lib/69_stage.ipynb #108c55d1
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy", "papermill")
