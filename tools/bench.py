@@ -155,7 +155,7 @@ def method_step(method, shape, longest, batch, steps, device, product):
             def run(): found["seconds"] = contestant("prefkit", shape, rows, steps, batch, device, Path(folder), method)()
             peak = peak_of(run, device)
             lengths = [(len(row["prompt_ids"]), len(row[name])) for row in rows[batch:] for name in ("chosen_ids", "rejected_ids", "response_ids") if name in row]
-    seconds, learning = found["seconds"], found["seconds"] - found.get("seconds_sampling", 0.0)
+    seconds, learning = found["seconds"], found.get("seconds_learning", found["seconds"])
     done = useful_operations(make_model(shape, "meta"), lengths) / (steps - 1)
     return {**found, "iterations_per_second": 1 / seconds, "tokens_per_second": sum(p + a for p, a in lengths) / (steps - 1) / seconds, "peak_bytes": peak,
             "product_operations_per_second": speed, "utilisation": done / learning / speed}

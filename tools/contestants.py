@@ -145,7 +145,8 @@ def rloo_trainer(shape, rows, steps, prompts, device, folder, new_tokens, sample
     def run():
         with tempfile.TemporaryDirectory(dir=folder) as place:
             lines = [line for line in train_online(make_model(shape, device), made, "rloo", asked, None, place, reward_source("text"), settings).metrics if line["split"] == "train"][1:]
-        return {name: statistics.mean(line[name] for line in lines) for name in ("seconds", "seconds_sampling")}
+        parts = {name: statistics.mean(line[name] for line in lines) for name in ("seconds_sampling", "seconds_learning")}
+        return {"seconds": sum(parts.values()), **parts}
     return run
 
 def naive_trainer(model, method, settings, arguments, rows):
