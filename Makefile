@@ -44,7 +44,7 @@ instruct: $(ready) ## train tiny-instruct, which reports are measured against, a
 	$(bin)/prefkit run data/configs/tiny/instruct.yaml
 	mkdir -p data/tiny/instruct && cp data/runs/instruct/rloo/checkpoint/* data/tiny/instruct/
 
-bench: $(ready) ## training steps beside the naive way and TRL's, into data/results/bench/cpu.json (half an hour)
+bench: $(ready) ## training steps beside the naive way and TRL's, into data/results/bench/cpu.json (forty minutes)
 	$(bin)/python tools/bench.py cpu
 
 export: $(ready) ## after editing a notebook: write prefkit/ and clean the notebooks

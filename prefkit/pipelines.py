@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
 
 from prefkit.chat import check_limits
-from prefkit.core import ConfigError, DataError, resolve_path
-from prefkit.data import DATASETS, Records, kind_to_read, load_records
+from prefkit.core import ConfigError, DataError, cache_folder, fingerprint, resolve_path
+from prefkit.data import DATASETS, Records, RowReport, encode_records, kind_to_read, load_records
 from prefkit.sources import SplitError, is_hub_name, parse_split
 
 
@@ -47,6 +50,44 @@ def check_dataset(
         way_out = ' To train without validation, write validation_split: "".' if prefix == "validation_" else ""
         raise ConfigError(f"{prefix}split: {error}{way_out}") from error
     except (ConfigError, DataError) as error: raise type(error)(f"{prefix}dataset: {error}") from error
+
+
+@contextmanager
+def all_cores():
+    "Let a fast tokenizer use all cores. Afterwards it is as it was: a process that forks should not have it run in threads."
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try: yield
+    finally:
+        if before is None: del os.environ["TOKENIZERS_PARALLELISM"]
+        else: os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def encode_once(
+    records: Records, # as `load_records` gives them
+    tokenizer, # a transformers tokenizer with a chat template
+    folder: Path | None = None, # what was encoded before; None: data/cache/encoded
+    **settings, # of `encode_records`
+) -> tuple[list[dict], RowReport]: # as from `encode_records`
+    "`encode_records` on all cores; whoever has the same rows, tokenizer and settings again finds them on disk."
+    if not getattr(tokenizer, "is_fast", False): return encode_records(records, tokenizer, **settings) # it cannot be told from another
+    import pyarrow
+    from pyarrow import parquet
+    told = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
+    code = [Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8") for module in ("data", "chat")]
+    print_ = fingerprint([list(records), asdict(records.report), told, settings, code])
+    file = (folder or cache_folder() / "encoded") / f"{print_}.parquet"
+    if file.exists():
+        table = parquet.read_table(file)
+        return table.to_pylist(), RowReport(**json.loads(table.schema.metadata[b"report"]))
+    with all_cores(): rows, report = encode_records(records, tokenizer, **settings)
+    table = pyarrow.Table.from_pylist(rows)
+    if table.to_pylist() == rows: # what does not come back as it was (rows that are not alike) is encoded each time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        parquet.write_table(table.replace_schema_metadata({"report": json.dumps(asdict(report))}), part, compression="zstd")
+        part.replace(file)
+    return rows, report
 
 
 def first_row(name: str, kind: str, split: str) -> dict | None: # None: nothing can be known of it here

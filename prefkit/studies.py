@@ -21,7 +21,7 @@ from pathlib import Path
 from prefkit.config import Parameter, check_keys, check_parameters, check_value, load_config, nearest, read_yaml
 from prefkit.core import ConfigError, NotFinite, PrefkitError, cache_folder, fingerprint, fingerprint_files, project_root, read_jsonl, resolve_path, write_json, write_jsonl, write_text
 from prefkit.fingerprints import bare_code, reached_modules
-from prefkit.pipelines import answer_prompts, check_model, check_sampling, check_training, chosen_answers, judge_answers, load_model
+from prefkit.pipelines import answer_prompts, check_model, check_sampling, check_training, chosen_answers, encode_once, judge_answers, load_model
 from prefkit.runs import git_state, open_home, run
 from prefkit.stage import StageLock, clock, machine, versions
 from prefkit.win_rate import win_rate
@@ -196,7 +196,7 @@ def _rows(tokenizer, kind: str, data: dict, split: str, limit: int, seed: int):
     chosen = kind == "sft" and data["answers"] == "chosen"
     options = {"from_pairs": data["dataset_kind"] == "pairs"} if kind == "binary" else {}
     found = records.load_records("tiny-world", kind="pairs" if chosen else kind, split=split, limit=limit, seed=seed, **options)
-    return records.encode_records(chosen_answers(found) if chosen else found, tokenizer, kind=kind)[0]
+    return encode_once(chosen_answers(found) if chosen else found, tokenizer, kind=kind)[0]
 
 
 def _train(job: dict, model, tokenizer, folder: Path):

@@ -21,7 +21,7 @@ def test_every_part_runs_and_is_kept(what, tmp_path):
     if what == "cpu":
         cases = found["steps"]["tiny"]["cases"]
         assert set(cases) == {"naive", "trl", "trl_precomputed", "prefkit"}
-        assert all(case["step_seconds"]["min"] > 0 and case["peak_bytes"] >= 0 for case in cases.values())
+        assert all(case["step_seconds"]["min"] > 0 and isinstance(case["peak_bytes"], int) for case in cases.values())
         assert set(found["scaling"]) == {"batch", "length", "vocabulary", "prompt_share", "k"} and found["head"]["time_ratio"] > 0
     else:
         assert [row["method"] for row in found["methods"]] == ["sft", "rloo"] and all(0 < row["utilisation"] < 1 and row["tokens_per_second"] > 0 for row in found["methods"])

@@ -194,3 +194,33 @@ def test_every_pipeline_keeps_the_conventions(path):
 def test_every_config_fits_its_pipelines(path):
     try: load_study(path) if "\nstudy: " in path.read_text(encoding="utf-8") else load_config(path)
     except PrefkitError as error: pytest.fail(str(error))
+
+
+@pytest.mark.parametrize("kind", ["sft", "pairs", "binary", "prompts"])
+def test_rows_are_encoded_once_and_anything_that_matters_encodes_them_anew(kind, tmp_path, monkeypatch):
+    import prefkit.pipelines as pipelines
+    from prefkit.data import encode_records, load_records
+    from prefkit.pipelines import encode_once
+    from transformers import AutoTokenizer
+    tokenizer, records = AutoTokenizer.from_pretrained(ROOT / "data/tiny/base"), load_records("tiny-world", kind=kind, limit=60)
+    settings, before, calls = dict(kind=kind, max_length=256), os.environ.get("TOKENIZERS_PARALLELISM"), []
+    monkeypatch.setattr(pipelines, "encode_records", lambda *given, **more: calls.append(os.environ["TOKENIZERS_PARALLELISM"]) or encode_records(*given, **more))
+    once, again = (encode_once(records, tokenizer, tmp_path, **settings) for _ in range(2))
+    assert once == again == encode_records(records, tokenizer, **settings) and len(once[0]) == 60
+    assert calls == ["true"] and os.environ.get("TOKENIZERS_PARALLELISM") == before
+    encode_once(records, tokenizer, tmp_path, **{**settings, "max_length": 255}) # another setting
+    records.rows[0] = {**records.rows[1], "row": records.rows[0]["row"]} # another row
+    encode_once(records, tokenizer, tmp_path, **settings)
+    tokenizer.chat_template = "{# another #}" + tokenizer.chat_template
+    encode_once(records, tokenizer, tmp_path, **settings)
+    assert len(calls) == 4 and len(list(tmp_path.glob("*"))) == 4
+
+
+def test_rows_that_would_not_come_back_as_they_were_are_not_kept(tmp_path):
+    from prefkit.data import Records, RowReport
+    from prefkit.pipelines import encode_once
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny/base")
+    rows = [{"prompt": [{"role": "user", "content": "Who is there?"}], "record": record} for record in ({"a": 1}, {"b": 1})] # a table would give both a and b
+    found = [encode_once(Records(rows, RowReport("two", read=2)), tokenizer, tmp_path, kind="prompts")[0] for _ in range(2)]
+    assert found[0] == found[1] and [row["record"] for row in found[1]] == [{"a": 1}, {"b": 1}] and not list(tmp_path.glob("*"))

@@ -427,6 +427,23 @@ def test_bf16_without_a_gpu_and_rows_of_another_kind_are_refused(tmp_path):
 
 # ---- LoRA ------------------------------------------------------------------------------------------------------------------
 
+def test_gradient_checkpointing_changes_no_number(tmp_path):
+    plain, spared = (fit(tmp_path / str(on), "dpo", max_steps=5, gradient_checkpointing=on) for on in (False, True))
+    assert [line["loss"] for line in steps_of(spared)] == pytest.approx([line["loss"] for line in steps_of(plain)], abs=1e-6)
+    for name, weight in weights(plain.model).items(): torch.testing.assert_close(weights(spared.model)[name], weight, atol=1e-5, rtol=1e-5)
+
+def test_a_compiled_body_learns_the_same_and_its_checkpoint_has_the_same_names(tmp_path, monkeypatch):
+    asked, compiled = [], torch.nn.Module.compile
+    def compile_eagerly(self, **given): # the graphs are caught and differentiated; generating C++ from them would take minutes
+        asked.append((type(self).__name__, given))
+        return compiled(self, backend="aot_eager", **given)
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    plain, fast = (fit(tmp_path / str(on), "dpo", max_steps=3, compile=on) for on in (False, True))
+    assert asked == [("Qwen2Model", {"dynamic": True})]
+    assert [line["loss"] for line in steps_of(fast)] == pytest.approx([line["loss"] for line in steps_of(plain)], abs=1e-5)
+    saved = Qwen2ForCausalLM.from_pretrained(tmp_path / "True" / "checkpoint")
+    for name, weight in weights(plain.model).items(): torch.testing.assert_close(saved.state_dict()[name], weight, atol=1e-4, rtol=1e-4)
+
 def test_lora_trains_adapters_alone_and_merges_them(tmp_path):
     from peft import PeftModel
     rows = encoded_rows(24, "pairs")
