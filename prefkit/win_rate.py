@@ -55,8 +55,9 @@ def _share_interval(shares, level):
     n, z = len(shares), ndtri(_tail(level))
     smoothed = (shares.sum() + 0.5) / (n + 1) # half a win and half a loss more
     variance = ((shares**2).sum() + 0.5) / (n + 1) - smoothed**2
-    low, high = wilson(shares.mean(), n * smoothed * (1 - smoothed) / variance, z)
-    return float(low), float(high)
+    mean = shares.mean()
+    low, high = wilson(mean, n * smoothed * (1 - smoothed) / variance, z)
+    return float(min(low, mean)), float(max(high, mean)) # at 0 and 1 rounding would leave the mean outside
 
 # %% ../nbs/lib/53_win_rate.ipynb #d8520b57
 def outcomes(

@@ -314,3 +314,23 @@ def test_the_bar_tells_stage_step_and_time_left(capsys):
         time.sleep(0.12)
     display.close()
     assert "sft [2/4] training" in (drawn := capsys.readouterr().err) and "350/700" in drawn and "left, loss 0.61" in drawn
+
+
+def test_a_stage_has_its_modules_before_its_first_cell_and_looks_for_garbage_afterwards(tmp_path):
+    book = write_pipeline(tmp_path / "looks.ipynb", 'output_dir: str = ""', "import gc, sys\nthere = 'wave' in sys.modules\nimport wave", # wave: nobody else imports it
+                          "from prefkit.runs import finish\nfinish(output_dir, metrics={'there': there, 'on': gc.isenabled(), 'frozen': gc.get_freeze_count()})")
+    folder = run(write_text(tmp_path / "looks.yaml", f"experiment: looks\nstages:\n  one: {{pipeline: {book}}}\n"), (), tmp_path / "runs", "quiet")["one"]
+    found = open_run(folder).info
+    assert found["metrics"]["there"] and found["metrics"]["on"] and found["metrics"]["frozen"] > 1000 and 0 < found["start_seconds"] < found["wall_seconds"]
+
+
+def test_a_module_that_is_missing_is_an_error_of_the_cell_that_needs_it(tmp_path):
+    book = write_pipeline(tmp_path / "lacks.ipynb", 'output_dir: str = ""', "import no_such_module")
+    with pytest.raises(StageError, match="ModuleNotFoundError: No module named 'no_such_module'"):
+        run(write_text(tmp_path / "lacks.yaml", f"experiment: lacks\nstages:\n  one: {{pipeline: {book}}}\n"), (), tmp_path / "runs", "quiet")
+
+
+def test_the_time_of_every_stage_is_said_at_the_end(toy, tmp_path, capsys):
+    run(toy, (), tmp_path / "runs", "lines")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-4:]] == ["first", "second", "together", "passed"] and all("s to start" in line for line in lines[-4:-1])

@@ -527,3 +527,10 @@ def test_refuses_settings_that_make_no_sense():
         with pytest.raises(ConfigError, match="difference"): prompts_needed(**wrong)
     with pytest.raises(ConfigError, match="power"): prompts_needed(0.1, power=1.0)
     with pytest.raises(ConfigError, match="deviation"): prompts_needed(0.1, deviation=0.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.5])
+def test_an_interval_holds_its_own_rate_to_the_last_bit(share):
+    for n in range(1, 400):
+        found = preference_rate([share] * n)
+        assert 0 <= found.low <= found.rate <= found.high <= 1, n
