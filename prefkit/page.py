@@ -30,9 +30,10 @@ figcaption, caption { color: var(--ink); font-size: .95rem; line-height: 1.45; t
 figcaption { margin-top: .5rem; } caption { padding-bottom: .4rem; caption-side: top; }
 .file { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: 1.2rem 0 1.8rem; }
+@media (min-width: 56rem) { .scroll { width: max-content; max-width: calc(50vw + 23rem); } } /* into the right margin */
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .9rem .32rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { white-space: nowrap; } td.long { min-width: 15rem; } thead th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; } tbody tr:last-child td { border-bottom: 1.5px solid var(--ink); }
+th { white-space: nowrap; } td.long { min-width: 11.5rem; } thead th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; } tbody tr:last-child td { border-bottom: 1.5px solid var(--ink); }
 td.number, th.number { text-align: right; white-space: nowrap; } td { max-width: 26rem; overflow-wrap: break-word; } td.short { white-space: nowrap; }
 .caption { font-size: .95rem; margin-bottom: .3rem; }
 details { margin: .5rem 0; border: 1px solid var(--line); border-radius: .3rem; padding: .4rem .8rem; }

@@ -116,7 +116,7 @@ def count_memory(
     if settings.lora: model = add_lora(model, settings)
     batch = collate(rows, answers, 0, settings.layout if use_rows(model) else "apart")
     assume_halves(model)
-    if settings.gradient_checkpointing: model.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.gradient_checkpointing: model.activation_checkpointing_enable({"use_reentrant": False})
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         hollow(model.train())
         batch = tree_map_only(torch.Tensor, fake.from_tensor, batch)

@@ -113,7 +113,7 @@ def test_dropout_falls_on_packed_batches_too_and_gradient_checkpointing_changes_
     use_rows(model)
     batch = collate(rows, ("chosen", "rejected"), PAD, "packed")
     plain = gradients(model, batch_logps(model, batch))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     assert relative(gradients(model, batch_logps(model, batch)), plain) < 1e-6
     dropping = small(attention_dropout=0.5).train()
