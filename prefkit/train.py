@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from .batches import ANSWERS, autocast, batch_logps, batch_rewards, choose_layout, collate, reference_logps, row_length
+from .batches import ANSWERS, autocast, batch_logps, batch_rewards, choose_layout, collate, reference_logps, row_length, to_device
 from .checkpoints import (STATE_FILE, clear_leftovers, cut_lines, discard, find_checkpoints, model_fingerprint, no_bars, open_folder,
                                  rows_fingerprint, save_folder, with_reference)
 from .core import ConfigError, DataError, NotFinite, PrefkitError, Progress, derive_seed, iter_jsonl, write_json
@@ -36,6 +36,8 @@ class Steps:
 
     def _get_num_items_in_batch(self, batch_samples: list, device) -> int:
         return sum(loss_items(self.method, batch) for batch in batch_samples) # all micro-batches of one step
+
+    def _prepare_inputs(self, inputs): return to_device(inputs, self.args.device) # its own would wait for the GPU at every batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with autocast(model, self.precision): values = batch_values(model, inputs, self.method)
@@ -232,7 +234,7 @@ class Order:
         return EpochBatches([row_length(row, self.method.answers(), self.layout) for row in train_rows], self.settings)
 
     def get_train_dataloader(self):
-        return DataLoader(self.train_dataset, batch_sampler=self.batches, generator=torch.Generator(),
+        return DataLoader(self.train_dataset, batch_sampler=self.batches, generator=torch.Generator(), pin_memory=self.args.device.type == "cuda",
                           collate_fn=lambda rows: collate(rows, self.method.answers(), self.pad_token_id, self.layout))
 
     def _run_epoch(self, *args, **kwargs):

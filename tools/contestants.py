@@ -104,7 +104,7 @@ def contestant(name, shape, rows, steps, batch, device, folder, method="dpo", **
     if name.startswith("trl"): trainer, collate = trl_trainer(name, shape, rows, steps, batch, device, folder)
     else: trainer, collate = our_trainer(name, shape, rows, steps, batch, device, folder, method, {**CHANGES.get(name, {}), **changes})
     trainer.remove_callback(PrinterCallback)
-    trainer.get_train_dataloader = lambda: DataLoader(trainer.bench_rows, batch_size=batch, collate_fn=collate)
+    trainer.get_train_dataloader = lambda: DataLoader(trainer.bench_rows, batch_size=batch, collate_fn=collate, pin_memory=device == "cuda")
     clock = Clock()
     trainer.add_callback(clock.callback())
     def run():
