@@ -75,8 +75,8 @@ def encode_once(
     from pyarrow import parquet
     told = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
     code = [Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8") for module in ("data", "chat")]
-    print_ = fingerprint([list(records), asdict(records.report), told, settings, code])
-    file = (folder or cache_folder() / "encoded") / f"{print_}.parquet"
+    name = fingerprint([list(records), asdict(records.report), told, settings, code])
+    file = (folder or cache_folder() / "encoded") / f"{name}.parquet"
     if file.exists():
         table = parquet.read_table(file)
         return table.to_pylist(), RowReport(**json.loads(table.schema.metadata[b"report"]))

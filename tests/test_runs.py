@@ -334,3 +334,9 @@ def test_the_time_of_every_stage_is_said_at_the_end(toy, tmp_path, capsys):
     run(toy, (), tmp_path / "runs", "lines")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-4:]] == ["first", "second", "together", "passed"] and all("s to start" in line for line in lines[-4:-1])
+
+
+def test_a_pipeline_with_a_magic_ends_as_any_other(tmp_path):
+    book = write_pipeline(tmp_path / "magic.ipynb", 'output_dir: str = ""', "%config InlineBackend.figure_format = 'png'", "import math\nfrom prefkit.runs import finish\nfinish(output_dir, metrics={})")
+    folder = run(write_text(tmp_path / "magic.yaml", f"experiment: magic\nstages:\n  one: {{pipeline: {book}}}\n"), (), tmp_path / "runs", "quiet")["one"]
+    assert open_run(folder).info["status"] == "done"
