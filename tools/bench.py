@@ -235,6 +235,9 @@ def scaling(shape, device, quick):
     return {axis: [{"value": value, **{way: child("grown_step", way=way, shape=shape, device=device, **grown(axis, value)) for way in ("naive", "prefkit")}}
                    for value in (values[:1] if quick else values)] for axis, values in GROWTH.items()}
 
+METHODS = ("sft", "rloo", "dpo", "orpo", "kto", "topr")
+LIMITS = ((22, False), (14, True)) # GiB; LoRA
+
 def parts(what, device, quick):
     "What is measured: name -> function."
     gpu = what == "gpu"
@@ -242,7 +245,7 @@ def parts(what, device, quick):
     own = "tiny" if quick else "qwen2.5-0.5b" if gpu else "5m"
     cases = {"tiny": ("tiny", 128, 2, steps, rounds)} if quick else {f"{own} {longest}": (own, longest, 8, steps, rounds) for longest in (512, 1024)} if gpu else \
         {"5m": ("5m", 512, 8, steps, rounds), "tiny": ("tiny", 512, 8, steps, rounds), "qwen_vocabulary": ("qwen_vocabulary", 256, 2, 4, 3)} # longer, the naive one takes an hour
-    lengths, batch, kept = ((96,), 2, 1) if quick else ((512, 1024), 16, None)
+    lengths, batch, methods, limits = ((96,), 2, METHODS[:2], LIMITS[:1]) if quick else ((512, 1024), 16, METHODS, LIMITS)
     found = {
         "steps": lambda: {name: compare(*case, device, rivals(device)) for name, case in cases.items()},
         "options": lambda: compare(own, 128 if quick else 512, 2 if quick else 8, steps, min(rounds, 3), device, OPTIONS[:2] if quick else OPTIONS),
@@ -252,12 +255,10 @@ def parts(what, device, quick):
         config = "data/configs/l4/comparison.yaml"
         stages = ("dpo_v2_4", "rloo_v1_2") if quick else ("sft_v2_6", "orpo_v1_1", "dpo_v2_4", "dpo_v3_1", "topr_v1_1", "kto_v1_1", "rloo_v1_2")
         found["methods"] = lambda: [{"longest": longest, "batch": batch, "method": method, **child("method_step", method=method, shape=own, longest=longest, batch=batch,
-                                     steps=steps, device=device, product=1024 if quick else 8192)} for longest in lengths for method in METHODS[:kept and 2]]
+                                     steps=steps, device=device, product=1024 if quick else 8192)} for longest in lengths for method in methods]
         found["limits"] = lambda: [child("limited_step", config=config, stage=stage, shape=own, limit=limit * GIB, device=device, lora=lora)
-                                   for stage in stages for limit, lora in ((22, False), (14, True))[:kept]]
+                                   for stage in stages for limit, lora in limits]
     return found
-
-METHODS = ("sft", "rloo", "dpo", "orpo", "kto", "topr")
 
 def measure(what, quick, only, output):
     "Measure the parts and keep each as soon as it is there."
