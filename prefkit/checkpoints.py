@@ -1,5 +1,5 @@
 """A run is killed in the middle of a step, of a line, of a file. Started again, it has to end in the same weights, to the last bit, and in the same log. That takes four small rules."""
-import hashlib, inspect, json, os, shutil
+import hashlib, json, os, shutil
 from array import array
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +9,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from prefkit.core import ConfigError, fingerprint, iter_jsonl, write_json, write_jsonl
-import prefkit.batches, prefkit.generate, prefkit.logps
+from prefkit.core import ConfigError, code_behind, fingerprint, iter_jsonl, write_json, write_jsonl
 from prefkit.batches import reference_logps
 
 STATE_FILE = "prefkit.json" # in a checkpoint; it is written last, so its presence says that the checkpoint is whole
@@ -109,10 +108,6 @@ def model_settings(model) -> dict:
     return {**json.loads(json.dumps(config, default=str)), "attention": getattr(model.config, "_attn_implementation", None), "device": model.device.type,
             "torch": str(torch.__version__), "transformers": transformers.__version__}
 
-def code_fingerprint() -> str:
-    "A short name for the code that makes batches, log-probs and added answers."
-    return fingerprint([inspect.getsource(module) for module in (prefkit.batches, prefkit.generate, prefkit.logps)])
-
 def read_stored(path: Path | None) -> dict: # {} where there is none, or none that can be read: it is then made anew
     "A stored reference."
     try: return json.loads(path.read_text()) if path and path.exists() else {}
@@ -131,7 +126,7 @@ def with_reference(
 ) -> dict[str, list[dict]]: # the same rows with reference log-probs, and with the extra answers
     "Rows with what the model before training says of them: from the run's folder if it is there for these rows and weights, else computed."
     path = folder / "reference.json"
-    key = {"model": model_fingerprint(model), "config": model_settings(model), "code": code_fingerprint(), "answers": list(answers), **options, **{name: rows_fingerprint(rows) for name, rows in sets.items()}}
+    key = {"model": model_fingerprint(model), "config": model_settings(model), "code": code_behind(reference_logps, *extra.values()), "answers": list(answers), **options, **{name: rows_fingerprint(rows) for name, rows in sets.items()}}
     shared = cache / f"{fingerprint(key)}.json" if cache and not extra else None
     found = [read_stored(place) for place in (path, shared)]
     stored = next((one for one in found if one.get("key") == key), None)

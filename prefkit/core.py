@@ -1,5 +1,8 @@
 """The few helpers that every other lesson stands on: where the project is, how a run is made repeatable, how records are read so that a broken line is named, and how a long job says how far it is."""
-import hashlib, json, os, random, tempfile, time
+import ast, hashlib, inspect, json, os, random, re, tempfile, time
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 class PrefkitError(ValueError):
@@ -37,6 +40,35 @@ def resolve_path(
     if path.is_absolute(): return path
     here = Path.cwd() / path
     return here if here.exists() else project_root() / path
+
+_RECORDS = [{}]  # of what is read: one for the whole process, and those of `recorded_inputs`
+
+
+def input_path(
+    path: str | Path,  # as for `resolve_path`
+) -> Path:  # the absolute path; it need not exist
+    "`resolve_path` for what is going to be read. Whoever reads says so here, and a run's fingerprint then holds the file."
+    found = resolve_path(path)
+    for record in _RECORDS:
+        record[str(path)] = found
+    return found
+
+
+@contextmanager
+def recorded_inputs():  # -> {as written: path}, which fills while the block runs
+    "What `input_path` is asked for meanwhile."
+    record = {}
+    _RECORDS.append(record)
+    try:
+        yield record
+    finally:
+        _RECORDS.pop()
+
+
+def inputs_so_far() -> dict[str, Path]:  # as written -> path
+    "Everything that this process has asked `input_path` for."
+    return dict(_RECORDS[0])
+
 
 def derive_seed(
     *parts, # anything with a stable `str`: numbers, names, texts
@@ -118,6 +150,72 @@ def fingerprint(
     "A short name for a value: equal values have equal fingerprints, whatever the order of their keys."
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+def bare_code(source: str) -> str:
+    "Python without comments, docstrings and layout; source with notebook magics stays as it is."
+    try: tree = ast.parse(source)
+    except SyntaxError: return source
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            node.body = body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+def imported(
+    source: str, # Python
+    module: str = "", # its dotted name, for relative imports
+    package: bool = False, # whether it is an __init__.py
+) -> set[str]: # dotted names under prefkit; some may be functions of a module
+    "What a piece of code imports from `prefkit`."
+    try: tree = ast.parse(source)
+    except SyntaxError: tree = ast.parse("\n".join(line for line in source.splitlines() if re.match(r"(from|import)\s+prefkit", line)))
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import): names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            parts = module.split(".")
+            up = parts[:len(parts) - node.level + package] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.split(".")[0] == "prefkit"}
+
+NO_INFLUENCE = {f"prefkit.{name}" for name in ("config", "fingerprints", "stage", "runs", "cli", "page")} # no number comes from them
+
+def _file(home, name):
+    "The file of a module, None where it is none."
+    base = home.joinpath(*name.split(".")[1:])
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+
+def reached_modules(sources: list[str]) -> dict[str, Path]: # dotted name -> file
+    "The modules of `prefkit` that code cells reach through imports, directly or not."
+    import prefkit
+    home, found, todo = Path(prefkit.__file__).parent, {}, set().union(*map(imported, sources))
+    while todo:
+        name = todo.pop()
+        file = _file(home, name)
+        if file is None or name in found or name in NO_INFLUENCE: continue
+        found[name] = file
+        parents = {name.rpartition(".")[0]} - {""} # importing a.b runs a too
+        todo |= (parents | imported(file.read_text(encoding="utf-8"), name, file.name == "__init__.py")) - found.keys()
+    return found
+
+
+def code_behind(
+    *functions: Callable,  # partial ones count as what they complete
+) -> str:  # 16 hexadecimal digits
+    "Fingerprint of all code of `prefkit` that some functions reach, through the imports of the modules they stand in."
+    sources = []
+    for function in functions:
+        while isinstance(function, partial):
+            function = function.func
+        module = function.__module__
+        if module.partition(".")[0] == "prefkit":
+            sources.append(f"import {module}")
+        else:  # somebody's own: what it does itself, and what its file imports from here
+            sources.append(inspect.getsource(inspect.getmodule(function) or function))
+    files = {name: bare_code(file.read_text(encoding="utf-8")) for name, file in reached_modules(sources).items()}
+    return fingerprint([[bare_code(source) for source in sources], files])
+
 
 def fingerprint_files(
     path: str | Path, # a file or a folder

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from prefkit.chat import check_limits
-from prefkit.core import ConfigError, DataError, cache_folder, fingerprint, resolve_path
+from prefkit.core import ConfigError, DataError, cache_folder, fingerprint, input_path
 from prefkit.data import DATASETS, Records, RowReport, encode_records, kind_to_read, load_records
 from prefkit.sources import SplitError, is_hub_name, parse_split
 
@@ -153,9 +153,12 @@ def check_model(
     way_out = "Give a folder written by save_pretrained (model and tokenizer), stage:NAME, or owner/name on the Hub."
     if not isinstance(name, str) or not name.strip(): raise ConfigError(f"{where}: {name!r} names no model. {way_out}")
     if name.startswith("stage:"): return
-    folder = resolve_path(name)
+    folder = input_path(name)
     if folder.is_dir():
         if lack := _missing_part(folder): raise ConfigError(f"{where}: the folder {name} {lack}. {way_out}")
+        if (adapter := folder / "adapter_config.json").exists():
+            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+            if base: check_model(base, f"{where}: the base model of {name}")
     elif folder.exists(): raise ConfigError(f"{where}: {name} is a file, not a folder. {way_out}")
     elif not is_hub_name(name): raise ConfigError(f"{where}: {name} is no folder, and no name on the Hub. {way_out}")
 
@@ -167,7 +170,7 @@ def load_model(
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    place = str(resolve_path(name)) if resolve_path(name).exists() else name
+    place = str(input_path(name)) if input_path(name).exists() else name
     try: model, tokenizer = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32), AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"model: {name} cannot be loaded ({str(error).strip().splitlines()[0]}). "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from .config import nearest
-from .core import ConfigError, DataError, NotFinite, fingerprint, fingerprint_files, resolve_path
+from .core import ConfigError, DataError, NotFinite, fingerprint, fingerprint_files, input_path
 
 # %% ../nbs/lib/52_reward_sources.ipynb #b34f676a
 COMMON = {"offset": 0.0, "scale": 1.0, "cut_off": None} # options that every source has
@@ -140,7 +140,7 @@ def _is_number(value): return isinstance(value, (int, float)) and not isinstance
 def _check_head(name):
     "Raise `ConfigError` unless the config of a folder or Hub model is that of a trained reward model."
     from transformers import AutoConfig
-    path = resolve_path(name)
+    path = input_path(name)
     try: config = AutoConfig.from_pretrained(str(path) if path.is_dir() else name)
     except (OSError, ValueError) as error: raise ConfigError(f"reward model: {name} has no config that can be read ({str(error).strip().splitlines()[0]}).") from error
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
@@ -156,7 +156,7 @@ def _check_model(record, model_name_or_path, *, batch_size=64, device=None, max_
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1: raise ConfigError(f"reward model: batch_size is {batch_size!r}, but must be a whole number of at least 1.")
     check_limits(max_length, max_prompt_length, min_response_tokens=1)
     check_model(model_name_or_path, "reward model")
-    if resolve_path(model_name_or_path).is_dir(): _check_head(model_name_or_path)
+    if input_path(model_name_or_path).is_dir(): _check_head(model_name_or_path)
 
 # %% ../nbs/lib/52_reward_sources.ipynb #4f54aa91
 def _model(model_name_or_path, *, batch_size=64, device=None, max_length=512, max_prompt_length=None):
@@ -165,7 +165,7 @@ def _model(model_name_or_path, *, batch_size=64, device=None, max_length=512, ma
     from prefkit.chat import SPECIAL_TOKENS
     from prefkit.rewards import rewards_of, scalar_head
     _check_model(None, model_name_or_path, batch_size=batch_size, max_length=max_length, max_prompt_length=max_prompt_length)
-    commit, path = _check_head(model_name_or_path), resolve_path(model_name_or_path)
+    commit, path = _check_head(model_name_or_path), input_path(model_name_or_path)
     model = scalar_head(model_name_or_path).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else model_name_or_path)
     special = re.compile("|".join(map(re.escape, {*SPECIAL_TOKENS, *tokenizer.all_special_tokens}))) # spelled out by a policy they would be read as boundaries

@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from .batches import evaluating
 from .chat import encode_response, end_of_turn_id, pad_batch, render_response, split_response, truncate
-from .core import ConfigError, DataError, Progress, derive_seed, resolve_path
+from .core import ConfigError, DataError, Progress, derive_seed, input_path
 from .win_rate import WinRate, wilson, win_rate
 
 # %% ../nbs/lib/51_rewards.ipynb #12ab0d10
@@ -61,7 +61,7 @@ def scalar_head(
 ): # AutoModelForSequenceClassification with num_labels=1 and config.pad_token_id, float32, in eval mode
     "A reward model to be trained; the random state is not touched. Raises `ConfigError` where it cannot be loaded."
     from transformers import AutoTokenizer
-    place = str(resolve_path(model_name_or_path)) if resolve_path(model_name_or_path).exists() else model_name_or_path
+    place = str(input_path(model_name_or_path)) if input_path(model_name_or_path).exists() else model_name_or_path
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model, info = _load_quietly(place, num_labels=1, pad_token_id=filling_token(tokenizer), **_fewer_layers(place, layers))

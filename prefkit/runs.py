@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prefkit.config import UPSTREAM, Config, Stage, code_cells, load_config, nearest, read_parameters, check_parameters
 from prefkit.core import ConfigError, PrefkitError, project_root, read_jsonl, write_json, write_text
-from prefkit.fingerprints import difference, fingerprints
+from prefkit.fingerprints import difference, fingerprints, other_inputs, still_as_read
 from prefkit.stage import Display, StageError, StageLock, Watch, clock, execute, finish, output_folder, seconds_to_start
 
 def folder_state(folder: Path) -> dict: # {} where there is nothing
@@ -21,7 +21,9 @@ def is_done(
 ) -> bool:
     "Whether a folder holds a finished run."
     state = folder_state(folder)
-    return state.get("status") == "done" and stage_print in (None, state["fingerprints"]["stage"])
+    if state.get("status") != "done" or stage_print is None:
+        return state.get("status") == "done"
+    return state["fingerprints"]["stage"] == stage_print and still_as_read(state["fingerprints"])
 
 def promote(home: Path, name: str):
     "Make a whole `.name.partial` into `name`; what was there before is kept until then."
@@ -61,7 +63,10 @@ def prepare(
     if wanted.exists() and not partial.exists(): os.rename(wanted, partial)
     state = folder_state(partial) or {"fingerprints": prints, "attempts": 0, "seconds": 0.0}
     if state["attempts"]: note = f"goes on in its half-finished run (attempt {state['attempts'] + 1})"
-    elif is_done(home / name): note = f"runs again ({difference(folder_state(home / name)['fingerprints'], prints) or 'its checkpoint'} changed)"
+    elif is_done(home / name):
+        before = folder_state(home / name)["fingerprints"]
+        why = difference(before, prints) or ("its checkpoint" if still_as_read(before) else "what it read")
+        note = f"runs again ({why} changed)"
     write_json(partial / "stage.json", {**state, "status": "running", "attempts": state["attempts"] + 1})
     for stale in ("result.json", "progress.json"): (partial / stale).unlink(missing_ok=True) # of an earlier attempt
     return note
@@ -91,6 +96,7 @@ def close_folder(
     "Write params.yaml and run.json, after which the folder is whole."
     import yaml
     result = json.loads((partial / "result.json").read_text(encoding="utf-8"))
+    prints = {**prints, "read": other_inputs(prints, result.pop("inputs", {}), partial.parent)}
     parameters = {name: value for name, value in stage.parameters.items() if name != "output_dir"}
     write_text(partial / "params.yaml", yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
     book = (partial / "run.ipynb").read_text(encoding="utf-8")
@@ -141,13 +147,6 @@ def run_stage(
         if is_done(folder, prints["stage"]) and not gone: display.say(f"{stage.name}: already done")
         else: _work(stage, config, home, prints, display, lock.handle, threads)
     return folder
-
-def check_stage(stage: Stage, home: Path):
-    "Run the cells tagged `check` with the stage's parameters, in this process; raises what they raise."
-    names = {"__name__": "check", **stage.parameters} # stage:NAME as written: it may not be there yet
-    try:
-        for source in code_cells(stage.pipeline, "check"): exec(compile(source, f"{stage.pipeline.name}, check", "exec"), names)
-    except PrefkitError as error: raise type(error)(f"stage {stage.name}: {error}") from None
 
 def open_home(output_root: str | Path | None, experiment: str) -> Path: # None: data/runs
     "The folder of an experiment, which exists then; raises `ConfigError` where it cannot be written to."
@@ -226,7 +225,6 @@ def run(
     config = selected(load_config(config, settings), only)
     prints, home = fingerprints(config), open_home(output_root, config.experiment)
     stages, needed = to_do(config, home, prints)
-    for stage in stages: check_stage(stage, home)
     if jobs > 1 and progress == "auto": progress = "lines" # two bars would overwrite each other
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 and not os.environ.get("OMP_NUM_THREADS") else None
     work = lambda stage: run_stage(stage, config, home, prints[stage.name], Display(progress), stage.name in needed, threads)

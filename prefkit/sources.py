@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from prefkit.chat import bad_row
-from prefkit.core import ConfigError, DataError, iter_jsonl, resolve_path
+from prefkit.core import ConfigError, DataError, iter_jsonl, input_path
 from prefkit.countdown import countdown_records, prompt_text, read_prompt, split_of, tiny_problems
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -107,7 +107,7 @@ def is_hub_name(
 ) -> bool: # whether it stands for a data set on the Hub
     "Whether a name is owner/name and neither something on this machine nor meant as a path."
     text = str(name)
-    return text.count("/") == 1 and Path(text).suffix not in SUFFIXES and not text.startswith((".", "/", "~")) and not resolve_path(text).exists()
+    return text.count("/") == 1 and Path(text).suffix not in SUFFIXES and not text.startswith((".", "/", "~")) and not input_path(text).exists()
 
 
 def read_source(
@@ -118,14 +118,14 @@ def read_source(
     "Rows of a source that is no registered data set; raises `DataError` or `ConfigError`."
     from difflib import get_close_matches
     if not str(name).strip(): raise ConfigError(f"the name of the data set is empty. Give one of {', '.join(known)}, a file or a folder.")
-    path, label = resolve_path(name), Path(name).name
+    path, label = input_path(name), Path(name).name
     if path.is_dir(): return label, _read_folder(path, split, label)
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(f"{path}: files {'of type ' + path.suffix if path.suffix else 'without ending'} are not read. Give {', '.join(SUFFIXES)}.")
         return label, _read_file(path, split, label)
     if Path(name).suffix in SUFFIXES or str(name).startswith((".", "/", "~")):
-        raise DataError(f"{path}: no such file or folder. Check the path; relative paths are taken from the project's root.")
+        raise DataError(f"{path} does not exist: no such file or folder. Check the path; relative paths are taken from the project's root.")
     if is_hub_name(name): return str(name), read_hub(str(name), split)
     near = get_close_matches(str(name), known, 1)
     raise ConfigError(f"there is no data set {str(name)!r}{f'; did you mean {near[0]}?' if near else '.'} Give one of {', '.join(known)}, "

@@ -5,7 +5,7 @@ from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 
-from prefkit.core import ConfigError, DataError, PrefkitError, cache_folder, project_root, write_json
+from prefkit.core import ConfigError, DataError, PrefkitError, cache_folder, inputs_so_far, project_root, write_json
 
 class StageLock:
     "A lock on a stage, held until every process that inherited it has ended."
@@ -273,6 +273,13 @@ def finish(
     model: dict | None = None, # what the model is
 ) -> dict: # what was written
     "Write `result.json`, the last thing that a pipeline does."
-    result = {"metrics": metrics, "data": data or {}, "model": model or {}, **machine(), "versions": versions()}
+    result = {
+        "metrics": metrics,
+        "data": data or {},
+        "model": model or {},
+        **machine(),
+        "versions": versions(),
+        "inputs": {name: str(path) for name, path in inputs_so_far().items() if path.exists()},
+    }
     write_json(Path(output_dir) / "result.json", result)
     return result

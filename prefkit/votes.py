@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefkit.answers import models_of, pair_ids, same_answer, text_of
-from prefkit.core import ConfigError, DataError, fingerprint, iter_jsonl, resolve_path, write_json, write_jsonl, write_text
+from prefkit.core import ConfigError, DataError, fingerprint, input_path, iter_jsonl, resolve_path, write_json, write_jsonl, write_text
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _voted(record, place):
 
 def _ballot_key(path, key):
     "What is behind the numbers of a ballot."
-    place = Path(key) if key else path.with_name(f"{path.stem}.key.json")
+    place = input_path(key or path.with_name(f"{path.stem}.key.json"))
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
         return {number: {name: str(entry[name]) for name in ("prompt_id", "first", "second")} for number, entry in found.items()}
@@ -90,7 +90,7 @@ def read_votes(
     key: str | Path | None = None, # of a ballot; beside it, under the name that `write_ballot` gave it, if None
 ) -> list[Vote]: # rows without a winner are not voted on yet and left out
     "What people said; raises `DataError` naming file and row."
-    path, votes, secret, seen = resolve_path(path), [], None, {}
+    path, votes, secret, seen = input_path(path), [], None, {}
     for row, record in _rows(path):
         place, ballot = f"{path}, row {row}", "answer_1" in record
         _check_columns([name for name, value in record.items() if value is not None], place)
