@@ -1,4 +1,5 @@
 """Reads settings.ini, so that name, version and requirements stand in one place."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -1,44 +1,73 @@
 """Records of answers as judges take them, looked at before anything is judged.
 
-A record has `prompt` (messages, or one string), `answer` (a text), `prompt_id`, and whatever else its data set has.
-Written by hand, not exported from a notebook.
+A record has `prompt` (messages, or one string), `answer` (a text), `prompt_id`, and whatever else
+its data set has. Written by hand, not exported from a notebook.
 """
+
 from collections import Counter
 
 from prefkit.core import DataError, fingerprint
 
 
 def messages_of(
-    prompt: list | str, # messages, or the user's words
-) -> list[dict]: # messages, with role and content only
+    prompt: list | str,  # messages, or the user's words
+) -> list[dict]:  # messages, with role and content only
     "A prompt as messages; raises `DataError`."
-    if isinstance(prompt, str) and prompt.strip(): return [{"role": "user", "content": prompt}]
-    good = isinstance(prompt, (list, tuple)) and prompt and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str) for turn in prompt)
-    if good: return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
+    if isinstance(prompt, str) and prompt.strip():
+        return [{"role": "user", "content": prompt}]
+    good = (
+        isinstance(prompt, (list, tuple))
+        and prompt
+        and all(
+            isinstance(turn, dict)
+            and isinstance(turn.get("role"), str)
+            and isinstance(turn.get("content"), str)
+            for turn in prompt
+        )
+    )
+    if good:
+        return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
     raise DataError("prompt is neither a text nor a list of messages with role and content.")
 
 
 def text_of(
-    prompt: list | str, # messages, or the user's words
-) -> str: # one user turn as it is; several turns with their roles
+    prompt: list | str,  # messages, or the user's words
+) -> str:  # one user turn as it is; several turns with their roles
     "A prompt as a person or a pairwise judge reads it; raises `DataError`."
     turns = messages_of(prompt)
-    return turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    return (
+        turns[0]["content"]
+        if len(turns) == 1
+        else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    )
 
 
 def record_ids(
-    records: list[dict], # prompt, answer, prompt_id
-    where: str = "record", # what a record is called in messages
-) -> list[str]: # one for each, all different
-    "A name for each record: its prompt_id, numbered where it comes again; raises `DataError` naming a record that cannot be judged."
+    records: list[dict],  # prompt, answer, prompt_id
+    where: str = "record",  # what a record is called in messages
+) -> list[str]:  # one for each, all different
+    """A name for each record: its prompt_id, numbered where it comes again; raises `DataError`
+    naming a record that cannot be judged.
+    """
     names, seen, taken = [], Counter(), set()
     for number, record in enumerate(records):
         try:
-            if not isinstance(record, dict): raise DataError(f"a {type(record).__name__} where a dict with prompt and answer is needed.")
+            if not isinstance(record, dict):
+                raise DataError(
+                    f"a {type(record).__name__} where a dict with prompt and answer is needed."
+                )
             messages = messages_of(record.get("prompt"))
-            if not isinstance(record.get("answer"), str): raise DataError("answer is not a text. Generate the answers first; an empty one is \"\".")
-        except DataError as error: raise DataError(f"{where} {number}: {error}") from error
-        base = name = str(record["prompt_id"]) if record.get("prompt_id") is not None else fingerprint(messages)
+            if not isinstance(record.get("answer"), str):
+                raise DataError(
+                    'answer is not a text. Generate the answers first; an empty one is "".'
+                )
+        except DataError as error:
+            raise DataError(f"{where} {number}: {error}") from error
+        base = name = (
+            str(record["prompt_id"])
+            if record.get("prompt_id") is not None
+            else fingerprint(messages)
+        )
         while name in taken:
             seen[base] += 1
             name = f"{base} #{seen[base] + 1}"
@@ -48,32 +77,51 @@ def record_ids(
 
 
 def pair_ids(
-    records_a: list[dict], # of one model
-    records_b: list[dict], # of the other
-) -> list[str]: # one for each pair, all different
-    "Names of the pairs; raises `DataError` unless both lists ask the same prompts in the same order."
+    records_a: list[dict],  # of one model
+    records_b: list[dict],  # of the other
+) -> list[str]:  # one for each pair, all different
+    """Names of the pairs; raises `DataError` unless both lists ask the same prompts in the same
+    order.
+    """
     ids, others = record_ids(records_a, "record a"), record_ids(records_b, "record b")
-    if len(ids) != len(others): raise DataError(f"{len(ids)} records against {len(others)}: both models must answer the same prompts, in the same order.")
+    if len(ids) != len(others):
+        raise DataError(
+            f"{len(ids)} records against {len(others)}: both models must answer the same prompts, "
+            "in the same order."
+        )
     for number, (name, other, a, b) in enumerate(zip(ids, others, records_a, records_b)):
         if name != other or messages_of(a["prompt"]) != messages_of(b["prompt"]):
-            raise DataError(f"record {number}: the two lists have different prompts there ({name} against {other}). Sort both by prompt_id.")
+            raise DataError(
+                f"record {number}: the two lists have different prompts there ({name} against "
+                f"{other}). Sort both by prompt_id."
+            )
     return ids
 
 
 def same_answer(
-    a: dict, # a record
-    b: dict, # another one
+    a: dict,  # a record
+    b: dict,  # another one
 ) -> bool:
-    "Whether two answers differ in nothing but white space at their ends: a tie about which nobody needs to be asked."
+    """Whether two answers differ in nothing but white space at their ends: a tie about which nobody
+    needs to be asked.
+    """
     return a["answer"].strip() == b["answer"].strip()
 
 
 def models_of(
-    a: dict, # a record with `model`
-    b: dict, # the other of the pair
-) -> list[str]: # both names
-    "Names of the two models of a pair; raises `DataError` where votes could not be told apart by them."
+    a: dict,  # a record with `model`
+    b: dict,  # the other of the pair
+) -> list[str]:  # both names
+    """Names of the two models of a pair; raises `DataError` where votes could not be told apart by
+    them.
+    """
     names = [record.get("model") for record in (a, b)]
-    if not all(isinstance(name, str) and name.strip() for name in names) or names[0].strip() == names[1].strip():
-        raise DataError(f"record {a.get('prompt_id')}: votes go by the models' names, so both records need `model`, two different names; they have {names[0]!r} and {names[1]!r}.")
+    if (
+        not all(isinstance(name, str) and name.strip() for name in names)
+        or names[0].strip() == names[1].strip()
+    ):
+        raise DataError(
+            f"record {a.get('prompt_id')}: votes go by the models' names, so both records need "
+            f"`model`, two different names; they have {names[0]!r} and {names[1]!r}."
+        )
     return [name.strip() for name in names]

@@ -1,4 +1,8 @@
-"""The command `prefkit`: `plan` and `run` an experiment, draw its `report`. What it does is in `prefkit.runs` and its neighbours."""
+"""The command `prefkit`: `plan` and `run` an experiment, draw its `report`.
+
+What it does is in `prefkit.runs` and its neighbours.
+"""
+
 from __future__ import annotations
 
 import os
@@ -11,27 +15,56 @@ import typer
 
 from prefkit.core import PrefkitError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  help="Preference tuning of small language models, run after run the same.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Preference tuning of small language models, run after run the same.",
+)
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, for example one of data/configs.", show_default=False)]
-Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", show_default=False,
-                     help="Change the config: seed=1, experiment=mine or STAGE.PARAMETER=VALUE. May be given several times.")]
-OutputRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Where the experiments' folders stand.  [default: data/runs]", show_default=False)]
+Config = Annotated[
+    Path, typer.Argument(help="A YAML file, for example one of data/configs.", show_default=False)
+]
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        show_default=False,
+        help=(
+            "Change the config: seed=1, experiment=mine or STAGE.PARAMETER=VALUE. May be given "
+            "several times."
+        ),
+    ),
+]
+OutputRoot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where the experiments' folders stand.  [default: data/runs]",
+        show_default=False,
+    ),
+]
 
 
-Jobs = Annotated[int, typer.Option(metavar="N", min=1, help="Stages at a time; the cores are shared among them.")]
+Jobs = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Stages at a time; the cores are shared among them.")
+]
 
 STOPPED = "\nstopped. The same command goes on from here."
 
 
 def _interrupted(signum, frame):
-    "The first Ctrl-C unwinds. A library may swallow it (Python loses one that falls into a callback); the next one ends the process."
+    """The first Ctrl-C unwinds.
+
+    A library may swallow it (Python loses one that falls into a callback); the next one ends the
+    process.
+    """
     signal.signal(signal.SIGINT, _ended)
     raise KeyboardInterrupt
 
 
-def _ended(signum, frame): # as a kill would: nothing is lost, and kernels end with their parent
+def _ended(signum, frame):  # as a kill would: nothing is lost, and kernels end with their parent
     os.write(2, f"{STOPPED}\n".encode())
     os._exit(1)
 
@@ -39,10 +72,14 @@ def _ended(signum, frame): # as a kill would: nothing is lost, and kernels end w
 def _carry_out(action, *arguments):
     "Call `action`; what a user can mend is one message and the exit code 1."
     before = signal.signal(signal.SIGINT, _interrupted)
-    try: return action(*arguments)
-    except PrefkitError as error: print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt: print(STOPPED, file=sys.stderr)
-    finally: signal.signal(signal.SIGINT, before)
+    try:
+        return action(*arguments)
+    except PrefkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGINT, before)
     raise typer.Exit(1)
 
 
@@ -50,6 +87,7 @@ def _carry_out(action, *arguments):
 def run(config: Config, settings: Settings = [], output_root: OutputRoot = None, jobs: Jobs = 1):
     """Run the stages of an experiment: what is done is skipped, what was killed goes on."""
     from prefkit import runs
+
     folders = _carry_out(runs.run, config, settings, output_root, "auto", (), jobs)
     print(f"all done: {next(iter(folders.values())).parent if folders else 'no stages'}")
 
@@ -58,39 +96,96 @@ def run(config: Config, settings: Settings = [], output_root: OutputRoot = None,
 def report(config: Config, settings: Settings = [], output_root: OutputRoot = None):
     """Draw the report of a finished experiment."""
     from prefkit import runs
+
     folder = _carry_out(runs.report, config, settings, output_root)
     pages = sorted(folder.glob("*.html"))
     print(f"the report: {pages[0] if pages else folder}")
 
 
 @app.command()
-def plan(config: Config, settings: Settings = [],
-         device: Annotated[list[str], typer.Option(metavar="NAME", help="this, T4, L4 or A100. May be given several times.  [default: all]", show_default=False)] = []):
+def plan(
+    config: Config,
+    settings: Settings = [],
+    device: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="this, T4, L4 or A100. May be given several times.  [default: all]",
+            show_default=False,
+        ),
+    ] = [],
+):
     """Say what an experiment will need, memory part by part and time, before anything is loaded."""
     from prefkit.plan import plan, plan_text
+
     print(plan_text(*_carry_out(plan, config, settings, tuple(device) or None)))
 
 
 @app.command()
-def seeds(config: Config, seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0,1,2",
-          output: Annotated[Path | None, typer.Option(metavar="FILE", help="The JSON.  [default: data/results/seeds/EXPERIMENT.json]", show_default=False)] = None,
-          settings: Settings = [], output_root: OutputRoot = None, jobs: Jobs = 1,
-          lines: Annotated[bool, typer.Option("--lines", help="Keep the course of training too, for pictures of it.")] = False):
+def seeds(
+    config: Config,
+    seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0,1,2",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The JSON.  [default: data/results/seeds/EXPERIMENT.json]",
+            show_default=False,
+        ),
+    ] = None,
+    settings: Settings = [],
+    output_root: OutputRoot = None,
+    jobs: Jobs = 1,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Keep the course of training too, for pictures of it.")
+    ] = False,
+):
     """Run an experiment for several seeds and gather what its evaluations found."""
     from prefkit.seeds import run_seeds
-    if not all(word.strip().isdigit() for word in seeds.split(",")): raise typer.BadParameter(f"{seeds!r}: numbers with commas between, such as 0,1,2.", param_hint="--seeds")
+
+    if not all(word.strip().isdigit() for word in seeds.split(",")):
+        raise typer.BadParameter(
+            f"{seeds!r}: numbers with commas between, such as 0,1,2.", param_hint="--seeds"
+        )
     numbers = [int(word) for word in seeds.split(",")]
-    print(f"the results: {_carry_out(run_seeds, config, numbers, output, tuple(settings), output_root, 'auto', jobs, lines)}")
+    print(
+        "the "
+        "results: "
+        f"{_carry_out(run_seeds, config, numbers, output, tuple(settings), output_root, 'auto', jobs, lines)}"
+    )
 
 
 @app.command()
-def study(config: Config, workers: Annotated[int, typer.Option(metavar="N", help="Runs at a time; the cores are shared among them.")] = 2,
-          only: Annotated[list[str], typer.Option(metavar="NAME", help="Just this run, or the runs of this method. May be given several times.", show_default=False)] = [],
-          output: Annotated[Path | None, typer.Option(metavar="FILE", help="The JSON.  [default: as the config says, else data/results/lessons/STUDY.json]", show_default=False)] = None,
-          output_root: OutputRoot = None):
+def study(
+    config: Config,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Runs at a time; the cores are shared among them.")
+    ] = 2,
+    only: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="Just this run, or the runs of this method. May be given several times.",
+            show_default=False,
+        ),
+    ] = [],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The JSON.  [default: as the config says, else data/results/lessons/STUDY.json]",
+            show_default=False,
+        ),
+    ] = None,
+    output_root: OutputRoot = None,
+):
     """Run a study: many short runs from one start, judged against it, gathered in one JSON."""
     from prefkit.studies import run_study
-    print(f"the results: {_carry_out(run_study, config, workers, tuple(only), output, output_root)}")
+
+    print(
+        f"the results: {_carry_out(run_study, config, workers, tuple(only), output, output_root)}"
+    )
 
 
-if __name__ == "__main__": app()
+if __name__ == "__main__":
+    app()

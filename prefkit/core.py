@@ -1,45 +1,71 @@
-"""The few helpers that every other lesson stands on: where the project is, how a run is made repeatable, how records are read so that a broken line is named, and how a long job says how far it is."""
+"""The few helpers that every other lesson stands on: where the project is, how a run is made
+repeatable, how records are read so that a broken line is named, and how a long job says how far it
+is.
+"""
+
 import ast, hashlib, inspect, json, os, random, re, tempfile, time
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+
 class PrefkitError(ValueError):
     "Something the user can mend; the message names the place and the way out."
+
 
 class DataError(PrefkitError):
     "A file, row or column that cannot be used."
 
+
 class ConfigError(PrefkitError):
     "A config or parameter that cannot be used."
+
 
 class NotFinite(PrefkitError):
     "A number that became NaN or infinite: with the same settings it would again."
 
-def project_root(
-    start: str | Path | None = None, # folder to search upwards from; the current folder if None
-) -> Path: # the folder that holds settings.ini and data/
-    "The project's top folder: `PREFKIT_ROOT`, else upwards from `start`, else where the package stands; raises `ConfigError`."
-    if start is None and os.environ.get("PREFKIT_ROOT"): return Path(os.environ["PREFKIT_ROOT"]).resolve()
-    here = Path(start or Path.cwd()).resolve()
-    package = Path(globals().get("__file__", here)).resolve() # a notebook has no __file__
-    for folder in (here, *here.parents, *package.parents):
-        if (folder / "settings.ini").is_file() and (folder / "data").is_dir(): return folder
-    raise ConfigError(f"no prefkit project at or above {here}. Change into the project's folder or set PREFKIT_ROOT to it.")
 
-def cache_folder() -> Path: # need not exist
+def project_root(
+    start: str | Path | None = None,  # folder to search upwards from; the current folder if None
+) -> Path:  # the folder that holds settings.ini and data/
+    """The project's top folder: `PREFKIT_ROOT`, else upwards from `start`, else where the package
+    stands; raises `ConfigError`.
+    """
+    if start is None and os.environ.get("PREFKIT_ROOT"):
+        return Path(os.environ["PREFKIT_ROOT"]).resolve()
+    here = Path(start or Path.cwd()).resolve()
+    package = Path(globals().get("__file__", here)).resolve()  # a notebook has no __file__
+    for folder in (here, *here.parents, *package.parents):
+        if (folder / "settings.ini").is_file() and (folder / "data").is_dir():
+            return folder
+    raise ConfigError(
+        f"no prefkit project at or above {here}. Change into the project's folder or set "
+        "PREFKIT_ROOT to it."
+    )
+
+
+def cache_folder() -> Path:  # need not exist
     "Where things are kept that can be made anew: `PREFKIT_CACHE`, else data/cache of the project."
-    return Path(os.environ["PREFKIT_CACHE"]) if os.environ.get("PREFKIT_CACHE") else project_root() / "data" / "cache"
+    return (
+        Path(os.environ["PREFKIT_CACHE"])
+        if os.environ.get("PREFKIT_CACHE")
+        else project_root() / "data" / "cache"
+    )
+
 
 def resolve_path(
-    path: str | Path, # absolute, or relative to the current folder or the project's root
-) -> Path: # the absolute path; it need not exist
-    "A path as a user writes it in a config: absolute, from the current folder if it exists there, else from the project's root."
+    path: str | Path,  # absolute, or relative to the current folder or the project's root
+) -> Path:  # the absolute path; it need not exist
+    """A path as a user writes it in a config: absolute, from the current folder if it exists there,
+    else from the project's root.
+    """
     path = Path(path).expanduser()
-    if path.is_absolute(): return path
+    if path.is_absolute():
+        return path
     here = Path.cwd() / path
     return here if here.exists() else project_root() / path
+
 
 _RECORDS = [{}]  # of what is read: one for the whole process, and those of `recorded_inputs`
 
@@ -47,7 +73,10 @@ _RECORDS = [{}]  # of what is read: one for the whole process, and those of `rec
 def input_path(
     path: str | Path,  # as for `resolve_path`
 ) -> Path:  # the absolute path; it need not exist
-    "`resolve_path` for what is going to be read. Whoever reads says so here, and a run's fingerprint then holds the file."
+    """`resolve_path` for what is going to be read.
+
+    Whoever reads says so here, and a run's fingerprint then holds the file.
+    """
     found = resolve_path(path)
     for record in _RECORDS:
         record[str(path)] = found
@@ -71,139 +100,209 @@ def inputs_so_far() -> dict[str, Path]:  # as written -> path
 
 
 def derive_seed(
-    *parts, # anything with a stable `str`: numbers, names, texts
-) -> int: # between 0 and 2**31 - 1
-    "A seed that depends on every part and on nothing else, the same on every machine and Python version."
+    *parts,  # anything with a stable `str`: numbers, names, texts
+) -> int:  # between 0 and 2**31 - 1
+    """A seed that depends on every part and on nothing else, the same on every machine and Python
+    version.
+    """
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
 
+
 def set_seed(
-    seed: int, # any non-negative number
+    seed: int,  # any non-negative number
 ):
     "Seed Python, NumPy and PyTorch (all devices)."
     import numpy, torch
-    random.seed(seed); numpy.random.seed(seed % 2**32); torch.manual_seed(seed)
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
 
 def write_text(
-    path: str | Path, # where to; parent folders are made
-    text: str, # the whole content
-) -> Path: # the path
+    path: str | Path,  # where to; parent folders are made
+    text: str,  # the whole content
+) -> Path:  # the path
     "Write a text file atomically; raises `ConfigError` where the folder cannot be written to."
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}. Choose an output folder that you may write to.") from error
-    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file: file.write(text)
-    mask = os.umask(0); os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask) # mkstemp makes files private; these are for everyone
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}. Choose an output folder that you may write to."
+        ) from error
+    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files private; these are for everyone
     os.replace(temporary, path)
     return path
 
+
 def write_json(
-    path: str | Path, # where to
-    value, # anything json can write; NaN and infinity are refused
-) -> Path: # the path
+    path: str | Path,  # where to
+    value,  # anything json can write; NaN and infinity are refused
+) -> Path:  # the path
     "Write JSON atomically, keys in the order given, one indent."
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
+
 def write_jsonl(
-    path: str | Path, # where to
-    records, # an iterable of dicts
-) -> Path: # the path
+    path: str | Path,  # where to
+    records,  # an iterable of dicts
+) -> Path:  # the path
     "Write one JSON object a line, atomically and to the byte the same for the same records."
-    return write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return write_text(
+        path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    )
+
 
 def iter_jsonl(
-    path: str | Path, # a file of JSON objects, one a line; empty lines are skipped
-): # yields (line number from 1, record or None, reason or None)
-    "Walk through a JSON-lines file, telling bad lines apart from good ones; raises `DataError` if there is no such file."
+    path: str | Path,  # a file of JSON objects, one a line; empty lines are skipped
+):  # yields (line number from 1, record or None, reason or None)
+    """Walk through a JSON-lines file, telling bad lines apart from good ones; raises `DataError` if
+    there is no such file.
+    """
     path = Path(path)
-    if not path.is_file(): raise DataError(f"{path}: no such file. Check the path; relative paths are taken from the project's root.")
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file. Check the path; relative paths are taken from the project's "
+            "root."
+        )
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
-            if not raw.strip(): continue
-            try: record = json.loads(raw.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8"))
+            if not raw.strip():
+                continue
+            try:
+                record = json.loads(
+                    raw.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
+                )
             except UnicodeDecodeError as error:
-                yield number, None, f"not UTF-8 text (byte {error.start + 1})"; continue
+                yield number, None, f"not UTF-8 text (byte {error.start + 1})"
+                continue
             except json.JSONDecodeError as error:
-                yield number, None, f"not valid JSON ({error.msg} at column {error.colno})"; continue
+                yield number, None, f"not valid JSON ({error.msg} at column {error.colno})"
+                continue
             except RecursionError:
-                yield number, None, "nested too deeply to be read"; continue
-            if isinstance(record, dict): yield number, record, None
-            else: yield number, None, f"a JSON {type(record).__name__} where an object with named columns is needed"
+                yield number, None, "nested too deeply to be read"
+                continue
+            if isinstance(record, dict):
+                yield number, record, None
+            else:
+                yield (
+                    number,
+                    None,
+                    f"a JSON {type(record).__name__} where an object with named columns is needed",
+                )
+
 
 def read_jsonl(
-    path: str | Path, # a file of JSON objects, one a line
-) -> list[dict]: # the records in order
+    path: str | Path,  # a file of JSON objects, one a line
+) -> list[dict]:  # the records in order
     "All records of a JSON-lines file; raises `DataError` naming the first bad line."
     records = []
     for number, record, reason in iter_jsonl(path):
-        if reason: raise DataError(f"{path}, line {number}: {reason}. Mend or delete that line.")
+        if reason:
+            raise DataError(f"{path}, line {number}: {reason}. Mend or delete that line.")
         records.append(record)
     return records
 
+
 def fingerprint(
-    value, # anything json can write
-) -> str: # 16 hexadecimal digits
-    "A short name for a value: equal values have equal fingerprints, whatever the order of their keys."
+    value,  # anything json can write
+) -> str:  # 16 hexadecimal digits
+    """A short name for a value: equal values have equal fingerprints, whatever the order of their
+    keys.
+    """
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
+
 def bare_code(source: str) -> str:
     "Python without comments, docstrings and layout; source with notebook magics stays as it is."
-    try: tree = ast.parse(source)
-    except SyntaxError: return source
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return source
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             node.body = body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
+
 def imported(
-    source: str, # Python
-    module: str = "", # its dotted name, for relative imports
-    package: bool = False, # whether it is an __init__.py
-) -> set[str]: # dotted names under prefkit; some may be functions of a module
+    source: str,  # Python
+    module: str = "",  # its dotted name, for relative imports
+    package: bool = False,  # whether it is an __init__.py
+) -> set[str]:  # dotted names under prefkit; some may be functions of a module
     "What a piece of code imports from `prefkit`."
-    try: tree = ast.parse(source)
-    except SyntaxError: tree = ast.parse("\n".join(line for line in source.splitlines() if re.match(r"(from|import)\s+prefkit", line)))
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        tree = ast.parse(
+            "\n".join(
+                line for line in source.splitlines() if re.match(r"(from|import)\s+prefkit", line)
+            )
+        )
     names = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             parts = module.split(".")
-            up = parts[:len(parts) - node.level + package] if node.level else []
+            up = parts[: len(parts) - node.level + package] if node.level else []
             base = ".".join([*up, *([node.module] if node.module else [])])
             names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return {name for name in names if name.split(".")[0] == "prefkit"}
 
-NO_INFLUENCE = {f"prefkit.{name}" for name in ("config", "fingerprints", "stage", "runs", "cli", "page")} # no number comes from them
+
+# no number comes from them
+NO_INFLUENCE = {
+    f"prefkit.{name}" for name in ("config", "fingerprints", "stage", "runs", "cli", "page")
+}
+
 
 def _file(home, name):
     "The file of a module, None where it is none."
     base = home.joinpath(*name.split(".")[1:])
-    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+    return next(
+        (file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None
+    )
 
-def reached_modules(sources: list[str]) -> dict[str, Path]: # dotted name -> file
+
+def reached_modules(sources: list[str]) -> dict[str, Path]:  # dotted name -> file
     "The modules of `prefkit` that code cells reach through imports, directly or not."
     import prefkit
+
     home, found, todo = Path(prefkit.__file__).parent, {}, set().union(*map(imported, sources))
     while todo:
         name = todo.pop()
         file = _file(home, name)
-        if file is None or name in found or name in NO_INFLUENCE: continue
+        if file is None or name in found or name in NO_INFLUENCE:
+            continue
         found[name] = file
-        parents = {name.rpartition(".")[0]} - {""} # importing a.b runs a too
-        todo |= (parents | imported(file.read_text(encoding="utf-8"), name, file.name == "__init__.py")) - found.keys()
+        parents = {name.rpartition(".")[0]} - {""}  # importing a.b runs a too
+        todo |= (
+            parents | imported(file.read_text(encoding="utf-8"), name, file.name == "__init__.py")
+        ) - found.keys()
     return found
 
 
 def code_behind(
     *functions: Callable,  # partial ones count as what they complete
 ) -> str:  # 16 hexadecimal digits
-    "Fingerprint of all code of `prefkit` that some functions reach, through the imports of the modules they stand in."
+    """Fingerprint of all code of `prefkit` that some functions reach, through the imports of the
+    modules they stand in.
+    """
     sources = []
     for function in functions:
         while isinstance(function, partial):
@@ -213,53 +312,75 @@ def code_behind(
             sources.append(f"import {module}")
         else:  # somebody's own: what it does itself, and what its file imports from here
             sources.append(inspect.getsource(inspect.getmodule(function) or function))
-    files = {name: bare_code(file.read_text(encoding="utf-8")) for name, file in reached_modules(sources).items()}
+    files = {
+        name: bare_code(file.read_text(encoding="utf-8"))
+        for name, file in reached_modules(sources).items()
+    }
     return fingerprint([[bare_code(source) for source in sources], files])
 
 
 def fingerprint_files(
-    path: str | Path, # a file or a folder
-    pattern: str = "*", # in a folder: which files count, searched through all levels
-) -> str: # 16 hexadecimal digits
-    "Fingerprint of a file's bytes, or of all files of a folder with their names; raises `DataError` if there is nothing."
+    path: str | Path,  # a file or a folder
+    pattern: str = "*",  # in a folder: which files count, searched through all levels
+) -> str:  # 16 hexadecimal digits
+    """Fingerprint of a file's bytes, or of all files of a folder with their names; raises
+    `DataError` if there is nothing.
+    """
     path, digest = Path(path), hashlib.sha256()
-    if not path.exists(): raise DataError(f"{path}: no such file or folder.")
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder.")
     for file in [path] if path.is_file() else sorted(path.rglob(pattern)):
-        if not file.is_file(): continue
+        if not file.is_file():
+            continue
         digest.update(b"" if file == path else str(file.relative_to(path)).encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
+
 class Progress:
-    "A progress bar: on screen, or as a small file for the runner where `PREFKIT_PROGRESS` names one."
-    def __init__(self,
-        total: int, # number of steps
-        label: str, # what is being done, a word or two
-        initial: int = 0, # steps already done, after a resume
+    """A progress bar: on screen, or as a small file for the runner where `PREFKIT_PROGRESS` names
+    one.
+    """
+
+    def __init__(
+        self,
+        total: int,  # number of steps
+        label: str,  # what is being done, a word or two
+        initial: int = 0,  # steps already done, after a resume
     ):
         self.total, self.label, self.done = total, label, initial
         self.file, self.bar, self._written = os.environ.get("PREFKIT_PROGRESS"), None, 0.0
         if not self.file:
             from tqdm.auto import tqdm
+
             self.bar = tqdm(total=total, desc=label, initial=initial, leave=False)
         self._write(force=True)
 
     def _write(self, note="", force=False):
-        if not self.file or (not force and time.monotonic() < self._written + 0.2): return
+        if not self.file or (not force and time.monotonic() < self._written + 0.2):
+            return
         self._written = time.monotonic()
-        write_text(self.file, json.dumps({"label": self.label, "done": self.done, "total": self.total, "note": note}))
+        write_text(
+            self.file,
+            json.dumps({"label": self.label, "done": self.done, "total": self.total, "note": note}),
+        )
 
-    def update(self,
-        steps: int = 1, # how many steps were done since the last call
-        note: str = "", # a few words to stand behind the bar
+    def update(
+        self,
+        steps: int = 1,  # how many steps were done since the last call
+        note: str = "",  # a few words to stand behind the bar
     ):
         "Say that `steps` more steps are done."
         self.done += steps
         if self.bar is not None:
-            if note: self.bar.set_postfix_str(note, refresh=False)
+            if note:
+                self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(steps)
         self._write(note, force=self.done >= self.total)
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
+
     def __exit__(self, *exception):
-        if self.bar is not None: self.bar.close()
+        if self.bar is not None:
+            self.bar.close()

@@ -1,26 +1,49 @@
-"""A stage that is finished need not run again, unless something that can change its result has changed. This lesson says what can."""
+"""A stage that is finished need not run again, unless something that can change its result has
+changed. This lesson says what can.
+"""
+
 import re
 from pathlib import Path
 
 from prefkit.config import UPSTREAM, Config, Stage, code_cells, texts
 from prefkit.core import (
-    DataError, PrefkitError, bare_code, fingerprint, fingerprint_files, input_path, reached_modules, recorded_inputs,
+    DataError,
+    PrefkitError,
+    bare_code,
+    fingerprint,
+    fingerprint_files,
+    input_path,
+    reached_modules,
+    recorded_inputs,
     resolve_path,
 )
+
 
 def code_fingerprint(pipeline: Path) -> str:
     "Fingerprint of a notebook's cells and of the modules that they reach."
     cells = code_cells(pipeline)
-    files = {name: bare_code(file.read_text(encoding="utf-8")) for name, file in reached_modules(cells).items()}
+    files = {
+        name: bare_code(file.read_text(encoding="utf-8"))
+        for name, file in reached_modules(cells).items()
+    }
     return fingerprint([list(map(bare_code, cells)), files])
+
 
 DATA_FILES = (".jsonl", ".json", ".parquet", ".csv")
 PLACES = "Relative paths are taken from the current folder or else the project's root."
 
 
 def looks_like_a_path(text: str) -> bool:
-    "Whether a string has a folder in front or the ending of a file of data; an address and a stage's name have not."
-    if "://" in text or UPSTREAM.fullmatch(text) or len(text) > 1000 or "\n" in text or "\0" in text:
+    """Whether a string has a folder in front or the ending of a file of data; an address and a
+    stage's name have not.
+    """
+    if (
+        "://" in text
+        or UPSTREAM.fullmatch(text)
+        or len(text) > 1000
+        or "\n" in text
+        or "\0" in text
+    ):
         return False
     return "/" in text or Path(text).suffix in DATA_FILES
 
@@ -28,9 +51,12 @@ def looks_like_a_path(text: str) -> bool:
 def check_stage(
     stage: Stage,
 ) -> dict[str, Path]:  # what the stage reads: name as written -> local path
-    """Run a stage's cells tagged `check` in this process; what they look at through `input_path` is what it reads.
-    So is whatever in its parameters looks like a path and is there: a notebook of one's own may check nothing."""
-    names = {"__name__": "check", **stage.parameters}  # stage:NAME as written: it may not be there yet
+    """Run a stage's cells tagged `check` in this process; what they look at through `input_path` is
+    what it reads. So is whatever in its parameters looks like a path and is there: a notebook of
+    one's own may check nothing.
+    """
+    # stage:NAME as written: it may not be there yet
+    names = {"__name__": "check", **stage.parameters}
     with recorded_inputs() as inputs:
         try:
             for source in code_cells(stage.pipeline, "check"):
@@ -48,7 +74,10 @@ def check_stage(
 def fingerprints(
     config: Config,
 ) -> dict[str, dict]:  # stage -> {stage, parameters, code, inputs, upstream}
-    "What makes each stage what it is; `stage` sums up the others. Raises what the stages' checks raise."
+    """What makes each stage what it is; `stage` sums up the others.
+
+    Raises what the stages' checks raise.
+    """
     found, code, seen = {}, {}, {}
     for stage in config.stages:  # upstream stages come first
         if stage.pipeline not in code:
@@ -74,7 +103,9 @@ def other_inputs(
     "Inputs that a stage's check had not looked at, as they are after the stage has run."
     inside = home.resolve()
     paths = [Path(path) for name, path in read.items() if name not in prints["inputs"]]
-    outside = [path for path in paths if not path.resolve().is_relative_to(inside) and path.exists()]
+    outside = [
+        path for path in paths if not path.resolve().is_relative_to(inside) and path.exists()
+    ]
     return {str(path): fingerprint_files(path) for path in outside}
 
 
@@ -86,6 +117,6 @@ def still_as_read(
     return all(path.exists() and fingerprint_files(path) == was for path, was in read.items())
 
 
-def difference(old: dict, new: dict) -> str: # such as "code and inputs"
+def difference(old: dict, new: dict) -> str:  # such as "code and inputs"
     "Which parts of two fingerprints of a stage differ."
     return " and ".join(part for part in new if part != "stage" and old.get(part) != new[part])

@@ -1,7 +1,10 @@
-"""One self-contained HTML page: text, figures, tables and examples side by side, with no script and nothing to load.
+"""One self-contained HTML page: text, figures, tables and examples side by side, with no script and
+nothing to load.
 
-A plain module, because there is nothing to derive here. Everything that is given is escaped; only `raw` takes markup.
+A plain module, because there is nothing to derive here. Everything that is given is escaped; only
+`raw` takes markup.
 """
+
 import base64, html, math
 from pathlib import Path
 
@@ -58,12 +61,16 @@ def _text(value) -> str:
 
 def _cell(value, digits) -> tuple[str, bool]:
     "A cell's text and whether it is a number."
-    if value is None or (isinstance(value, float) and math.isnan(value)): return "–", False
-    if isinstance(value, bool) or type(value).__name__ == "bool_": return ("yes" if value else "no"), False
-    if isinstance(value, int) or type(value).__name__.startswith(("int", "uint")): return f"{int(value):,}".replace(",", "\u202f"), True
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–", False
+    if isinstance(value, bool) or type(value).__name__ == "bool_":
+        return ("yes" if value else "no"), False
+    if isinstance(value, int) or type(value).__name__.startswith(("int", "uint")):
+        return f"{int(value):,}".replace(",", "\u202f"), True
     if isinstance(value, float) or type(value).__name__.startswith("float"):
         number = float(value)
-        if number and not 1e-3 <= abs(number) < 1e6: return f"{number:.3g}", True
+        if number and not 1e-3 <= abs(number) < 1e6:
+            return f"{number:.3g}", True
         return f"{number:.{digits}f}".replace("-", "\u2212"), True
     return _text(value), False
 
@@ -71,27 +78,31 @@ def _cell(value, digits) -> tuple[str, bool]:
 class Page:
     "A page that is put together from top to bottom and written as one file."
 
-    def __init__(self,
-        title: str, # heading and window title
-        lead: str = "", # what the page says, in a sentence or two
+    def __init__(
+        self,
+        title: str,  # heading and window title
+        lead: str = "",  # what the page says, in a sentence or two
     ):
         self.title, self.lead, self.parts, self.sections = title, lead, [], []
 
-    def raw(self,
-        markup: str, # HTML, taken as it is
+    def raw(
+        self,
+        markup: str,  # HTML, taken as it is
     ):
         "Add ready markup."
         self.parts.append(markup)
 
-    def section(self,
-        title: str, # stands in the list of contents too
-        *paragraphs: str, # plain text
+    def section(
+        self,
+        title: str,  # stands in the list of contents too
+        *paragraphs: str,  # plain text
     ):
         "Begin a section."
         anchor = f"section-{len(self.sections) + 1}"
         self.sections.append((anchor, title))
         self.raw(f'<h2 id="{anchor}">{_text(title)}</h2>')
-        for paragraph in paragraphs: self.text(paragraph)
+        for paragraph in paragraphs:
+            self.text(paragraph)
 
     def heading(self, title: str):
         "A heading inside a section."
@@ -99,84 +110,148 @@ class Page:
 
     def text(self, paragraph: str):
         "A paragraph of plain text; nothing if it is empty."
-        if paragraph: self.raw(f"<p>{_text(paragraph)}</p>")
+        if paragraph:
+            self.raw(f"<p>{_text(paragraph)}</p>")
 
-    def bullets(self,
-        items, # sentences; empty ones are left out
+    def bullets(
+        self,
+        items,  # sentences; empty ones are left out
     ):
         "A list of sentences."
         items = [item for item in items if item]
-        if items: self.raw("<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>")
+        if items:
+            self.raw("<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>")
 
     def code(self, text: str):
         "Something to be typed, as it is."
         self.raw(f"<pre>{_text(text)}</pre>")
 
-    def figure(self,
-        picture: str | Path, # a PNG file; it is put inside the page
-        caption: str, # plain text under the figure
-        alt: str = "", # for whoever does not see it; the caption if empty
-        numbers: str | Path = "", # file with the numbers, named under the caption
+    def figure(
+        self,
+        picture: str | Path,  # a PNG file; it is put inside the page
+        caption: str,  # plain text under the figure
+        alt: str = "",  # for whoever does not see it; the caption if empty
+        numbers: str | Path = "",  # file with the numbers, named under the caption
     ):
         "A figure with its caption; raises `DataError` if there is no such picture."
         picture = Path(picture)
-        if not picture.is_file(): raise DataError(f"{picture}: no such picture. Save the figure before it is put on the page.")
+        if not picture.is_file():
+            raise DataError(
+                f"{picture}: no such picture. Save the figure before it is put on the page."
+            )
         data = picture.read_bytes()
-        width, height = (int.from_bytes(data[place:place + 4], "big") for place in (16, 20)) # PNG header
-        named = f' <span class="file">Numbers: {_text(Path(numbers).name)}</span>' if str(numbers) else ""
-        self.raw(f'<figure><img alt="{_text(alt or caption)}" width="{width}" height="{height}" '
-                 f'src="data:image/png;base64,{base64.b64encode(data).decode()}"><figcaption>{_text(caption)}{named}</figcaption></figure>')
+        # PNG header
+        width, height = (int.from_bytes(data[place : place + 4], "big") for place in (16, 20))
+        named = (
+            f' <span class="file">Numbers: {_text(Path(numbers).name)}</span>'
+            if str(numbers)
+            else ""
+        )
+        self.raw(
+            f'<figure><img alt="{_text(alt or caption)}" width="{width}" height="{height}" '
+            f'src="data:image/png;base64,{base64.b64encode(data).decode()}"><figcaption>'
+            f"{_text(caption)}{named}</figcaption></figure>"
+        )
 
-    def table(self,
-        frame: pd.DataFrame, # column names are the headings; the index is not shown
-        caption: str = "", # plain text above the table
-        digits: int = 2, # decimals of numbers
-        numbers: str | Path = "", # file with the same table, named under it
+    def table(
+        self,
+        frame: pd.DataFrame,  # column names are the headings; the index is not shown
+        caption: str = "",  # plain text above the table
+        digits: int = 2,  # decimals of numbers
+        numbers: str | Path = "",  # file with the same table, named under it
     ):
         "A table that scrolls sideways where the screen is narrow."
-        rows = [[_cell(value, digits) for value in row] for row in frame.itertuples(index=False, name=None)]
-        right = [bool(rows) and any(row[place][1] for row in rows) and all(row[place][1] or row[place][0] == "–" for row in rows)
-                 for place in range(len(frame.columns))]
+        rows = [
+            [_cell(value, digits) for value in row]
+            for row in frame.itertuples(index=False, name=None)
+        ]
+        right = [
+            bool(rows)
+            and any(row[place][1] for row in rows)
+            and all(row[place][1] or row[place][0] == "–" for row in rows)
+            for place in range(len(frame.columns))
+        ]
         side = ['class="number"' if number else "" for number in right]
-        short = lambda place, cell: side[place] or ('class="short"' if len(cell) <= 28 else 'class="long"')
-        head = "".join(f'<th scope="col" {side[place]}>{_text(column)}</th>' for place, column in enumerate(frame.columns))
-        body = "".join("<tr>" + "".join(f"<td {short(place, cell)}>{cell}</td>" for place, (cell, _) in enumerate(row)) + "</tr>" for row in rows)
-        if caption: self.raw(f'<p class="caption">{_text(caption)}</p>')
-        named = f'<span class="file">Same table: {_text(Path(numbers).name)}</span>' if str(numbers) else ""
-        self.raw(f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{named}</div>')
+        short = lambda place, cell: (
+            side[place] or ('class="short"' if len(cell) <= 28 else 'class="long"')
+        )
+        head = "".join(
+            f'<th scope="col" {side[place]}>{_text(column)}</th>'
+            for place, column in enumerate(frame.columns)
+        )
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f"<td {short(place, cell)}>{cell}</td>" for place, (cell, _) in enumerate(row)
+            )
+            + "</tr>"
+            for row in rows
+        )
+        if caption:
+            self.raw(f'<p class="caption">{_text(caption)}</p>')
+        named = (
+            f'<span class="file">Same table: {_text(Path(numbers).name)}</span>'
+            if str(numbers)
+            else ""
+        )
+        self.raw(
+            f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</'
+            f"tbody></table>{named}</div>"
+        )
 
-    def folded(self,
-        summary: str, # what is inside
-        frame: pd.DataFrame, # a table
-        digits: int = 4, # decimals of numbers
+    def folded(
+        self,
+        summary: str,  # what is inside
+        frame: pd.DataFrame,  # a table
+        digits: int = 4,  # decimals of numbers
     ):
         "A table that opens when it is asked for."
         self.raw(f"<details><summary>{_text(summary)}</summary>")
         self.table(frame, digits=digits)
         self.raw("</details>")
 
-    def example(self,
-        prompt: str, # what was asked
-        answers: list[tuple[str, str, str]], # (model, answer, marks such as "gold 1.2")
-        kind: str = "", # a word or two above the prompt
+    def example(
+        self,
+        prompt: str,  # what was asked
+        answers: list[tuple[str, str, str]],  # (model, answer, marks such as "gold 1.2")
+        kind: str = "",  # a word or two above the prompt
     ):
-        "One prompt with the answers of several models side by side, one below the other where the screen is narrow."
-        boxes = "".join(f'<div><b>{_text(model)}</b><span class="said">{_text(answer) or "<i>(empty)</i>"}</span><span class="marks">{_text(marks)}</span></div>'
-                        for model, answer, marks in answers)
+        """One prompt with the answers of several models side by side, one below the other where the
+        screen is narrow.
+        """
+        boxes = "".join(
+            (
+                f"<div><b>{_text(model)}</b><span "
+                f'class="said">{_text(answer) or "<i>(empty)</i>"}</span><span '
+                f'class="marks">{_text(marks)}</span></div>'
+            )
+            for model, answer, marks in answers
+        )
         above = f'<span class="kind">{_text(kind)}</span>' if kind else ""
-        self.raw(f'<div class="example"><div class="prompt">{above}<span class="said">{_text(prompt)}</span></div><div class="answers">{boxes}</div></div>')
+        self.raw(
+            f'<div class="example"><div class="prompt">{above}<span '
+            f'class="said">{_text(prompt)}</span></div><div class="answers">{boxes}</div></div>'
+        )
 
     def html(self) -> str:
         "The whole page."
-        links = " ".join(f'<a href="#{anchor}">{_text(title)}</a>' for anchor, title in self.sections)
+        links = " ".join(
+            f'<a href="#{anchor}">{_text(title)}</a>' for anchor, title in self.sections
+        )
         lead = f'<p class="lead">{_text(self.lead)}</p>' if self.lead else ""
         body = "\n".join(self.parts)
-        return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-                f"<title>{_text(self.title)}</title>\n<style>{STYLE}</style></head>\n<body><header><h1>{_text(self.title)}</h1>{lead}"
-                f'<nav aria-label="Contents">{links}</nav></header>\n<main>\n{body}\n</main></body></html>\n')
+        return (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<meta name="viewport" '
+            f'content="width=device-width, initial-scale=1">\n'
+            f"<title>{_text(self.title)}</title>\n<style>{STYLE}</style></head>\n"
+            f"<body><header><h1>{_text(self.title)}</h1>{lead}"
+            f'<nav aria-label="Contents">{links}</nav></header>\n<main>\n{body}\n'
+            "</main></body></html>\n"
+        )
 
-    def write(self,
-        path: str | Path, # where to
-    ) -> Path: # the path
+    def write(
+        self,
+        path: str | Path,  # where to
+    ) -> Path:  # the path
         "Write the page as one file, whole or not at all."
         return write_text(path, self.html())

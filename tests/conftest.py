@@ -1,8 +1,14 @@
 """What every test stands on. Set before torch is imported: one thread, nothing fetched."""
+
 import os
 from pathlib import Path
 
-for name, value in {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}.items():
+for name, value in {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+}.items():
     os.environ.setdefault(name, value)
 
 import pytest
@@ -12,20 +18,24 @@ from hypothesis import settings
 settings.register_profile("prefkit", deadline=None, derandomize=True)
 settings.load_profile("prefkit")
 
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     "No test finds what another run has cached, or leaves anything in the project's cache."
     os.environ["PREFKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
 
 @pytest.fixture(scope="session")
 def root():
     "The project's top folder."
     return Path(__file__).resolve().parents[1]
 
+
 @pytest.fixture(scope="session")
 def real_data():
     "The folder with samples of real data sets; without it the test is skipped, saying so."
     folder = os.environ.get("PREFKIT_REAL_DATA", "")
-    if not folder: pytest.skip("PREFKIT_REAL_DATA is not set: no samples of real data sets here")
+    if not folder:
+        pytest.skip("PREFKIT_REAL_DATA is not set: no samples of real data sets here")
     assert Path(folder).is_dir(), f"PREFKIT_REAL_DATA names {folder}, which is not a folder"
     return Path(folder)

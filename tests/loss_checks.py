@@ -1,4 +1,5 @@
 """What every loss is tested on: random log-probs as training sees them, edges, and refusals."""
+
 import types
 from collections import defaultdict
 
@@ -6,7 +7,7 @@ import pytest, torch
 from hypothesis import strategies as st
 
 PAIRS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
-averages = st.floats(-50, 0, allow_nan=False) # log-prob per token
+averages = st.floats(-50, 0, allow_nan=False)  # log-prob per token
 token_counts = st.integers(1, 8192)
 input_dtypes = st.sampled_from([torch.float32, torch.bfloat16])
 
@@ -14,11 +15,16 @@ input_dtypes = st.sampled_from([torch.float32, torch.bfloat16])
 def random_lengths(n, seed, answers=2):
     "Lengths of 1 to 512 tokens, (n,) float64, one column for each answer."
     generator = torch.Generator().manual_seed(seed)
-    return [(1 + 511 * torch.rand(n, generator=generator, dtype=torch.float64)).floor() for _ in range(answers)]
+    return [
+        (1 + 511 * torch.rand(n, generator=generator, dtype=torch.float64)).floor()
+        for _ in range(answers)
+    ]
 
 
 def random_logps(n, dtype, seed):
-    "Four columns of sums as training sees them: lengths 1 to 512, a few nats a token, the policy near the reference."
+    """Four columns of sums as training sees them: lengths 1 to 512, a few nats a token, the policy
+    near the reference.
+    """
     generator = torch.Generator().manual_seed(seed + 1_000_000)
     draw = lambda: torch.rand(n, generator=generator, dtype=torch.float64)
     lengths = random_lengths(n, seed)
@@ -28,7 +34,9 @@ def random_logps(n, dtype, seed):
 
 
 def finite_loss_and_gradients(loss_function, inputs, **hyperparameters):
-    "Loss in at least float32, finite, with finite gradients with respect to each input that floats and requires one."
+    """Loss in at least float32, finite, with finite gradients with respect to each input that
+    floats and requires one.
+    """
     loss = loss_function(*inputs, **hyperparameters)
     assert loss.dtype in (torch.float32, torch.float64) and loss.isfinite().all(), loss
     wanted = [x for x in inputs if x.requires_grad]
@@ -38,48 +46,84 @@ def finite_loss_and_gradients(loss_function, inputs, **hyperparameters):
 
 
 def refuses_wrong_shapes(loss_function, names, **hyperparameters):
-    "(batch, 1) against (batch,) would broadcast to (batch, batch) without a word: each argument is refused by its name."
+    """(batch, 1) against (batch,) would broadcast to (batch, batch) without a word: each argument
+    is refused by its name.
+    """
     for position, name in enumerate(names):
         for bad in (torch.zeros(3, 1), torch.zeros(()), torch.zeros(2)):
             inputs = [torch.ones(3) for _ in names]
             inputs[position] = bad
-            with pytest.raises(ValueError) as error: loss_function(*inputs, **hyperparameters)
+            with pytest.raises(ValueError) as error:
+                loss_function(*inputs, **hyperparameters)
             assert name in str(error.value)
 
 
 def runs_without_reading_values(loss_function, names, **hyperparameters):
-    "On the meta device there are no values: any `.item()`, comparison or print of them would fail, as it would make a GPU wait."
-    assert loss_function(*[torch.zeros(4, device="meta") for _ in names], **hyperparameters).shape == (4,)
+    """On the meta device there are no values: any `.item()`, comparison or print of them would
+    fail, as it would make a GPU wait.
+    """
+    assert loss_function(
+        *[torch.zeros(4, device="meta") for _ in names], **hyperparameters
+    ).shape == (4,)
 
 
 def trl_trainer(*, beta, loss_type="sigmoid", label_smoothing=0.0):
-    "TRL's DPOTrainer with just what `_compute_loss` reads. Its loss is a method that wants a model: ours answers with given log-probs."
-    trl = pytest.importorskip("trl", reason="TRL, the outside oracle, is not installed (extra `dev`)")
-    if not trl.__version__.startswith("1.16."): pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+    """TRL's DPOTrainer with just what `_compute_loss` reads.
+
+    Its loss is a method that wants a model: ours answers with given log-probs.
+    """
+    trl = pytest.importorskip(
+        "trl", reason="TRL, the outside oracle, is not installed (extra `dev`)"
+    )
+    if not trl.__version__.startswith("1.16."):
+        pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
     from trl.trainer.dpo_trainer import DPOTrainer
+
     trainer = object.__new__(DPOTrainer)
     trainer.model = types.SimpleNamespace(training=False)
-    trainer.accelerator = types.SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)
+    trainer.accelerator = types.SimpleNamespace(
+        device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x
+    )
     trainer.beta, trainer.label_smoothing = beta, label_smoothing
     trainer.loss_types, trainer.loss_weights = [loss_type], [1.0]
     trainer.f_divergence_type, trainer.ld_alpha = "reverse_kl", None
-    trainer.precompute_ref_logps, trainer.use_weighting, trainer.aux_loss_enabled = True, False, False
-    trainer._metrics, trainer._total_train_tokens, trainer._tp_size = {"eval": defaultdict(list)}, 0, 1
+    trainer.precompute_ref_logps, trainer.use_weighting, trainer.aux_loss_enabled = (
+        True,
+        False,
+        False,
+    )
+    trainer._metrics, trainer._total_train_tokens, trainer._tp_size = (
+        {"eval": defaultdict(list)},
+        0,
+        1,
+    )
     return trainer
 
 
 def trl_loss(trainer, pc, pr, rc, rr, lengths=None):
-    """TRL's loss of a batch of pairs, a scalar (the mean). An answer's first token carries the whole sum; it has as many
-    tokens as `lengths` (chosen, rejected) say, one where nothing is said."""
+    """TRL's loss of a batch of pairs, a scalar (the mean). An answer's first token carries the
+    whole sum; it has as many tokens as `lengths` (chosen, rejected) say, one where nothing is said.
+    """
     n = len(pc)
-    counts = torch.ones(2 * n, dtype=torch.long) if lengths is None else torch.cat(tuple(lengths)).long()
+    counts = (
+        torch.ones(2 * n, dtype=torch.long) if lengths is None else torch.cat(tuple(lengths)).long()
+    )
     longest = int(counts.max())
     log_probs = torch.nn.functional.pad(torch.cat([pc, pr])[:, None], (0, longest - 1))
     mask = (torch.arange(-1, longest) < counts[:, None]).long()
-    mask[:, 0] = 0 # the prompt: one token
+    mask[:, 0] = 0  # the prompt: one token
+
     def model(**inputs):
         zeros = torch.zeros_like(log_probs)
-        return types.SimpleNamespace(log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
-    inputs = {"input_ids": torch.zeros_like(mask), "attention_mask": torch.ones_like(mask),
-              "completion_mask": mask, "ref_chosen_logps": rc, "ref_rejected_logps": rr}
+        return types.SimpleNamespace(
+            log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
+        )
+
+    inputs = {
+        "input_ids": torch.zeros_like(mask),
+        "attention_mask": torch.ones_like(mask),
+        "completion_mask": mask,
+        "ref_chosen_logps": rc,
+        "ref_rejected_logps": rr,
+    }
     return trainer._compute_loss(model, inputs, return_outputs=False)

@@ -1,4 +1,6 @@
-"""What a stage reads is in its fingerprint, wherever its parameters name it; what computes a reference is in that one's key."""
+"""What a stage reads is in its fingerprint, wherever its parameters name it; what computes a
+reference is in that one's key.
+"""
 
 import json
 import shutil
@@ -7,7 +9,14 @@ import pytest
 
 import prefkit.engine
 from prefkit.config import load_config, write_pipeline
-from prefkit.core import code_behind, input_path, project_root, reached_modules, recorded_inputs, write_text
+from prefkit.core import (
+    code_behind,
+    input_path,
+    project_root,
+    reached_modules,
+    recorded_inputs,
+    write_text,
+)
 from prefkit.fingerprints import fingerprints
 from prefkit.runs import run
 
@@ -20,7 +29,11 @@ def reward_folder(tmp_path):
     folder = tmp_path / "judge"
     shutil.copytree(project_root() / "data/tiny/base", folder)
     config = json.loads((folder / "config.json").read_text())
-    config |= {"architectures": ["Qwen2ForSequenceClassification"], "num_labels": 1, "id2label": {"0": "reward"}}
+    config |= {
+        "architectures": ["Qwen2ForSequenceClassification"],
+        "num_labels": 1,
+        "id2label": {"0": "reward"},
+    }
     write_text(folder / "config.json", json.dumps(config))
     return folder
 
@@ -43,7 +56,9 @@ def inputs_before_and_after(config, file_change):
 
 
 def stage(tmp_path, pipeline, **parameters):
-    text = json.dumps({"experiment": "x", "stages": {"only": {"pipeline": pipeline, "parameters": parameters}}})
+    text = json.dumps(
+        {"experiment": "x", "stages": {"only": {"pipeline": pipeline, "parameters": parameters}}}
+    )
     return write_text(tmp_path / "x.yaml", text)
 
 
@@ -64,7 +79,11 @@ def test_a_judge_under_a_name_of_ones_own_is_an_input(tmp_path, reward_folder):
 def test_votes_in_a_list_are_inputs(tmp_path):
     rows = [{"prompt_id": "1", "model_a": "base", "model_b": "other", "winner": "model_a"}]
     votes = [write_text(tmp_path / f"{name}.jsonl", json.dumps(rows[0]) + "\n") for name in "ab"]
-    config = stage(tmp_path, "evaluate", judges={"gold": {}, "people": {"kind": "person", "votes": [*map(str, votes)]}})
+    config = stage(
+        tmp_path,
+        "evaluate",
+        judges={"gold": {}, "people": {"kind": "person", "votes": [*map(str, votes)]}},
+    )
     changed = json.dumps({**rows[0], "winner": "model_b"}) + "\n"
     before, after = inputs_before_and_after(config, lambda: write_text(votes[1], changed))
     assert {name for name in before if before[name] != after[name]} == {str(votes[1])}
@@ -83,9 +102,14 @@ def test_the_base_model_of_an_adapter_is_an_input(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "validation", "probe"])
 def test_every_data_set_is_an_input(tmp_path, split):
-    file = write_text(tmp_path / f"{split}.jsonl", "".join(json.dumps(PAIR) + "\n" for _ in range(4)))
+    file = write_text(
+        tmp_path / f"{split}.jsonl", "".join(json.dumps(PAIR) + "\n" for _ in range(4))
+    )
     names = {"train": "dataset", "validation": "validation_dataset", "probe": "probe_dataset"}
-    given = {names[split]: str(file), **({"answers": "chosen", "validation_split": ""} if split == "train" else {})}
+    given = {
+        names[split]: str(file),
+        **({"answers": "chosen", "validation_split": ""} if split == "train" else {}),
+    }
     given |= {"answers": "chosen", "validation_split": "train"} if split == "validation" else {}
     given |= {"probe_split": "train"} if split == "probe" else {}
     config = stage(tmp_path, "sft", **given)
@@ -94,7 +118,9 @@ def test_every_data_set_is_an_input(tmp_path, split):
     assert before != after
 
 
-def test_a_name_without_a_folder_in_front_is_an_input_where_its_reader_says_so(tmp_path, monkeypatch):
+def test_a_name_without_a_folder_in_front_is_an_input_where_its_reader_says_so(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(project_root() / "data/tiny/base", tmp_path / "mymodel")
     config = stage(tmp_path, "sft", model="mymodel")
@@ -112,7 +138,9 @@ finish(output_dir, metrics={"length": len(text)})"""
 
 def test_what_a_notebook_reads_without_checking_it_runs_the_stage_again(tmp_path, capsys):
     "The name is put together in the notebook, so that nothing in the parameters tells of the file."
-    write_pipeline(tmp_path / "read.ipynb", 'hidden: list = [{"name": ""}]\noutput_dir: str = ""', READER)
+    write_pipeline(
+        tmp_path / "read.ipynb", 'hidden: list = [{"name": ""}]\noutput_dir: str = ""', READER
+    )
     note = write_text(tmp_path / "note.md", "one")
     config = stage(tmp_path, "read.ipynb", hidden=[{"name": str(note.with_suffix(""))}])
     said = []
@@ -140,14 +168,20 @@ def test_the_code_of_a_reference_is_all_that_computes_it(tmp_path, monkeypatch):
     assert prefkit.engine.__name__ in reached
     before = code_behind(reference_logps)
     for name, file in reached.items():
-        changed = write_text(tmp_path / "changed.py", file.read_text(encoding="utf-8") + "\nADDED = 1\n")
-        monkeypatch.setattr("prefkit.core.reached_modules", lambda sources, new=changed, name=name: {**reached, name: new})
+        changed = write_text(
+            tmp_path / "changed.py", file.read_text(encoding="utf-8") + "\nADDED = 1\n"
+        )
+        monkeypatch.setattr(
+            "prefkit.core.reached_modules",
+            lambda sources, new=changed, name=name: {**reached, name: new},
+        )
         assert code_behind(reference_logps) != before, name
         monkeypatch.undo()
     assert code_behind(reference_logps) == before
 
 
 def test_the_code_of_ones_own_answers_counts_too():
-    def one(model, rows): return [[1] for row in rows]
+    def one(model, rows):
+        return [[1] for row in rows]
 
     assert code_behind(one) != code_behind()

@@ -1,26 +1,43 @@
-"""The IPO loss: sums against the formula in exact fractions, means against TRL's own code, and at its edges."""
+"""The IPO loss: sums against the formula in exact fractions, means against TRL's own code, and at
+its edges.
+"""
+
 import math
 from fractions import Fraction
 
 import pytest, torch
 from hypothesis import example, given, settings, strategies as st
 
-from loss_checks import (PAIRS, averages, finite_loss_and_gradients, input_dtypes, random_lengths, random_logps,
-                         refuses_wrong_shapes, runs_without_reading_values, token_counts, trl_loss, trl_trainer)
+from loss_checks import (
+    PAIRS,
+    averages,
+    finite_loss_and_gradients,
+    input_dtypes,
+    random_lengths,
+    random_logps,
+    refuses_wrong_shapes,
+    runs_without_reading_values,
+    token_counts,
+    trl_loss,
+    trl_trainer,
+)
 from prefkit.losses import ipo_loss
 
 TAUS = (0.01, 0.1, 0.5, 2.0)
 LENGTHS = ("chosen_lengths", "rejected_lengths")
 
 
-def by_name(lengths): return dict(zip(LENGTHS, lengths))
+def by_name(lengths):
+    return dict(zip(LENGTHS, lengths))
 
 
 def exact(pc, pr, rc, rr, tau):
-    "Eq. 17 in rational numbers: policy against policy, reference against reference, as the paper groups them."
+    """Eq. 17 in rational numbers: policy against policy, reference against reference, as the paper
+    groups them.
+    """
     pc, pr, rc, rr = (Fraction(x) for x in (pc, pr, rc, rr))
     away = (pc - pr) - (rc - rr) - 1 / (2 * Fraction(tau))
-    return float(away ** 2), float(2 * away)
+    return float(away**2), float(2 * away)
 
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -31,7 +48,8 @@ def test_sums_equal_the_formula_in_fractions_on_1000_random_pairs(dtype, rtol):
         gradients = torch.autograd.grad(loss.sum(), logps)
         values, slopes = zip(*(exact(*row, tau) for row in zip(*(x.tolist() for x in logps))))
         values, slopes = torch.tensor(values, dtype=dtype), torch.tensor(slopes, dtype=dtype)
-        # a pair at its target has lost its leading digits before the loss sees it: there h's own rounding is the measure
+        # a pair at its target has lost its leading digits before the loss sees it: there h's own
+        # rounding is the measure
         rounding = 1000 * torch.finfo(dtype).eps
         torch.testing.assert_close(loss, values, rtol=rtol, atol=rounding)
         for gradient, sign in zip(gradients, (1, -1, -1, 1)):
@@ -46,11 +64,22 @@ def test_equals_trl_on_1000_random_pairs_one_by_one(dtype, rtol, with_lengths):
         logps = [x.requires_grad_() for x in random_logps(250, dtype, seed)]
         lengths = random_lengths(250, seed) if with_lengths else None
         trainer = trl_trainer(beta=tau, loss_type="ipo")
-        theirs = torch.stack([trl_loss(trainer, *(x[i:i + 1] for x in logps), lengths and [n[i:i + 1] for n in lengths]) for i in range(250)])
+        theirs = torch.stack(
+            [
+                trl_loss(
+                    trainer,
+                    *(x[i : i + 1] for x in logps),
+                    lengths and [n[i : i + 1] for n in lengths],
+                )
+                for i in range(250)
+            ]
+        )
         ours = ipo_loss(*logps, tau=tau, **by_name([n.to(dtype) for n in lengths or []]))
         assert theirs.dtype == ours.dtype == dtype and theirs.unique().numel() > 200
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=0)
-        for mine, other in zip(torch.autograd.grad(ours.sum(), logps[:2]), torch.autograd.grad(theirs.sum(), logps[:2])):
+        for mine, other in zip(
+            torch.autograd.grad(ours.sum(), logps[:2]), torch.autograd.grad(theirs.sum(), logps[:2])
+        ):
             torch.testing.assert_close(mine, other, rtol=rtol, atol=0)
 
 
@@ -77,9 +106,16 @@ def test_gradient_is_the_closed_form(with_lengths):
 def test_starts_at_1_over_4_tau_squared_where_policy_equals_reference(dtype, tau, start):
     chosen, rejected = random_logps(20, dtype, 4)[:2]
     for lengths in ([], random_lengths(20, 4)):
-        loss = ipo_loss(chosen, rejected, chosen.clone(), rejected.clone(), tau=tau, **by_name([n.float() for n in lengths]))
+        loss = ipo_loss(
+            chosen,
+            rejected,
+            chosen.clone(),
+            rejected.clone(),
+            tau=tau,
+            **by_name([n.float() for n in lengths]),
+        )
         torch.testing.assert_close(loss, torch.full_like(loss, start), rtol=1e-7, atol=0)
-        assert start == pytest.approx(1 / (4 * tau ** 2))
+        assert start == pytest.approx(1 / (4 * tau**2))
 
 
 def test_least_exactly_at_the_target_and_pulls_back_beyond_it():
@@ -87,30 +123,48 @@ def test_least_exactly_at_the_target_and_pulls_back_beyond_it():
     h = torch.tensor([4.9, 5.0, 5.1], dtype=torch.float64, requires_grad=True)
     zero = torch.zeros_like(h)
     loss = ipo_loss(h, zero, zero, zero, tau=0.1)
-    gradient, = torch.autograd.grad(loss.sum(), h)
+    (gradient,) = torch.autograd.grad(loss.sum(), h)
     assert loss[1] == 0 and gradient[0] < 0 and gradient[1] == 0 and gradient[2] > 0
 
 
 def test_means_are_sums_with_another_tau_only_where_the_lengths_agree():
-    "(h/n - 1/(2 tau))^2 = (h - 1/(2 tau/n))^2 / n^2: per-token tau is n times the sequence's. Unequal lengths can turn the sign."
+    """(h/n - 1/(2 tau))^2 = (h - 1/(2 tau/n))^2 / n^2: per-token tau is n times the sequence's.
+
+    Unequal lengths can turn the sign.
+    """
     logps = random_logps(50, torch.float64, 8)
     n = torch.full((50,), 16.0, dtype=torch.float64)
-    means, sums = ipo_loss(*logps, tau=0.1, chosen_lengths=n, rejected_lengths=n), ipo_loss(*logps, tau=0.1 / 16)
-    torch.testing.assert_close(means, sums / 16 ** 2, rtol=1e-10, atol=1e-12)
-    gains = [torch.tensor([x], dtype=torch.float64) for x in (5.0, 4.0, 0.0, 0.0)] # by the sum the chosen answer leads ...
-    lengths = by_name([torch.tensor([60]), torch.tensor([10])]) # ... per token the rejected one does
+    means, sums = (
+        ipo_loss(*logps, tau=0.1, chosen_lengths=n, rejected_lengths=n),
+        ipo_loss(*logps, tau=0.1 / 16),
+    )
+    torch.testing.assert_close(means, sums / 16**2, rtol=1e-10, atol=1e-12)
+    # by the sum the chosen answer leads ...
+    gains = [torch.tensor([x], dtype=torch.float64) for x in (5.0, 4.0, 0.0, 0.0)]
+    # ... per token the rejected one does
+    lengths = by_name([torch.tensor([60]), torch.tensor([10])])
     start = 1 / (2 * 0.5) ** 2
     assert ipo_loss(*gains, tau=0.5).item() < start < ipo_loss(*gains, tau=0.5, **lengths).item()
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.tuples(averages, averages, averages, averages), token_counts, token_counts, input_dtypes,
-       st.sampled_from([0.001, 0.01, 0.1, 1.0, 10.0]), st.booleans())
+@given(
+    st.tuples(averages, averages, averages, averages),
+    token_counts,
+    token_counts,
+    input_dtypes,
+    st.sampled_from([0.001, 0.01, 0.1, 1.0, 10.0]),
+    st.booleans(),
+)
 @example((-50.0, 0.0, 0.0, -50.0), 8192, 8192, torch.float32, 0.01, False)
 @example((0.0, -50.0, -50.0, 0.0), 8192, 1, torch.bfloat16, 0.001, True)
-def test_loss_and_gradient_are_finite_at_the_edges(mean_logps, chosen_length, rejected_length, dtype, tau, with_lengths):
+def test_loss_and_gradient_are_finite_at_the_edges(
+    mean_logps, chosen_length, rejected_length, dtype, tau, with_lengths
+):
     counts = (chosen_length, rejected_length, chosen_length, rejected_length)
-    logps = [torch.tensor([m * n], dtype=dtype, requires_grad=True) for m, n in zip(mean_logps, counts)]
+    logps = [
+        torch.tensor([m * n], dtype=dtype, requires_grad=True) for m, n in zip(mean_logps, counts)
+    ]
     lengths = by_name([torch.tensor([n]) for n in counts[:2]] if with_lengths else [])
     assert (finite_loss_and_gradients(ipo_loss, logps, tau=tau, **lengths) >= 0).all()
 
@@ -126,7 +180,9 @@ def test_swapping_the_answers_of_a_pair_costs_2_h_over_tau(values, tau):
 def test_bfloat16_input_is_computed_in_float32_and_integer_lengths_will_do():
     logps, lengths = random_logps(50, torch.bfloat16, 5), random_lengths(50, 5)
     floats = ipo_loss(*(x.float() for x in logps), **by_name([n.float() for n in lengths]))
-    torch.testing.assert_close(ipo_loss(*logps, **by_name([n.long() for n in lengths])), floats, rtol=0, atol=0)
+    torch.testing.assert_close(
+        ipo_loss(*logps, **by_name([n.long() for n in lengths])), floats, rtol=0, atol=0
+    )
 
 
 def test_loss_is_one_number_per_pair_and_not_reduced():
@@ -138,25 +194,31 @@ def test_loss_is_one_number_per_pair_and_not_reduced():
 
 def test_wrong_shape_is_refused_by_name():
     refuses_wrong_shapes(ipo_loss, PAIRS)
-    positional = lambda pc, pr, rc, rr, nc, nr: ipo_loss(pc, pr, rc, rr, chosen_lengths=nc, rejected_lengths=nr)
+    positional = lambda pc, pr, rc, rr, nc, nr: ipo_loss(
+        pc, pr, rc, rr, chosen_lengths=nc, rejected_lengths=nr
+    )
     refuses_wrong_shapes(positional, (*PAIRS, *LENGTHS))
 
 
 @pytest.mark.parametrize("given, missing", [LENGTHS, LENGTHS[::-1]])
 def test_one_length_without_the_other_is_refused_by_name(given, missing):
-    with pytest.raises(ValueError, match=missing): ipo_loss(*[torch.zeros(2)] * 4, **{given: torch.ones(2)})
+    with pytest.raises(ValueError, match=missing):
+        ipo_loss(*[torch.zeros(2)] * 4, **{given: torch.ones(2)})
 
 
 @pytest.mark.parametrize("tau", [0.0, -0.1, math.inf, math.nan, "0.1", True, None])
 def test_tau_out_of_range_is_refused_by_name(tau):
-    with pytest.raises(ValueError, match="tau"): ipo_loss(*[torch.zeros(2)] * 4, tau=tau)
+    with pytest.raises(ValueError, match="tau"):
+        ipo_loss(*[torch.zeros(2)] * 4, tau=tau)
 
 
 def test_hyperparameters_are_keyword_only():
-    with pytest.raises(TypeError): ipo_loss(*[torch.zeros(2)] * 4, 0.1)
+    with pytest.raises(TypeError):
+        ipo_loss(*[torch.zeros(2)] * 4, 0.1)
 
 
 def test_values_are_never_looked_at():
     runs_without_reading_values(ipo_loss, PAIRS)
     runs_without_reading_values(ipo_loss, PAIRS, **by_name([torch.ones(4, device="meta")] * 2))
-    assert ipo_loss(*[torch.full((1,), math.nan)] * 4).isnan().all() # not hidden either: the trainer watches for it
+    # not hidden either: the trainer watches for it
+    assert ipo_loss(*[torch.full((1,), math.nan)] * 4).isnan().all()

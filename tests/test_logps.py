@@ -1,4 +1,7 @@
-"""Token and sequence log-probs: against loops in float64, other libraries, and the laws of probability."""
+"""Token and sequence log-probs: against loops in float64, other libraries, and the laws of
+probability.
+"""
+
 import itertools, math
 
 import pytest, torch
@@ -20,24 +23,41 @@ def by_loop(logits, labels):
     "The definition, one token at a time, with Python's floats."
     rows = []
     for scores, row in zip(logits.double().tolist(), labels.tolist()):
-        rows.append([0.0 if token == -100 else scores[t][token] - max(scores[t])
-                     - math.log(math.fsum(math.exp(s - max(scores[t])) for s in scores[t])) for t, token in enumerate(row[1:])])
+        rows.append(
+            [
+                0.0
+                if token == -100
+                else scores[t][token]
+                - max(scores[t])
+                - math.log(math.fsum(math.exp(s - max(scores[t])) for s in scores[t]))
+                for t, token in enumerate(row[1:])
+            ]
+        )
     return torch.tensor(rows, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_token_logps_are_the_definition(seed):
     logits, labels = random_batch(seed)
-    torch.testing.assert_close(token_logps(logits, labels), by_loop(logits, labels), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        token_logps(logits, labels), by_loop(logits, labels), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_equals_trl(dtype, rtol):
-    utils = pytest.importorskip("trl.trainer.utils", reason="TRL, the outside oracle, is not installed (extra `dev`)")
+    utils = pytest.importorskip(
+        "trl.trainer.utils", reason="TRL, the outside oracle, is not installed (extra `dev`)"
+    )
     logits, labels = random_batch(0, dtype)
-    labels = labels.clamp(min=0) # TRL's function knows no ignored label
+    labels = labels.clamp(min=0)  # TRL's function knows no ignored label
     theirs = utils.selective_log_softmax(logits[:, :-1], labels[:, 1:])
-    torch.testing.assert_close(token_logps(logits, labels), theirs, rtol=rtol, atol=1e-6 if dtype == torch.float32 else 1e-12)
+    torch.testing.assert_close(
+        token_logps(logits, labels),
+        theirs,
+        rtol=rtol,
+        atol=1e-6 if dtype == torch.float32 else 1e-12,
+    )
 
 
 def test_sum_is_minus_the_cross_entropy_of_the_whole_batch():
@@ -47,11 +67,14 @@ def test_sum_is_minus_the_cross_entropy_of_the_whole_batch():
 
 
 def test_probabilities_of_all_answers_add_up_to_one():
-    table = torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) # scores given the last token
+    # scores given the last token
+    table = torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     texts = torch.tensor([[2, *answer] for answer in itertools.product(range(5), repeat=4)])
     labels = texts.clone()
     labels[:, 0] = -100
-    torch.testing.assert_close(sequence_logps(table[texts], labels).exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        sequence_logps(table[texts], labels).exp().sum(), torch.tensor(1.0, dtype=torch.float64)
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -76,18 +99,22 @@ def test_first_label_never_counts_and_is_not_counted():
 
 
 def test_shift_scores_the_next_token():
-    logits = 50.0 * F.one_hot(torch.tensor([[1, 2, 3, 0]]), 5).float() # sure that 1, 2, 3 follow
+    logits = 50.0 * F.one_hot(torch.tensor([[1, 2, 3, 0]]), 5).float()  # sure that 1, 2, 3 follow
     sure, wrong = torch.tensor([[0, 1, 2, 3]]), torch.tensor([[1, 2, 3, 0]])
-    assert sequence_logps(logits, sure).item() > -1e-3 and sequence_logps(logits, wrong).item() < -100
+    assert (
+        sequence_logps(logits, sure).item() > -1e-3 and sequence_logps(logits, wrong).item() < -100
+    )
 
 
 def test_gradient_passes_gradcheck_and_is_one_hot_minus_softmax():
     logits, labels = random_batch(3)
     logits.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: sequence_logps(x, labels), logits)
-    gradient, = torch.autograd.grad(sequence_logps(logits, labels).sum(), logits)
+    (gradient,) = torch.autograd.grad(sequence_logps(logits, labels).sum(), logits)
     scored = (labels[:, 1:] != -100)[..., None]
-    expected = torch.where(scored, F.one_hot(labels[:, 1:].clamp(min=0), 11) - logits.detach()[:, :-1].softmax(-1), 0.0)
+    expected = torch.where(
+        scored, F.one_hot(labels[:, 1:].clamp(min=0), 11) - logits.detach()[:, :-1].softmax(-1), 0.0
+    )
     torch.testing.assert_close(gradient[:, :-1], expected)
     assert (gradient[:, -1] == 0).all()
 
@@ -97,28 +124,36 @@ def test_low_precision_scores_are_lifted_before_the_softmax(dtype):
     logits, labels = random_batch(4, dtype, length=200, vocabulary=1000)
     result = sequence_logps(logits, labels)
     assert result.dtype == torch.float32
-    torch.testing.assert_close(result.double(), sequence_logps(logits.double(), labels), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        result.double(), sequence_logps(logits.double(), labels), rtol=1e-5, atol=1e-3
+    )
 
 
 def test_huge_scores_stay_finite():
     logits = torch.tensor([[[1e30, -1e30, 0.0], [3e38, 3e38, -3e38]]])
     labels = torch.tensor([[0, 0]])
     result = sequence_logps(logits.requires_grad_(), labels)
-    gradient, = torch.autograd.grad(result.sum(), logits)
+    (gradient,) = torch.autograd.grad(result.sum(), logits)
     assert result.isfinite().all() and gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("logits, labels, name", [
-    (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long), "logits"),
-    (torch.zeros(2, 3, 5), torch.zeros(2, 2, dtype=torch.long), "labels"),
-    (torch.zeros(2, 3, 5), torch.zeros(2, dtype=torch.long), "labels"),
-])
+@pytest.mark.parametrize(
+    "logits, labels, name",
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long), "logits"),
+        (torch.zeros(2, 3, 5), torch.zeros(2, 2, dtype=torch.long), "labels"),
+        (torch.zeros(2, 3, 5), torch.zeros(2, dtype=torch.long), "labels"),
+    ],
+)
 def test_wrong_shape_is_refused_by_name(logits, labels, name):
-    with pytest.raises(ValueError, match=f"^{name} must"): token_logps(logits, labels)
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        token_logps(logits, labels)
 
 
 def test_check_batch_finds_the_widest_type_and_skips_none():
-    half, single, double = (torch.zeros(2, dtype=t) for t in (torch.bfloat16, torch.float32, torch.float64))
+    half, single, double = (
+        torch.zeros(2, dtype=t) for t in (torch.bfloat16, torch.float32, torch.float64)
+    )
     whole = torch.zeros(2, dtype=torch.long)
     assert check_batch(a=half, b=None, c=whole) == torch.float32
     assert check_batch(a=half, b=single, c=double) == torch.float64
@@ -126,10 +161,12 @@ def test_check_batch_finds_the_widest_type_and_skips_none():
 
 @pytest.mark.parametrize("value", [-0.5, 1.0, math.nan, "0.1", None, True, torch.tensor(0.1)])
 def test_check_number_refuses_by_name(value):
-    with pytest.raises(ValueError, match="^beta must be a number"): check_number("beta", value, 0, 1)
+    with pytest.raises(ValueError, match="^beta must be a number"):
+        check_number("beta", value, 0, 1)
 
 
 def test_check_number_keeps_to_the_ends_of_its_range():
     assert check_number("x", 0, 0) == 0 and check_number("x", 1, 0, 1, open_high=False) == 1
     for value, options in [(0, {"open_low": True}), (1, {}), (math.inf, {"high": math.inf})]:
-        with pytest.raises(ValueError): check_number("x", value, 0, **{"high": 1, **options})
+        with pytest.raises(ValueError):
+            check_number("x", value, 0, **{"high": 1, **options})

@@ -1,4 +1,7 @@
-"The online trainer: each method takes its step as the formula says, logs what it is watched for, and goes on after a kill with the same samples."
+"""The online trainer: each method takes its step as the formula says, logs what it is watched for,
+and goes on after a kill with the same samples.
+"""
+
 import json, math, os, random, subprocess, sys, time
 from pathlib import Path
 
@@ -9,8 +12,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefkit.core import ConfigError, DataError, PrefkitError, project_root
 from prefkit.batches import scored_logps
 from prefkit.online import OnlineTrainer, train_online
-from prefkit.online_methods import (ONLINE_METHODS, OnlineMethod, RolloutSettings, add_online_method, get_online_method, loss_inputs, online_hyperparameters, online_steps,
-                                    prepare_pairs, prepare_ppo, prepare_rloo)
+from prefkit.online_methods import (
+    ONLINE_METHODS,
+    OnlineMethod,
+    RolloutSettings,
+    add_online_method,
+    get_online_method,
+    loss_inputs,
+    online_hyperparameters,
+    online_steps,
+    prepare_pairs,
+    prepare_ppo,
+    prepare_rloo,
+)
 from prefkit.reward_sources import RewardSource, reward_source
 from prefkit.rollout import Reference, padded
 from prefkit.settings import training_arguments
@@ -18,80 +32,254 @@ from prefkit.train import TIME_FIELDS, find_checkpoints
 
 torch.set_num_threads(1)
 BASE = project_root() / "data/tiny/base"
-QUESTIONS = ["What colour is the fox?", "How much is 7 plus 5?", "What does the owl eat?", "Where does the bear live?", "Count from 3 to 7.", "Say the word ant two times.", "What is 9 minus 4?", "Where does the mole live?"]
+QUESTIONS = [
+    "What colour is the fox?",
+    "How much is 7 plus 5?",
+    "What does the owl eat?",
+    "Where does the bear live?",
+    "Count from 3 to 7.",
+    "Say the word ant two times.",
+    "What is 9 minus 4?",
+    "Where does the mole live?",
+]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(): return AutoTokenizer.from_pretrained(BASE)
+def tokenizer():
+    return AutoTokenizer.from_pretrained(BASE)
+
 
 @pytest.fixture(scope="module")
 def rows(tokenizer):
-    encode = lambda text: tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True)["input_ids"]
-    answer = tokenizer("It is red.", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    return [{"prompt_ids": encode(text), "prompt": [{"role": "user", "content": text}], "record": {"prompt": text}, "response_ids": answer} for text in QUESTIONS]
+    encode = lambda text: tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    answer = tokenizer("It is red.", add_special_tokens=False)["input_ids"] + [
+        tokenizer.eos_token_id
+    ]
+    return [
+        {
+            "prompt_ids": encode(text),
+            "prompt": [{"role": "user", "content": text}],
+            "record": {"prompt": text},
+            "response_ids": answer,
+        }
+        for text in QUESTIONS
+    ]
 
-def base(): return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+
+def base():
+    return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+
 
 def settings(method="rloo", **changes):
     samples = len(get_online_method(method).writers) or 3
-    return RolloutSettings(**{**dict(batch_size=2, gradient_accumulation=2, samples=samples, max_new_tokens=12, max_steps=3, learning_rate=1e-3, logging_steps=1, show_samples=0,
-                                     schedule="constant", device="cpu"), **changes})
+    return RolloutSettings(
+        **{
+            **dict(
+                batch_size=2,
+                gradient_accumulation=2,
+                samples=samples,
+                max_new_tokens=12,
+                max_steps=3,
+                learning_rate=1e-3,
+                logging_steps=1,
+                show_samples=0,
+                schedule="constant",
+                device="cpu",
+            ),
+            **changes,
+        }
+    )
 
-def fit(folder, tokenizer, rows, method="rloo", model=None, source=None, hyperparameters=None, judges=(), validation=4, **changes):
-    return train_online(model or base(), tokenizer, method, rows, rows[:validation] if validation else None, folder, source or reward_source("gold"), settings(method, **changes), hyperparameters, judges=judges)
 
-def timeless(lines): return [{name: value for name, value in line.items() if name not in TIME_FIELDS} for line in lines]
-def train_lines(result): return [line for line in result.metrics if line["split"] == "train"]
-def same_weights(one, other): return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+def fit(
+    folder,
+    tokenizer,
+    rows,
+    method="rloo",
+    model=None,
+    source=None,
+    hyperparameters=None,
+    judges=(),
+    validation=4,
+    **changes,
+):
+    return train_online(
+        model or base(),
+        tokenizer,
+        method,
+        rows,
+        rows[:validation] if validation else None,
+        folder,
+        source or reward_source("gold"),
+        settings(method, **changes),
+        hyperparameters,
+        judges=judges,
+    )
 
-def trainer_for(tokenizer, rows, folder, method="rloo", model=None, hyperparameters=None, **changes):
+
+def timeless(lines):
+    return [
+        {name: value for name, value in line.items() if name not in TIME_FIELDS} for line in lines
+    ]
+
+
+def train_lines(result):
+    return [line for line in result.metrics if line["split"] == "train"]
+
+
+def same_weights(one, other):
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+def trainer_for(
+    tokenizer, rows, folder, method="rloo", model=None, hyperparameters=None, **changes
+):
     "A trainer that has not begun, to look at one round of."
     row, s = get_online_method(method), settings(method, **changes)
     model = model or base()
-    return OnlineTrainer(model, tokenizer, row, online_hyperparameters(row, hyperparameters), s, training_arguments(s, folder / "checkpoints", s.max_steps), rows, reward_source("gold"), reference=Reference(model))
+    return OnlineTrainer(
+        model,
+        tokenizer,
+        row,
+        online_hyperparameters(row, hyperparameters),
+        s,
+        training_arguments(s, folder / "checkpoints", s.max_steps),
+        rows,
+        reward_source("gold"),
+        reference=Reference(model),
+    )
 
 
-# -- every method -------------------------------------------------------------------------------------------------------------------------
+# -- every method
+# -------------------------------------------------------------------------------------------------------------------------
 
-OWN = {"ppo": {"ratio_clipped", "value_error", "kl_coef"}, "grpo": {"ratio_clipped"}, "rloo": {"ratio"}, "online_xpo": {"logratio_chosen", "logratio_rejected", "bonus"}, "online_topr": {"ratio"}}
-EVERY = {"loss", "reward", "reward_spread", "groups_flat", "kl_k1", "kl_k3", "entropy", "length", "cut_off", "logps_gap", "seconds_sampling", "seconds_learning", "grad_norm"}
+OWN = {
+    "ppo": {"ratio_clipped", "value_error", "kl_coef"},
+    "grpo": {"ratio_clipped"},
+    "rloo": {"ratio"},
+    "online_xpo": {"logratio_chosen", "logratio_rejected", "bonus"},
+    "online_topr": {"ratio"},
+}
+EVERY = {
+    "loss",
+    "reward",
+    "reward_spread",
+    "groups_flat",
+    "kl_k1",
+    "kl_k3",
+    "entropy",
+    "length",
+    "cut_off",
+    "logps_gap",
+    "seconds_sampling",
+    "seconds_learning",
+    "grad_norm",
+}
+
 
 def test_the_table_has_the_methods_and_each_default_a_source():
-    assert set(ONLINE_METHODS) >= {"reinforce", "rloo", "rloo_kl", "grpo", "ppo", "online_xpo", "online_topr", "sft_length"}
-    for method in ONLINE_METHODS.values(): assert method.sources and set(method.sources) <= set(method.defaults), method.name
+    assert set(ONLINE_METHODS) >= {
+        "reinforce",
+        "rloo",
+        "rloo_kl",
+        "grpo",
+        "ppo",
+        "online_xpo",
+        "online_topr",
+        "sft_length",
+    }
+    for method in ONLINE_METHODS.values():
+        assert method.sources and set(method.sources) <= set(method.defaults), method.name
+
 
 @pytest.mark.parametrize("method", list(ONLINE_METHODS))
 def test_every_method_trains_and_logs_what_it_is_watched_for(method, tmp_path, tokenizer, rows):
     before = base()
     result = fit(tmp_path, tokenizer, rows, method, judges=[reward_source("second")], eval_steps=2)
-    train, validation = ([line for line in result.metrics if line["split"] == split] for split in ("train", "validation"))
-    assert [line["step"] for line in train] == [1, 2, 3] and [line["step"] for line in validation] == [0, 2, 3]
+    train, validation = (
+        [line for line in result.metrics if line["split"] == split]
+        for split in ("train", "validation")
+    )
+    assert [line["step"] for line in train] == [1, 2, 3] and [
+        line["step"] for line in validation
+    ] == [0, 2, 3]
     assert set(train[0]) >= EVERY | OWN.get(method, set())
-    assert all(math.isfinite(value) for line in result.metrics for value in line.values() if isinstance(value, (int, float)))
+    assert all(
+        math.isfinite(value)
+        for line in result.metrics
+        for value in line.values()
+        if isinstance(value, (int, float))
+    )
     assert train[0]["logps_gap"] < 1e-5 and abs(train[0]["kl_k1"]) < 1e-3 < abs(train[-1]["kl_k1"])
-    assert all({"reward", "reward_second", "kl_k1", "part_right"} <= set(line) for line in validation)
-    assert {"prompt", "answer", "reward", "right", "ended"} <= set(result.samples[0]) and {s["step"] for s in result.samples} == {0, 2, 3}
+    assert all(
+        {"reward", "reward_second", "kl_k1", "part_right"} <= set(line) for line in validation
+    )
+    assert {"prompt", "answer", "reward", "right", "ended"} <= set(result.samples[0]) and {
+        s["step"] for s in result.samples
+    } == {0, 2, 3}
     assert not same_weights(before, result.model)
-    assert AutoModelForCausalLM.from_pretrained(result.path) and not hasattr(result.model, "value_head")
+    assert AutoModelForCausalLM.from_pretrained(result.path) and not hasattr(
+        result.model, "value_head"
+    )
+
 
 @pytest.mark.parametrize("method", ["rloo", "grpo", "ppo"])
 def test_a_reward_that_can_be_learned_is_learned(method, tmp_path, tokenizer, rows):
     "The reward is minus the number of tokens: in some steps answers become much shorter."
-    short = RewardSource("short", {"offset": 0.0, "scale": 1.0, "cut_off": None}, lambda rows, answers: [-float(a["tokens"]) for a in answers])
-    result = fit(tmp_path, tokenizer, rows, method, source=short, max_steps=24, batch_size=4, samples=6, max_new_tokens=24, gradient_accumulation=1,
-                 hyperparameters={"grpo": {"beta": 0.0}, "ppo": {"adaptive_kl": False, "kl_coef": 0.0}, "rloo": {"kl_coef": 0.0}}[method], **({"passes": 2} if method != "rloo" else {}))
+    short = RewardSource(
+        "short",
+        {"offset": 0.0, "scale": 1.0, "cut_off": None},
+        lambda rows, answers: [-float(a["tokens"]) for a in answers],
+    )
+    result = fit(
+        tmp_path,
+        tokenizer,
+        rows,
+        method,
+        source=short,
+        max_steps=24,
+        batch_size=4,
+        samples=6,
+        max_new_tokens=24,
+        gradient_accumulation=1,
+        hyperparameters={
+            "grpo": {"beta": 0.0},
+            "ppo": {"adaptive_kl": False, "kl_coef": 0.0},
+            "rloo": {"kl_coef": 0.0},
+        }[method],
+        **({"passes": 2} if method != "rloo" else {}),
+    )
     lengths = [line["length"] for line in train_lines(result) if "length" in line]
     assert np.mean(lengths[-3:]) < 0.75 * np.mean(lengths[:3]), lengths
 
 
-# -- a step is what the formula says ---------------------------------------------------------------------------------------------------------
+# -- a step is what the formula says
+# ---------------------------------------------------------------------------------------------------------
 
-def test_the_gradient_of_a_round_is_reinforces_with_leave_one_out_rewards(tmp_path, tokenizer, rows):
-    "Trainer's gradient against a plain loop: one sequence at a time, nothing shared, advantages in NumPy."
-    trainer = trainer_for(tokenizer, rows, tmp_path, hyperparameters={"kl_coef": 0.0}, batch_size=4, gradient_accumulation=2)
+
+def test_the_gradient_of_a_round_is_reinforces_with_leave_one_out_rewards(
+    tmp_path, tokenizer, rows
+):
+    """Trainer's gradient against a plain loop: one sequence at a time, nothing shared, advantages
+    in NumPy.
+    """
+    trainer = trainer_for(
+        tokenizer,
+        rows,
+        tmp_path,
+        hyperparameters={"kl_coef": 0.0},
+        batch_size=4,
+        gradient_accumulation=2,
+    )
     batches, items = trainer.get_batch_samples(iter([0, 1]), 2, "cpu")
     assert items == 8 * 3
-    for batch in batches: trainer.compute_loss(trainer.model, batch, num_items_in_batch=items).backward()
+    for batch in batches:
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=items).backward()
     mine = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
     model = base()
     for row, group in zip(trainer.rollouts.rows, trainer.rollouts.samples):
@@ -99,179 +287,415 @@ def test_the_gradient_of_a_round_is_reinforces_with_leave_one_out_rewards(tmp_pa
         for j, sample in enumerate(group):
             advantage = rewards[j] - np.delete(rewards, j).mean()
             ids = torch.tensor([row["prompt_ids"] + sample.ids])
-            logps = model(input_ids=ids).logits[0, len(row["prompt_ids"]) - 1:-1].log_softmax(-1).gather(1, ids[0, len(row["prompt_ids"]):, None]).sum()
+            logps = (
+                model(input_ids=ids)
+                .logits[0, len(row["prompt_ids"]) - 1 : -1]
+                .log_softmax(-1)
+                .gather(1, ids[0, len(row["prompt_ids"]) :, None])
+                .sum()
+            )
             (-advantage * logps / 24).backward()
     for name, p in model.named_parameters():
-        torch.testing.assert_close(mine[name], p.grad, rtol=2e-3, atol=2e-5 + 1e-4 * p.grad.abs().max().item())
+        torch.testing.assert_close(
+            mine[name], p.grad, rtol=2e-3, atol=2e-5 + 1e-4 * p.grad.abs().max().item()
+        )
+
 
 def test_two_micro_batches_are_one_big_batch(tmp_path, tokenizer, rows):
     big = fit(tmp_path / "big", tokenizer, rows, batch_size=4, gradient_accumulation=1)
     small = fit(tmp_path / "small", tokenizer, rows, batch_size=1, gradient_accumulation=4)
     for one, other in zip(train_lines(big), train_lines(small), strict=True):
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3) and one["reward"] == pytest.approx(other["reward"], abs=1e-6)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3) and one[
+            "reward"
+        ] == pytest.approx(other["reward"], abs=1e-6)
+
 
 @pytest.mark.parametrize("layout", ["packed", "shared"])
 def test_the_layout_of_batches_changes_nothing(tmp_path, tokenizer, rows, layout):
-    one, other = (fit(tmp_path / each, tokenizer, rows, "ppo", layout=each) for each in (layout, "apart"))
+    one, other = (
+        fit(tmp_path / each, tokenizer, rows, "ppo", layout=each) for each in (layout, "apart")
+    )
     for a, b in zip(train_lines(one)[:1], train_lines(other)[:1]):
-        for name in ("loss", "grad_norm", "reward", "kl_k1", "value_error"): assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
+        for name in ("loss", "grad_norm", "reward", "kl_k1", "value_error"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
+
 
 def test_kl_inside_the_reward_moves_advantages_before_the_baseline():
-    rewards, policy, ref = torch.tensor([[1.0, 2.0, 6.0]]).double(), torch.tensor([[-3.0, -4.0, -5.0]]).double(), torch.tensor([[-4.0, -4.0, -3.0]]).double()
-    made = prepare_rloo({"rewards": rewards, "policy_logps": policy, "ref_logps": ref}, kl_coef=0.5)["advantages"][0].tolist()
+    rewards, policy, ref = (
+        torch.tensor([[1.0, 2.0, 6.0]]).double(),
+        torch.tensor([[-3.0, -4.0, -5.0]]).double(),
+        torch.tensor([[-4.0, -4.0, -3.0]]).double(),
+    )
+    made = prepare_rloo(
+        {"rewards": rewards, "policy_logps": policy, "ref_logps": ref}, kl_coef=0.5
+    )["advantages"][0].tolist()
     shaped = [1.0 - 0.5 * 1.0, 2.0, 6.0 + 0.5 * 2.0]
-    assert made == pytest.approx([shaped[0] - (shaped[1] + shaped[2]) / 2, shaped[1] - (shaped[0] + shaped[2]) / 2, shaped[2] - (shaped[0] + shaped[1]) / 2])
+    assert made == pytest.approx(
+        [
+            shaped[0] - (shaped[1] + shaped[2]) / 2,
+            shaped[1] - (shaped[0] + shaped[2]) / 2,
+            shaped[2] - (shaped[0] + shaped[1]) / 2,
+        ]
+    )
+
 
 def test_ppo_gets_the_kl_per_token_and_the_reward_at_the_end():
-    "gamma = lambda = 1, a value head of zeros: the return of a token is the sum of all that comes, and the advantage is the same."
-    tokens, ref = torch.tensor([[[-1.0, -2.0, -3.0], [-1.0, -1.0, 0.0]]]), torch.tensor([[[-2.0, -2.0, -1.0], [-1.5, -1.0, 0.0]]])
+    """gamma = lambda = 1, a value head of zeros: the return of a token is the sum of all that
+    comes, and the advantage is the same.
+    """
+    tokens, ref = (
+        torch.tensor([[[-1.0, -2.0, -3.0], [-1.0, -1.0, 0.0]]]),
+        torch.tensor([[[-2.0, -2.0, -1.0], [-1.5, -1.0, 0.0]]]),
+    )
     mask = torch.tensor([[[True, True, True], [True, True, False]]])
-    seen = {"rewards": torch.tensor([[2.0, 4.0]]).double(), "token_logps": tokens, "ref_token_logps": ref, "mask": mask, "values": torch.zeros(1, 2, 3)}
+    seen = {
+        "rewards": torch.tensor([[2.0, 4.0]]).double(),
+        "token_logps": tokens,
+        "ref_token_logps": ref,
+        "mask": mask,
+        "values": torch.zeros(1, 2, 3),
+    }
     made = prepare_ppo(seen, kl_coef=0.1, gamma=1.0, gae_lambda=1.0, whiten_advantages=False)
-    torch.testing.assert_close(made["returns"], torch.tensor([[[2.0 + 0.2 - 0.1, 2.0 + 0.2, 2.0 + 0.2], [4.0 - 0.05, 4.0, 0.0]]]))
+    torch.testing.assert_close(
+        made["returns"],
+        torch.tensor([[[2.0 + 0.2 - 0.1, 2.0 + 0.2, 2.0 + 0.2], [4.0 - 0.05, 4.0, 0.0]]]),
+    )
     torch.testing.assert_close(made["advantages"], made["returns"])
+
 
 def test_pairs_are_made_of_rewards_and_a_tie_by_a_coin():
     generator = torch.Generator().manual_seed(0)
-    made = prepare_pairs({"rewards": torch.tensor([[1.0, 0.0], [0.0, 1.0], *[[2.0, 2.0]] * 200]).double(), "generator": generator})["first_chosen"][:, 0]
+    made = prepare_pairs(
+        {
+            "rewards": torch.tensor([[1.0, 0.0], [0.0, 1.0], *[[2.0, 2.0]] * 200]).double(),
+            "generator": generator,
+        }
+    )["first_chosen"][:, 0]
     assert made[:2].tolist() == [True, False] and 70 < made[2:].sum() < 130
 
-def test_xpo_takes_the_second_answer_from_the_reference_and_pushes_it_away(tmp_path, tokenizer, rows):
+
+def test_xpo_takes_the_second_answer_from_the_reference_and_pushes_it_away(
+    tmp_path, tokenizer, rows
+):
     model = base()
-    trainer = trainer_for(tokenizer, rows, tmp_path, "online_xpo", model=model, batch_size=4, gradient_accumulation=1)
+    trainer = trainer_for(
+        tokenizer, rows, tmp_path, "online_xpo", model=model, batch_size=4, gradient_accumulation=1
+    )
     with torch.no_grad():
-        for p in trainer.model.parameters(): p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))) # the policy has moved
+        # the policy has moved
+        for p in trainer.model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     (batch,), items = trainer.get_batch_samples(iter([0]), 1, "cpu")
-    assert items == 4 and [[s.by for s in group] for group in trainer.rollouts.samples] == [["policy", "reference"]] * 4
+    assert (
+        items == 4
+        and [[s.by for s in group] for group in trainer.rollouts.samples]
+        == [["policy", "reference"]] * 4
+    )
     for group in trainer.rollouts.samples:
-        torch.testing.assert_close(torch.tensor(group[1].logps), torch.tensor(group[1].ref_logps), rtol=1e-4, atol=1e-4) # drawn from the reference
+        # drawn from the reference
+        torch.testing.assert_close(
+            torch.tensor(group[1].logps), torch.tensor(group[1].ref_logps), rtol=1e-4, atol=1e-4
+        )
         assert abs(sum(group[0].logps) - sum(group[0].ref_logps)) > 1e-2
     logps, _ = scored_logps(trainer.model, batch)
     inputs = loss_inputs(batch, padded(logps, batch))
     first, second = inputs["policy_logps"].chunk(2)
     assert torch.equal(inputs["explore_logps"], second)
-    of_first, of_second = batch["rewards"].chunk(2) # prompts in the order of the batch
-    assert sorted(of_first.tolist()) == pytest.approx(sorted(group[0].reward for group in trainer.rollouts.samples)) and (of_first != of_second).any()
+    of_first, of_second = batch["rewards"].chunk(2)  # prompts in the order of the batch
+    assert (
+        sorted(of_first.tolist())
+        == pytest.approx(sorted(group[0].reward for group in trainer.rollouts.samples))
+        and (of_first != of_second).any()
+    )
     for i in (of_first != of_second).nonzero().flatten().tolist():
         better, worse = (first, second) if of_first[i] > of_second[i] else (second, first)
-        assert inputs["policy_chosen_logps"][i] == better[i] and inputs["policy_rejected_logps"][i] == worse[i]
+        assert (
+            inputs["policy_chosen_logps"][i] == better[i]
+            and inputs["policy_rejected_logps"][i] == worse[i]
+        )
+
 
 def test_temperature_is_accounted_for_unless_told_otherwise(tmp_path, tokenizer, rows):
     for correct in (True, False):
-        trainer = trainer_for(tokenizer, rows, tmp_path / str(correct), temperature=0.5, temperature_high=1.5, correct_temperature=correct)
+        trainer = trainer_for(
+            tokenizer,
+            rows,
+            tmp_path / str(correct),
+            temperature=0.5,
+            temperature_high=1.5,
+            correct_temperature=correct,
+        )
         batch = trainer.get_batch_samples(iter([0, 1]), 2, "cpu")[0][0]
         assert [s.temperature for s in trainer.rollouts.samples[0]] == [0.5, 1.0, 1.5]
         logps, _ = scored_logps(trainer.model, batch)
         inputs = loss_inputs(batch, padded(logps, batch))
         ratio = (inputs["policy_logps"] - inputs["old_logps"]).exp().reshape(3, -1)
-        assert torch.allclose(ratio[1], torch.ones(2), atol=1e-4) and (torch.allclose(ratio, torch.ones(3, 2), atol=1e-4) != correct)
+        assert torch.allclose(ratio[1], torch.ones(2), atol=1e-4) and (
+            torch.allclose(ratio, torch.ones(3, 2), atol=1e-4) != correct
+        )
+
 
 def test_prompts_come_once_an_epoch_and_samples_of_a_round_once_a_pass(tmp_path, tokenizer, rows):
-    trainer = trainer_for(tokenizer, rows, tmp_path, "grpo", batch_size=1, gradient_accumulation=2, minibatches=2, passes=2, max_steps=8)
+    trainer = trainer_for(
+        tokenizer,
+        rows,
+        tmp_path,
+        "grpo",
+        batch_size=1,
+        gradient_accumulation=2,
+        minibatches=2,
+        passes=2,
+        max_steps=8,
+    )
     s = trainer.settings
-    assert (s.prompts_per_round(), s.steps_per_round(), online_steps(8, settings(batch_size=2, gradient_accumulation=1, passes=3, epochs=2.0, max_steps=None))) == (4, 4, 24)
+    assert (
+        s.prompts_per_round(),
+        s.steps_per_round(),
+        online_steps(
+            8, settings(batch_size=2, gradient_accumulation=1, passes=3, epochs=2.0, max_steps=None)
+        ),
+    ) == (4, 4, 24)
     orders = [trainer.prompt_order(number) for number in range(4)]
-    assert sorted(orders[0] + orders[1]) == sorted(orders[2] + orders[3]) == list(range(8)) and orders[0] + orders[1] != orders[2] + orders[3]
+    assert (
+        sorted(orders[0] + orders[1]) == sorted(orders[2] + orders[3]) == list(range(8))
+        and orders[0] + orders[1] != orders[2] + orders[3]
+    )
     seen = []
     for step in range(4):
         trainer.state.global_step = step
         batches, items = trainer.get_batch_samples(iter([0, 1]), 2, "cpu")
         assert items == 6 and [b["first"] for b in batches] == [step == 0] * 2
         seen.append([b["rewards"].tolist() for b in batches])
-    assert sorted(map(str, seen[0] + seen[1])) == sorted(map(str, seen[2] + seen[3])) and trainer.rollouts.round == 0
+    assert (
+        sorted(map(str, seen[0] + seen[1])) == sorted(map(str, seen[2] + seen[3]))
+        and trainer.rollouts.round == 0
+    )
 
 
-# -- checks, dropout, failures ------------------------------------------------------------------------------------------------------------------
+# -- checks, dropout, failures
+# ------------------------------------------------------------------------------------------------------------------
 
-def test_with_lora_and_dropout_the_reference_has_no_adapters_and_the_check_no_dropout(tmp_path, tokenizer, rows):
+
+def test_with_lora_and_dropout_the_reference_has_no_adapters_and_the_check_no_dropout(
+    tmp_path, tokenizer, rows
+):
     start = base()
-    result = fit(tmp_path, tokenizer, rows, "ppo", lora=True, lora_dropout=0.5, lora_targets=["q_proj", "k_proj", "v_proj", "o_proj"])
-    assert all(line["logps_gap"] < 1e-5 for line in train_lines(result)) and abs(train_lines(result)[0]["kl_k1"]) < 1e-3
-    assert (tmp_path / "adapter").is_dir() and not same_weights(start, result.model) and not hasattr(result.model, "value_head")
+    result = fit(
+        tmp_path,
+        tokenizer,
+        rows,
+        "ppo",
+        lora=True,
+        lora_dropout=0.5,
+        lora_targets=["q_proj", "k_proj", "v_proj", "o_proj"],
+    )
+    assert (
+        all(line["logps_gap"] < 1e-5 for line in train_lines(result))
+        and abs(train_lines(result)[0]["kl_k1"]) < 1e-3
+    )
+    assert (
+        (tmp_path / "adapter").is_dir()
+        and not same_weights(start, result.model)
+        and not hasattr(result.model, "value_head")
+    )
     assert "value_head.weight" not in result.model.state_dict()
+
 
 def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path, tokenizer, rows, monkeypatch):
     import prefkit.online
+
     whole = prefkit.online.sample_answers
+
     def wrong(*args, **kwargs):
         groups = whole(*args, **kwargs)
         for group in groups:
-            for sample in group: sample.model_logps = [x - 0.5 for x in sample.model_logps]
+            for sample in group:
+                sample.model_logps = [x - 0.5 for x in sample.model_logps]
         return groups
+
     monkeypatch.setattr(prefkit.online, "sample_answers", wrong)
-    with pytest.raises(PrefkitError, match="between the sampler and the forward pass"): fit(tmp_path, tokenizer, rows)
+    with pytest.raises(PrefkitError, match="between the sampler and the forward pass"):
+        fit(tmp_path, tokenizer, rows)
+
 
 def test_nan_is_named(tmp_path, tokenizer, rows):
     model = base()
-    with torch.no_grad(): model.lm_head.weight[5, 0] = math.nan
-    with pytest.raises(Exception, match="nan|finite|NaN"): fit(tmp_path, tokenizer, rows, model=model, validation=0)
+    with torch.no_grad():
+        model.lm_head.weight[5, 0] = math.nan
+    with pytest.raises(Exception, match="nan|finite|NaN"):
+        fit(tmp_path, tokenizer, rows, model=model, validation=0)
+
 
 def test_what_cannot_work_is_refused_before_anything_is_drawn(tmp_path, tokenizer, rows):
-    for method, changes, match in (("rloo", dict(samples=1), "at least 2"), ("online_xpo", dict(samples=3), "samples: 2"), ("rloo", dict(temperature=0.0), "temperature"),
-                                   ("rloo", dict(keep_best=True, validation=0), "validation split"), ("rloo", dict(group_by_length=True), "group_by_length"), ("rloo", dict(top_p=0.0), "top_p")):
-        with pytest.raises(ConfigError, match=match): fit(tmp_path / "x", tokenizer, rows, method, **changes)
-    with pytest.raises(ConfigError, match="did you mean rloo"): get_online_method("rlo")
-    with pytest.raises(ConfigError, match="did you mean kl_coef"): fit(tmp_path / "x", tokenizer, rows, hyperparameters={"kl_coeff": 0.1})
-    with pytest.raises(ConfigError, match="clip"): fit(tmp_path / "x", tokenizer, rows, "grpo", hyperparameters={"clip": -1.0})
-    with pytest.raises(DataError, match="no prompts"): fit(tmp_path / "x", tokenizer, [])
-    with pytest.raises(DataError, match="response_ids"): fit(tmp_path / "x", tokenizer, [{k: v for k, v in row.items() if k != "response_ids"} for row in rows], "sft_length")
+    for method, changes, match in (
+        ("rloo", dict(samples=1), "at least 2"),
+        ("online_xpo", dict(samples=3), "samples: 2"),
+        ("rloo", dict(temperature=0.0), "temperature"),
+        ("rloo", dict(keep_best=True, validation=0), "validation split"),
+        ("rloo", dict(group_by_length=True), "group_by_length"),
+        ("rloo", dict(top_p=0.0), "top_p"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            fit(tmp_path / "x", tokenizer, rows, method, **changes)
+    with pytest.raises(ConfigError, match="did you mean rloo"):
+        get_online_method("rlo")
+    with pytest.raises(ConfigError, match="did you mean kl_coef"):
+        fit(tmp_path / "x", tokenizer, rows, hyperparameters={"kl_coeff": 0.1})
+    with pytest.raises(ConfigError, match="clip"):
+        fit(tmp_path / "x", tokenizer, rows, "grpo", hyperparameters={"clip": -1.0})
+    with pytest.raises(DataError, match="no prompts"):
+        fit(tmp_path / "x", tokenizer, [])
+    with pytest.raises(DataError, match="response_ids"):
+        fit(
+            tmp_path / "x",
+            tokenizer,
+            [{k: v for k, v in row.items() if k != "response_ids"} for row in rows],
+            "sft_length",
+        )
     assert not (tmp_path / "x" / "training.json").exists()
 
+
 def test_a_made_up_method_takes_six_lines(tmp_path, tokenizer, rows):
-    def loss(policy_logps, advantages, *, strength=1.0): return -strength * advantages * policy_logps
-    def prepare(seen, *, power=1.0): return {"advantages": (seen["rewards"] - seen["rewards"].mean()).sign() * power}
+    def loss(policy_logps, advantages, *, strength=1.0):
+        return -strength * advantages * policy_logps
+
+    def prepare(seen, *, power=1.0):
+        return {"advantages": (seen["rewards"] - seen["rewards"].mean()).sign() * power}
+
     try:
         add_online_method(OnlineMethod("mine", loss, prepare, {"strength": 0.5, "power": 1.0}))
         assert len(train_lines(fit(tmp_path, tokenizer, rows, "mine", max_steps=1))) == 1
-        with pytest.raises(ConfigError, match="asks for nothing_like_it"): add_online_method(OnlineMethod("bad", lambda nothing_like_it: 0, prepare))
-        with pytest.raises(ConfigError, match="neither loss nor prepare"): add_online_method(OnlineMethod("bad", loss, prepare, {"beta": 1}))
-    finally: ONLINE_METHODS.pop("mine", None)
+        with pytest.raises(ConfigError, match="asks for nothing_like_it"):
+            add_online_method(OnlineMethod("bad", lambda nothing_like_it: 0, prepare))
+        with pytest.raises(ConfigError, match="neither loss nor prepare"):
+            add_online_method(OnlineMethod("bad", loss, prepare, {"beta": 1}))
+    finally:
+        ONLINE_METHODS.pop("mine", None)
 
 
-# -- the same run, whatever happens -------------------------------------------------------------------------------------------------------------
+# -- the same run, whatever happens
+# -------------------------------------------------------------------------------------------------------------
+
 
 def test_the_same_seed_twice_and_another_once(tmp_path, tokenizer, rows):
-    one, again, other = fit(tmp_path / "1", tokenizer, rows), fit(tmp_path / "2", tokenizer, rows), fit(tmp_path / "3", tokenizer, rows, seed=1)
-    assert same_weights(one.model, again.model) and timeless(one.metrics) == timeless(again.metrics) and one.samples == again.samples
+    one, again, other = (
+        fit(tmp_path / "1", tokenizer, rows),
+        fit(tmp_path / "2", tokenizer, rows),
+        fit(tmp_path / "3", tokenizer, rows, seed=1),
+    )
+    assert (
+        same_weights(one.model, again.model)
+        and timeless(one.metrics) == timeless(again.metrics)
+        and one.samples == again.samples
+    )
     assert not same_weights(one.model, other.model)
 
+
 @pytest.mark.parametrize("method, lora", [("ppo", False), ("grpo", False), ("ppo", True)])
-def test_a_run_broken_off_in_the_middle_of_a_round_goes_on_with_its_samples(method, lora, tmp_path, tokenizer, rows, monkeypatch):
-    options = dict(batch_size=2, gradient_accumulation=1, minibatches=2, passes=2, max_steps=8, save_steps=1, eval_steps=4, lora=lora, lora_dropout=0.1 if lora else 0.0)
+def test_a_run_broken_off_in_the_middle_of_a_round_goes_on_with_its_samples(
+    method, lora, tmp_path, tokenizer, rows, monkeypatch
+):
+    options = dict(
+        batch_size=2,
+        gradient_accumulation=1,
+        minibatches=2,
+        passes=2,
+        max_steps=8,
+        save_steps=1,
+        eval_steps=4,
+        lora=lora,
+        lora_dropout=0.1 if lora else 0.0,
+    )
     whole = fit(tmp_path / "whole", tokenizer, rows, method, **options)
-    class Stop(Exception): pass
+
+    class Stop(Exception):
+        pass
+
     step = OnlineTrainer.compute_loss
+
     def breaking(self, *args, **kwargs):
-        if self.state.global_step == 6: raise Stop
+        if self.state.global_step == 6:
+            raise Stop
         return step(self, *args, **kwargs)
+
     monkeypatch.setattr(OnlineTrainer, "compute_loss", breaking)
-    with pytest.raises(Stop): fit(tmp_path / "broken", tokenizer, rows, method, **options)
+    with pytest.raises(Stop):
+        fit(tmp_path / "broken", tokenizer, rows, method, **options)
     monkeypatch.setattr(OnlineTrainer, "compute_loss", step)
-    state = json.loads((max(find_checkpoints(tmp_path / "broken/checkpoints").items())[1] / "prefkit.json").read_text())
-    assert state["rollouts"]["round"] == 1 # in the middle of the second round
+    state = json.loads(
+        (
+            max(find_checkpoints(tmp_path / "broken/checkpoints").items())[1] / "prefkit.json"
+        ).read_text()
+    )
+    assert state["rollouts"]["round"] == 1  # in the middle of the second round
     drawn = []
     draw = OnlineTrainer.draw_round
-    monkeypatch.setattr(OnlineTrainer, "draw_round", lambda self, number: drawn.append(number) or draw(self, number))
+    monkeypatch.setattr(
+        OnlineTrainer, "draw_round", lambda self, number: drawn.append(number) or draw(self, number)
+    )
     resumed = fit(tmp_path / "broken", tokenizer, rows, method, **options)
-    assert resumed.resumed_from == 6 and drawn == [] # the samples of round 1 were in the checkpoint
-    assert same_weights(whole.model, resumed.model) and timeless(whole.metrics) == timeless(resumed.metrics) and whole.samples == resumed.samples
+    # the samples of round 1 were in the checkpoint
+    assert resumed.resumed_from == 6 and drawn == []
+    assert (
+        same_weights(whole.model, resumed.model)
+        and timeless(whole.metrics) == timeless(resumed.metrics)
+        and whole.samples == resumed.samples
+    )
+
 
 def test_a_run_killed_by_the_system_goes_on(tmp_path, tokenizer, rows):
-    script = ("import sys, json, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[2]); import test_online as t; from transformers import AutoTokenizer; "
-              "tok = AutoTokenizer.from_pretrained(t.BASE); rows = json.load(open(sys.argv[3])); "
-              "t.fit(sys.argv[1], tok, rows, 'grpo', batch_size=2, gradient_accumulation=1, minibatches=2, passes=2, max_steps=8, save_steps=1, eval_steps=4)")
+    script = (
+        "import sys, json, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[2]); "
+        "import test_online as t; from transformers import AutoTokenizer; tok = "
+        "AutoTokenizer.from_pretrained(t.BASE); rows = json.load(open(sys.argv[3])); "
+        "t.fit(sys.argv[1], tok, rows, 'grpo', batch_size=2, gradient_accumulation=1, "
+        "minibatches=2, passes=2, max_steps=8, save_steps=1, eval_steps=4)"
+    )
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    words = lambda folder: [sys.executable, "-c", script, str(folder), str(Path(__file__).parent), str(tmp_path / "rows.json")]
-    process = subprocess.Popen(words(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=project_root())
+    words = lambda folder: [
+        sys.executable,
+        "-c",
+        script,
+        str(folder),
+        str(Path(__file__).parent),
+        str(tmp_path / "rows.json"),
+    ]
+    process = subprocess.Popen(
+        words(tmp_path / "killed"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=project_root(),
+    )
     until = time.monotonic() + 120
-    while process.poll() is None and len(find_checkpoints(tmp_path / "killed/checkpoints")) == 0 and time.monotonic() < until: time.sleep(0.01)
+    while (
+        process.poll() is None
+        and len(find_checkpoints(tmp_path / "killed/checkpoints")) == 0
+        and time.monotonic() < until
+    ):
+        time.sleep(0.01)
     time.sleep(random.Random(os.environ.get("PREFKIT_KILL_SEED", "0")).uniform(0, 0.4))
-    process.kill(); process.wait()
+    process.kill()
+    process.wait()
     assert (tmp_path / "killed/checkpoints").exists()
-    options = dict(batch_size=2, gradient_accumulation=1, minibatches=2, passes=2, max_steps=8, save_steps=1, eval_steps=4)
-    resumed, whole = fit(tmp_path / "killed", tokenizer, rows, "grpo", **options), fit(tmp_path / "whole", tokenizer, rows, "grpo", **options)
-    assert same_weights(whole.model, resumed.model) and timeless(whole.metrics) == timeless(resumed.metrics)
+    options = dict(
+        batch_size=2,
+        gradient_accumulation=1,
+        minibatches=2,
+        passes=2,
+        max_steps=8,
+        save_steps=1,
+        eval_steps=4,
+    )
+    resumed, whole = (
+        fit(tmp_path / "killed", tokenizer, rows, "grpo", **options),
+        fit(tmp_path / "whole", tokenizer, rows, "grpo", **options),
+    )
+    assert same_weights(whole.model, resumed.model) and timeless(whole.metrics) == timeless(
+        resumed.metrics
+    )
+
 
 def test_another_reward_is_another_run(tmp_path, tokenizer, rows):
     fit(tmp_path, tokenizer, rows, max_steps=1)
-    with pytest.raises(ConfigError, match="other reward"): fit(tmp_path, tokenizer, rows, max_steps=1, source=reward_source("second"))
+    with pytest.raises(ConfigError, match="other reward"):
+        fit(tmp_path, tokenizer, rows, max_steps=1, source=reward_source("second"))

@@ -1,4 +1,7 @@
-"The configs of online experiments: the reports' own numbers, checked as the runner checks them before anything is loaded."
+"""The configs of online experiments: the reports' own numbers, checked as the runner checks them
+before anything is loaded.
+"""
+
 import pytest
 
 from prefkit.config import load_config
@@ -8,34 +11,95 @@ from prefkit.runs import check_stage
 
 CONFIGS = project_root() / "data/configs"
 
-def stages(name): return {stage.name: stage for stage in load_config(CONFIGS / f"{name}.yaml").stages}
+
+def stages(name):
+    return {stage.name: stage for stage in load_config(CONFIGS / f"{name}.yaml").stages}
+
 
 @pytest.mark.parametrize("name", ["l4/ppo_orpo", "l4/rloo_countdown", "l4/rloo_kl"])
 def test_a_config_for_a_gpu_passes_its_checks_without_a_download(name, tmp_path):
-    for stage in stages(name).values(): check_stage(stage, tmp_path)
+    for stage in stages(name).values():
+        check_stage(stage, tmp_path)
+
 
 def test_ppo_has_the_numbers_of_the_orpo_papers_table_5():
     given = stages("l4/ppo_orpo")["ppo"].parameters
-    hyper, s = online_hyperparameters(get_online_method("ppo"), given["hyperparameters"]), rollout_settings(given)
-    assert (hyper["kl_coef"], hyper["kl_horizon"], hyper["gamma"], hyper["adaptive_kl"]) == (0.1, 2000, 0.99, True)
-    assert (s.prompts_per_round(), s.batch_size, s.passes, s.gradient_accumulation, s.max_new_tokens, s.learning_rate, s.samples) == (64, 8, 4, 1, 512, 1e-5, 1)
+    hyper, s = (
+        online_hyperparameters(get_online_method("ppo"), given["hyperparameters"]),
+        rollout_settings(given),
+    )
+    assert (hyper["kl_coef"], hyper["kl_horizon"], hyper["gamma"], hyper["adaptive_kl"]) == (
+        0.1,
+        2000,
+        0.99,
+        True,
+    )
+    assert (
+        s.prompts_per_round(),
+        s.batch_size,
+        s.passes,
+        s.gradient_accumulation,
+        s.max_new_tokens,
+        s.learning_rate,
+        s.samples,
+    ) == (64, 8, 4, 1, 512, 1e-5, 1)
+
 
 def test_the_length_penalty_report_has_its_numbers():
     found = stages("l4/rloo_kl")
     given = found["rloo_kl"].parameters
-    assert online_hyperparameters(get_online_method("rloo_kl"), given["hyperparameters"])["lam"] == 0.1
-    assert [given[name] for name in ("learning_rate", "batch_size", "samples", "max_steps", "warmup_steps", "seed", "max_new_tokens", "split")] == [5e-6, 2, 4, 1000, 10, 42, 256, "train_prefs[:50]"]
-    assert len(set(rollout_settings(given).temperatures())) == 4 # varied
-    assert found["sft"].parameters["hyperparameters"] == {"lam": 1e-3} and found["sft"].parameters["learning_rate"] == 1e-4 and found["sft"].parameters["seed"] == 16
+    assert (
+        online_hyperparameters(get_online_method("rloo_kl"), given["hyperparameters"])["lam"] == 0.1
+    )
+    assert [
+        given[name]
+        for name in (
+            "learning_rate",
+            "batch_size",
+            "samples",
+            "max_steps",
+            "warmup_steps",
+            "seed",
+            "max_new_tokens",
+            "split",
+        )
+    ] == [5e-6, 2, 4, 1000, 10, 42, 256, "train_prefs[:50]"]
+    assert len(set(rollout_settings(given).temperatures())) == 4  # varied
+    assert (
+        found["sft"].parameters["hyperparameters"] == {"lam": 1e-3}
+        and found["sft"].parameters["learning_rate"] == 1e-4
+        and found["sft"].parameters["seed"] == 16
+    )
+
 
 def test_the_synthetic_data_report_has_its_numbers():
     found = stages("l4/rloo_countdown")
     lora, rloo = found["sft_lora"].parameters, found["rloo"].parameters
-    assert [lora[name] for name in ("lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets")] == [True, 16, 32, 0.1, ["q_proj", "k_proj", "v_proj", "o_proj"]]
-    assert (lora["learning_rate"], lora["batch_size"] * lora["gradient_accumulation"], lora["max_length"], lora["schedule"], lora["warmup_ratio"]) == (3e-5, 64, 512, "cosine", 0.1)
-    assert rloo["reward"] == "countdown_shaped" and rloo["learning_rate"] in (1e-5, 2e-5, 3e-5) and rloo["hyperparameters"]["kl_coef"] in (0.01, 0.02, 0.05) and rloo["samples"] in (3, 4)
+    assert [
+        lora[name] for name in ("lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+    ] == [True, 16, 32, 0.1, ["q_proj", "k_proj", "v_proj", "o_proj"]]
+    assert (
+        lora["learning_rate"],
+        lora["batch_size"] * lora["gradient_accumulation"],
+        lora["max_length"],
+        lora["schedule"],
+        lora["warmup_ratio"],
+    ) == (3e-5, 64, 512, "cosine", 0.1)
+    assert (
+        rloo["reward"] == "countdown_shaped"
+        and rloo["learning_rate"] in (1e-5, 2e-5, 3e-5)
+        and rloo["hyperparameters"]["kl_coef"] in (0.01, 0.02, 0.05)
+        and rloo["samples"] in (3, 4)
+    )
+
 
 def test_the_comparison_trains_on_the_learned_reward_and_gold_is_named_an_upper_bound():
     found = stages("tiny/online")
-    assert all(found[name].parameters["reward"] == "model" and "gold" in found[name].parameters["judges"] for name in ("rloo", "grpo", "ppo"))
-    assert stages("lessons/over_optimisation")["gold"].parameters["reward"] == "gold" and "upper bound" in (CONFIGS / "lessons/over_optimisation.yaml").read_text()
+    assert all(
+        found[name].parameters["reward"] == "model" and "gold" in found[name].parameters["judges"]
+        for name in ("rloo", "grpo", "ppo")
+    )
+    assert (
+        stages("lessons/over_optimisation")["gold"].parameters["reward"] == "gold"
+        and "upper bound" in (CONFIGS / "lessons/over_optimisation.yaml").read_text()
+    )

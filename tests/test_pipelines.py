@@ -1,4 +1,7 @@
-"""The training pipelines, through the runner: a few steps of each, killed and resumed, and faulty input refused before training."""
+"""The training pipelines, through the runner: a few steps of each, killed and resumed, and faulty
+input refused before training.
+"""
+
 import ast
 import json
 import os
@@ -10,7 +13,15 @@ from pathlib import Path
 
 import pytest
 from prefkit.config import code_cells, load_config, read_parameters
-from prefkit.core import ConfigError, DataError, PrefkitError, project_root, read_jsonl, write_jsonl, write_text
+from prefkit.core import (
+    ConfigError,
+    DataError,
+    PrefkitError,
+    project_root,
+    read_jsonl,
+    write_jsonl,
+    write_text,
+)
 from prefkit.studies import load_study
 from prefkit.runs import open_run, run
 
@@ -34,55 +45,102 @@ def undisturbed(tmp_path_factory):
     return run(write_text(folder / "smoke.yaml", CONFIG + CONTROL), (), folder, "quiet")
 
 
-def weights(folder): return (folder / "checkpoint" / "model.safetensors").read_bytes()
+def weights(folder):
+    return (folder / "checkpoint" / "model.safetensors").read_bytes()
 
 
 def without_times(folder):
     from prefkit.train import TIME_FIELDS
-    return [{name: value for name, value in line.items() if name not in TIME_FIELDS} for line in read_jsonl(folder / "metrics.jsonl")]
+
+    return [
+        {name: value for name, value in line.items() if name not in TIME_FIELDS}
+        for line in read_jsonl(folder / "metrics.jsonl")
+    ]
 
 
 def test_sft_and_dpo_leave_whole_run_folders(undisturbed):
     sft, dpo = open_run(undisturbed["sft"]), open_run(undisturbed["dpo"])
     for folder, figure in ((sft.path, "probe"), (dpo.path, "chosen_rejected")):
-        for name in ("run.ipynb", "params.yaml", "run.json", "metrics.jsonl", "loss.png", f"{figure}.png", "checkpoint/tokenizer.json"):
+        for name in (
+            "run.ipynb",
+            "params.yaml",
+            "run.json",
+            "metrics.jsonl",
+            "loss.png",
+            f"{figure}.png",
+            "checkpoint/tokenizer.json",
+        ):
             assert (folder / name).exists(), name
     data = sft.info["data"]["train"]
     assert data["read"] == 96 and data["kept"] + data["dropped_rows"] == 96
-    assert sft.info["metrics"]["steps"] == 8 and {"loss", "logps_chosen", "logps_rejected"} <= sft.info["metrics"]["validation"].keys()
-    assert sft.samples[-1]["step"] == 8 and {"logratio_chosen", "reward_margin", "grad_norm"} <= set(dpo.metrics)
+    assert (
+        sft.info["metrics"]["steps"] == 8
+        and {"loss", "logps_chosen", "logps_rejected"} <= sft.info["metrics"]["validation"].keys()
+    )
+    assert sft.samples[-1]["step"] == 8 and {
+        "logratio_chosen",
+        "reward_margin",
+        "grad_norm",
+    } <= set(dpo.metrics)
     first = dpo.metrics[dpo.metrics["split"] == "validation"].iloc[0]
-    assert first["step"] == 0 and abs(first["loss"] - 0.6931472) < 1e-4 # policy = reference
+    assert first["step"] == 0 and abs(first["loss"] - 0.6931472) < 1e-4  # policy = reference
     assert dpo.info["model"]["hyperparameters"]["beta"] == 0.1 and dpo.info["seed"] == 1
 
 
 def test_sft_on_the_chosen_answers_of_pairs_and_with_lora(undisturbed):
     control = open_run(undisturbed["control"])
     assert control.info["data"]["answers"] == "chosen" and control.info["metrics"]["steps"] == 2
-    assert (control.path / "adapter").is_dir() and weights(control.path) != weights(undisturbed["sft"])
+    assert (control.path / "adapter").is_dir() and weights(control.path) != weights(
+        undisturbed["sft"]
+    )
 
 
-def test_a_pipeline_killed_at_three_random_points_ends_in_the_same_metrics_and_weights(undisturbed, tmp_path):
+def test_a_pipeline_killed_at_three_random_points_ends_in_the_same_metrics_and_weights(
+    undisturbed, tmp_path
+):
     config, home = write_text(tmp_path / "smoke.yaml", CONFIG), tmp_path / "smoke"
     chance = random.Random(int(os.environ.get("PREFKIT_KILL_SEED", "0")))
-    words = [sys.executable, "-m", "prefkit.cli", "run", str(config), "--output-root", str(tmp_path)]
+    words = [
+        sys.executable,
+        "-m",
+        "prefkit.cli",
+        "run",
+        str(config),
+        "--output-root",
+        str(tmp_path),
+    ]
     for stage, lines in (("sft", 2), ("dpo", 1), ("dpo", 4)):
         metrics = home / f".{stage}.partial" / "metrics.jsonl"
-        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         until = time.monotonic() + 120
-        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= lines) and time.monotonic() < until: time.sleep(0.01)
+        while (
+            process.poll() is None
+            and not (metrics.exists() and metrics.read_text().count("\n") >= lines)
+            and time.monotonic() < until
+        ):
+            time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.3))
-        process.kill(); process.wait()
+        process.kill()
+        process.wait()
     resumed = run(config, (), tmp_path, "quiet")
     for stage in ("sft", "dpo"):
         assert without_times(resumed[stage]) == without_times(undisturbed[stage])
         assert weights(resumed[stage]) == weights(undisturbed[stage])
-        assert (resumed[stage] / "samples.jsonl").exists() == (undisturbed[stage] / "samples.jsonl").exists()
+        assert (resumed[stage] / "samples.jsonl").exists() == (
+            undisturbed[stage] / "samples.jsonl"
+        ).exists()
 
 
 def pair(chosen="yes, it is", rejected="no", role="user"):
-    return {"chosen": [{"role": role, "content": "is it?"}, {"role": "assistant", "content": chosen}],
-            "rejected": [{"role": role, "content": "is it?"}, {"role": "assistant", "content": rejected}]}
+    return {
+        "chosen": [{"role": role, "content": "is it?"}, {"role": "assistant", "content": chosen}],
+        "rejected": [
+            {"role": role, "content": "is it?"},
+            {"role": "assistant", "content": rejected},
+        ],
+    }
 
 
 GOOD = [pair(f"yes, number {i}") for i in range(20)]
@@ -90,17 +148,41 @@ FAULTY = {
     "missing file": (None, {}, "does not exist"),
     "wrong column": ([{"question": "is it?", "answer": "yes"}], {}, "the columns question, answer"),
     "empty answer": ([*GOOD, pair("")], {"on_bad_rows": "error"}, "row 21 of faulty.jsonl"),
-    "chosen equal to rejected": ([*GOOD, pair("no")], {"on_bad_rows": "error"}, "row 21 of faulty.jsonl: chosen and rejected"),
-    "messages that are no list": ([*GOOD, {"chosen": 3, "rejected": 4}], {"on_bad_rows": "error"}, "row 21 of faulty.jsonl"),
-    "a role that does not exist": ([*GOOD, pair(role="wizard")], {"on_bad_rows": "error"}, "wizard"),
+    "chosen equal to rejected": (
+        [*GOOD, pair("no")],
+        {"on_bad_rows": "error"},
+        "row 21 of faulty.jsonl: chosen and rejected",
+    ),
+    "messages that are no list": (
+        [*GOOD, {"chosen": 3, "rejected": 4}],
+        {"on_bad_rows": "error"},
+        "row 21 of faulty.jsonl",
+    ),
+    "a role that does not exist": (
+        [*GOOD, pair(role="wizard")],
+        {"on_bad_rows": "error"},
+        "wizard",
+    ),
     "too many bad rows": ([*GOOD, *[pair("no")] * 5], {}, "20% of the rows are bad"),
-    "broken JSON": ("".join(json.dumps(row) + "\n" for row in GOOD) + '{"chosen": \n', {"on_bad_rows": "error"}, "line 21"),
+    "broken JSON": (
+        "".join(json.dumps(row) + "\n" for row in GOOD) + '{"chosen": \n',
+        {"on_bad_rows": "error"},
+        "line 21",
+    ),
     "unknown parameter": (GOOD, {"learningrate": 1e-4}, "Did you mean `learning_rate`?"),
     "1e-5 read as text": (GOOD, {"learning_rate": "1e-5"}, "write 1.0e-5"),
     "learning rate below zero": (GOOD, {"learning_rate": -1.0}, "learning_rate"),
-    "a method that does not exist": (GOOD, {"method": "dpoo"}, "no method 'dpoo'; did you mean dpo?"),
+    "a method that does not exist": (
+        GOOD,
+        {"method": "dpoo"},
+        "no method 'dpoo'; did you mean dpo?",
+    ),
     "a method of the other pipeline": (GOOD, {"method": "sft"}, "Use the pipeline sft"),
-    "a hyper-parameter that does not exist": (GOOD, {"hyperparameters": {"betta": 0.1}}, "did you mean beta?"),
+    "a hyper-parameter that does not exist": (
+        GOOD,
+        {"hyperparameters": {"betta": 0.1}},
+        "did you mean beta?",
+    ),
     "an unknown schedule": (GOOD, {"schedule": "cosin"}, "schedule"),
     "a hyper-parameter that is a number": (GOOD, {"hyperparameters": {1: 2}}, "hyper-parameter 1"),
     "best of no validation": (GOOD, {"keep_best": True}, "validation_split"),
@@ -118,62 +200,150 @@ FAULTY = {
 def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
     content, parameters, says = FAULTY[fault]
     file = tmp_path / "faulty.jsonl"
-    if isinstance(content, str): write_text(file, content)
-    elif content is not None: write_jsonl(file, content)
-    given = {"method": "dpo", "dataset": str(file), "validation_split": "", "limit": None, **parameters}
-    stages = {"sft": {"pipeline": "sft"}, "preference": {"pipeline": "preference", "parameters": given}}
-    config = write_text(tmp_path / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": stages})) # JSON is YAML
-    with pytest.raises((ConfigError, DataError)) as error: run(config, (), tmp_path / "runs", "quiet")
+    if isinstance(content, str):
+        write_text(file, content)
+    elif content is not None:
+        write_jsonl(file, content)
+    given = {
+        "method": "dpo",
+        "dataset": str(file),
+        "validation_split": "",
+        "limit": None,
+        **parameters,
+    }
+    stages = {
+        "sft": {"pipeline": "sft"},
+        "preference": {"pipeline": "preference", "parameters": given},
+    }
+    # JSON is YAML
+    config = write_text(
+        tmp_path / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": stages})
+    )
+    with pytest.raises((ConfigError, DataError)) as error:
+        run(config, (), tmp_path / "runs", "quiet")
     assert "stage preference" in str(error.value) and says in str(error.value)
-    assert not list((tmp_path / "runs").glob("faulty/.*.partial")) # not even the stage before it was started
+    # not even the stage before it was started
+    assert not list((tmp_path / "runs").glob("faulty/.*.partial"))
 
 
-@pytest.mark.parametrize("given, says", [({"prompts": 0}, "prompts: 0"), ({"batch_size": 0}, "batch_size: 0"), ({"models": {"a": 5}}, "models, a: 5"),
-    ({"models": {"a": "nope"}}, "nope is no folder"), ({"split": "tst"}, "'tst' is none"), ({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"),
-    ({"decodings": {"hot": {"temperature": -1.0}}}, "decodings, hot: temperature"), ({"decodings": {"hot": {"beams": 4, "temperature": 1.0}}}, "decodings, hot: beams 4 with temperature"), ({"token_limits": [0]}, "max_new_tokens 0")])
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"prompts": 0}, "prompts: 0"),
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"models": {"a": 5}}, "models, a: 5"),
+        ({"models": {"a": "nope"}}, "nope is no folder"),
+        ({"split": "tst"}, "'tst' is none"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"decodings": {"hot": {"temperature": -1.0}}}, "decodings, hot: temperature"),
+        (
+            {"decodings": {"hot": {"beams": 4, "temperature": 1.0}}},
+            "decodings, hot: beams 4 with temperature",
+        ),
+        ({"token_limits": [0]}, "max_new_tokens 0"),
+    ],
+)
 def test_faulty_settings_of_evaluate_are_refused_before_anything_runs(given, says, tmp_path):
-    config = write_text(tmp_path / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": {"evaluate": {"pipeline": "evaluate", "parameters": given}}}))
-    with pytest.raises(ConfigError, match=says): run(config, (), tmp_path / "runs", "quiet")
+    config = write_text(
+        tmp_path / "faulty.yaml",
+        json.dumps(
+            {
+                "experiment": "faulty",
+                "stages": {"evaluate": {"pipeline": "evaluate", "parameters": given}},
+            }
+        ),
+    )
+    with pytest.raises(ConfigError, match=says):
+        run(config, (), tmp_path / "runs", "quiet")
 
 
 def test_three_label_constructions_see_three_sets_of_tokens():
     from prefkit.pipelines import label_tokens
-    rows = [{"prompt_ids": [1, 2, 3], "response_ids": [4, 5, 9]}, {"prompt_ids": [1], "response_ids": [6, 7]}, {"prompt_ids": [1], "response_ids": [9]}]
-    seen = lambda labels: [(row["prompt_ids"], row["response_ids"]) for row in label_tokens(rows, labels, end=9)]
+
+    rows = [
+        {"prompt_ids": [1, 2, 3], "response_ids": [4, 5, 9]},
+        {"prompt_ids": [1], "response_ids": [6, 7]},
+        {"prompt_ids": [1], "response_ids": [9]},
+    ]
+    seen = lambda labels: [
+        (row["prompt_ids"], row["response_ids"]) for row in label_tokens(rows, labels, end=9)
+    ]
     assert seen("response") == [([1, 2, 3], [4, 5, 9]), ([1], [6, 7]), ([1], [9])]
-    assert seen("response_without_end") == [([1, 2, 3], [4, 5]), ([1], [6, 7])] # a cut answer has no end to lose, and an end alone leaves nothing
+    # a cut answer has no end to lose, and an end alone leaves nothing
+    assert seen("response_without_end") == [([1, 2, 3], [4, 5]), ([1], [6, 7])]
     assert seen("conversation") == [([1], [2, 3, 4, 5, 9]), ([1], [6, 7]), ([1], [9])]
-    assert rows[0]["response_ids"] == [4, 5, 9] # the rows given are left alone
-    with pytest.raises(ConfigError, match="labels: 'all' is none of"): label_tokens(rows, "all", end=9)
+    assert rows[0]["response_ids"] == [4, 5, 9]  # the rows given are left alone
+    with pytest.raises(ConfigError, match="labels: 'all' is none of"):
+        label_tokens(rows, "all", end=9)
 
 
-@pytest.mark.parametrize("broken, says", [("config.json", "broken config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")])
+@pytest.mark.parametrize(
+    "broken, says",
+    [
+        ("config.json", "broken config.json"),
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "no tokenizer"),
+    ],
+)
 def test_a_model_folder_that_lacks_a_part_is_refused_without_loading_it(broken, says, tmp_path):
     from prefkit.pipelines import check_model
+
     for file in (ROOT / "data" / "tiny" / "base").iterdir():
-        if file.name != broken: (tmp_path / file.name).symlink_to(file)
-    if broken == "config.json": write_text(tmp_path / broken, "{")
-    with pytest.raises(ConfigError, match=says): check_model(str(tmp_path))
-    check_model("stage:sft"); check_model("data/tiny/base")
+        if file.name != broken:
+            (tmp_path / file.name).symlink_to(file)
+    if broken == "config.json":
+        write_text(tmp_path / broken, "{")
+    with pytest.raises(ConfigError, match=says):
+        check_model(str(tmp_path))
+    check_model("stage:sft")
+    check_model("data/tiny/base")
 
 
 def test_weights_cut_short_are_a_clear_error(tmp_path):
     from prefkit.pipelines import load_model
-    for file in (ROOT / "data" / "tiny" / "base").iterdir(): (tmp_path / file.name).write_bytes(file.read_bytes()[:1000 if file.suffix == ".safetensors" else None])
-    with pytest.raises(ConfigError, match="cannot be loaded"): load_model(str(tmp_path))
+
+    for file in (ROOT / "data" / "tiny" / "base").iterdir():
+        (tmp_path / file.name).write_bytes(
+            file.read_bytes()[: 1000 if file.suffix == ".safetensors" else None]
+        )
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_model(str(tmp_path))
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_refused(tmp_path):
     blocked = write_text(tmp_path / "file", "") / "runs"
     config = write_text(tmp_path / "smoke.yaml", CONFIG)
-    with pytest.raises(ConfigError, match="that you may write to"): run(config, (), blocked, "quiet")
+    with pytest.raises(ConfigError, match="that you may write to"):
+        run(config, (), blocked, "quiet")
 
 
 def test_real_pairs_train_by_naming_the_file_and_every_row_is_accounted_for(tmp_path):
-    if not os.environ.get("PREFKIT_REAL_DATA"): pytest.skip("PREFKIT_REAL_DATA names no folder of real samples")
+    if not os.environ.get("PREFKIT_REAL_DATA"):
+        pytest.skip("PREFKIT_REAL_DATA names no folder of real samples")
     file = Path(os.environ["PREFKIT_REAL_DATA"]) / "pairs" / "dpo_en_demo.jsonl"
-    config = write_text(tmp_path / "real.yaml", json.dumps({"experiment": "real", "stages": {"dpo": {"pipeline": "preference", "parameters": {
-        "dataset": str(file), "split": "train[:80]", "validation_split": "train[80:100]", "limit": None, "max_steps": 2, "batch_size": 2, "max_prompt_length": 256}}}}))
+    config = write_text(
+        tmp_path / "real.yaml",
+        json.dumps(
+            {
+                "experiment": "real",
+                "stages": {
+                    "dpo": {
+                        "pipeline": "preference",
+                        "parameters": {
+                            "dataset": str(file),
+                            "split": "train[:80]",
+                            "validation_split": "train[80:100]",
+                            "limit": None,
+                            "max_steps": 2,
+                            "batch_size": 2,
+                            "max_prompt_length": 256,
+                        },
+                    }
+                },
+            }
+        ),
+    )
     data = open_run(run(config, (), tmp_path, "quiet")["dpo"]).info["data"]["train"]
     assert data["read"] == 80 == data["kept"] + data["dropped_rows"] and data["shortened"] > 0
     assert all(entry["rows"] and entry["examples"] for entry in data["dropped"].values())
@@ -184,32 +354,60 @@ def test_every_pipeline_keeps_the_conventions(path):
     parameters = read_parameters(path)
     assert {"seed", "output_dir"} <= parameters.keys() and parameters["output_dir"].default == ""
     cell = code_cells(path, "parameters")[0]
-    assert all(isinstance(node, ast.AnnAssign) for node in ast.parse(cell).body), "every parameter has a type"
-    assert not [name for name, parameter in parameters.items() if not parameter.comment], "every parameter has a comment"
+    assert all(isinstance(node, ast.AnnAssign) for node in ast.parse(cell).body), (
+        "every parameter has a type"
+    )
+    assert not [name for name, parameter in parameters.items() if not parameter.comment], (
+        "every parameter has a comment"
+    )
     assert any("finish(" in source for source in code_cells(path))
-    assert not any(cell.get("outputs") for cell in json.loads(path.read_text())["cells"]), "pipelines store no outputs"
+    assert not any(cell.get("outputs") for cell in json.loads(path.read_text())["cells"]), (
+        "pipelines store no outputs"
+    )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "data" / "configs").rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "data" / "configs").rglob("*.yaml")),
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
 def test_every_config_fits_its_pipelines(path):
-    try: load_study(path) if "\nstudy: " in path.read_text(encoding="utf-8") else load_config(path)
-    except PrefkitError as error: pytest.fail(str(error))
+    try:
+        load_study(path) if "\nstudy: " in path.read_text(encoding="utf-8") else load_config(path)
+    except PrefkitError as error:
+        pytest.fail(str(error))
 
 
 @pytest.mark.parametrize("kind", ["sft", "pairs", "binary", "prompts"])
-def test_rows_are_encoded_once_and_anything_that_matters_encodes_them_anew(kind, tmp_path, monkeypatch):
+def test_rows_are_encoded_once_and_anything_that_matters_encodes_them_anew(
+    kind, tmp_path, monkeypatch
+):
     import prefkit.pipelines as pipelines
     from prefkit.data import encode_records, load_records
     from prefkit.pipelines import encode_once
     from transformers import AutoTokenizer
-    tokenizer, records = AutoTokenizer.from_pretrained(ROOT / "data/tiny/base"), load_records("tiny-world", kind=kind, limit=60)
-    settings, before, calls = dict(kind=kind, max_length=256), os.environ.get("TOKENIZERS_PARALLELISM"), []
-    monkeypatch.setattr(pipelines, "encode_records", lambda *given, **more: calls.append(os.environ["TOKENIZERS_PARALLELISM"]) or encode_records(*given, **more))
+
+    tokenizer, records = (
+        AutoTokenizer.from_pretrained(ROOT / "data/tiny/base"),
+        load_records("tiny-world", kind=kind, limit=60),
+    )
+    settings, before, calls = (
+        dict(kind=kind, max_length=256),
+        os.environ.get("TOKENIZERS_PARALLELISM"),
+        [],
+    )
+    monkeypatch.setattr(
+        pipelines,
+        "encode_records",
+        lambda *given, **more: (
+            calls.append(os.environ["TOKENIZERS_PARALLELISM"]) or encode_records(*given, **more)
+        ),
+    )
     once, again = (encode_once(records, tokenizer, tmp_path, **settings) for _ in range(2))
     assert once == again == encode_records(records, tokenizer, **settings) and len(once[0]) == 60
     assert calls == ["true"] and os.environ.get("TOKENIZERS_PARALLELISM") == before
-    encode_once(records, tokenizer, tmp_path, **{**settings, "max_length": 255}) # another setting
-    records.rows[0] = {**records.rows[1], "row": records.rows[0]["row"]} # another row
+    encode_once(records, tokenizer, tmp_path, **{**settings, "max_length": 255})  # another setting
+    records.rows[0] = {**records.rows[1], "row": records.rows[0]["row"]}  # another row
     encode_once(records, tokenizer, tmp_path, **settings)
     tokenizer.chat_template = "{# another #}" + tokenizer.chat_template
     encode_once(records, tokenizer, tmp_path, **settings)
@@ -220,7 +418,19 @@ def test_rows_that_would_not_come_back_as_they_were_are_not_kept(tmp_path):
     from prefkit.data import Records, RowReport
     from prefkit.pipelines import encode_once
     from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny/base")
-    rows = [{"prompt": [{"role": "user", "content": "Who is there?"}], "record": record} for record in ({"a": 1}, {"b": 1})] # a table would give both a and b
-    found = [encode_once(Records(rows, RowReport("two", read=2)), tokenizer, tmp_path, kind="prompts")[0] for _ in range(2)]
-    assert found[0] == found[1] and [row["record"] for row in found[1]] == [{"a": 1}, {"b": 1}] and not list(tmp_path.glob("*"))
+    # a table would give both a and b
+    rows = [
+        {"prompt": [{"role": "user", "content": "Who is there?"}], "record": record}
+        for record in ({"a": 1}, {"b": 1})
+    ]
+    found = [
+        encode_once(Records(rows, RowReport("two", read=2)), tokenizer, tmp_path, kind="prompts")[0]
+        for _ in range(2)
+    ]
+    assert (
+        found[0] == found[1]
+        and [row["record"] for row in found[1]] == [{"a": 1}, {"b": 1}]
+        and not list(tmp_path.glob("*"))
+    )

@@ -1,4 +1,5 @@
 "The plan: what it counts is what a run takes."
+
 import json
 import subprocess
 import sys
@@ -12,8 +13,22 @@ from prefkit.plan import Alive, batch_of, count_memory, plan, plan_text, step_me
 from prefkit.settings import TrainSettings
 
 SHAPES = {
-    "tiny": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, vocab_size=1007),
-    "5m": dict(hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, vocab_size=4096),
+    "tiny": dict(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=1007,
+    ),
+    "5m": dict(
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=4096,
+    ),
 }
 LENGTHS = [(100, 150, 170), (60, 300, 200), (200, 120, 90), (30, 400, 80)] * 2
 
@@ -35,71 +50,128 @@ else:
     print(resident(peak=True))
 """
 
+
 def in_process(what, shape, folder):
-    arguments = json.dumps([what, SHAPES[shape], LENGTHS, str(folder), str(project_root() / "data/tiny/base")])
-    done = subprocess.run([sys.executable, "-c", RUN, arguments], capture_output=True, text=True, cwd=project_root())
+    arguments = json.dumps(
+        [what, SHAPES[shape], LENGTHS, str(folder), str(project_root() / "data/tiny/base")]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, arguments], capture_output=True, text=True, cwd=project_root()
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return float(done.stdout.split()[-1])
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a process is read from /proc")
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the peak of a process is read from /proc"
+)
 @pytest.mark.parametrize("shape", ["tiny", "5m"])
 def test_memory_is_within_fifteen_percent_of_the_measured_peak(tmp_path, shape):
     planned, measured = in_process("plan", shape, tmp_path), in_process("run", shape, tmp_path)
     print(shape, planned / 2**20, measured / 2**20)
     assert abs(planned / measured - 1) < 0.15, (planned / 2**20, measured / 2**20)
 
+
 def test_alive_counts_what_lives_at_one_time():
     with Alive() as alive:
         x = torch.zeros(1000)
-        y = (x + 1) * 2 # the sum lives until the product is there
-        z = y.view(10, 100) # no memory of its own
+        y = (x + 1) * 2  # the sum lives until the product is there
+        z = y.view(10, 100)  # no memory of its own
     assert (alive.now, alive.peak) == (8000, 12000) and z.shape == (10, 100)
     del x, y, z
     assert alive.now == 0
+
 
 def test_weights_gradients_and_averages_are_counted_to_the_byte():
     config = Qwen2Config(**SHAPES["tiny"], tie_word_embeddings=True)
     found = step_memory(config, LENGTHS[:2], ("chosen", "rejected"), TrainSettings(device="cpu"))
     numbers = sum(w.numel() for w in Qwen2ForCausalLM(config).parameters())
-    assert (found.weights, found.gradients, found.optimiser, found.reference) == (4 * numbers, 4 * numbers, 8 * numbers, 0)
+    assert (found.weights, found.gradients, found.optimiser, found.reference) == (
+        4 * numbers,
+        4 * numbers,
+        8 * numbers,
+        0,
+    )
     assert found.parameters == found.trained == numbers
 
+
 def test_every_option_saves_what_it_is_for():
-    config, count = Qwen2Config(**SHAPES["5m"], tie_word_embeddings=True), lambda **changes: count_memory(config, batch_of(LENGTHS, ("a", "b")), ("a", "b"), TrainSettings(device="cpu", **changes))
-    plain, few, lora, apart = count(), count(gradient_checkpointing=True), count(lora=True, lora_rank=4), count(layout="apart")
+    config, count = (
+        Qwen2Config(**SHAPES["5m"], tie_word_embeddings=True),
+        lambda **changes: count_memory(
+            config,
+            batch_of(LENGTHS, ("a", "b")),
+            ("a", "b"),
+            TrainSettings(device="cpu", **changes),
+        ),
+    )
+    plain, few, lora, apart = (
+        count(),
+        count(gradient_checkpointing=True),
+        count(lora=True, lora_rank=4),
+        count(layout="apart"),
+    )
     assert few.step < 0.5 * plain.step and few.weights == plain.weights
     assert lora.optimiser < 0.1 * plain.optimiser and lora.gradients < 0.1 * plain.gradients
     assert apart.step > plain.step
 
+
 def test_the_vocabulary_does_not_enter_the_memory_of_a_step(monkeypatch):
-    monkeypatch.setattr("prefkit.engine.PIECE", 2 ** 16)
-    small, large = (count_memory(Qwen2Config(**{**SHAPES["5m"], "vocab_size": n}, tie_word_embeddings=True), batch_of(LENGTHS, ("a", "b")), ("a", "b"), TrainSettings(device="cpu")) for n in (2048, 8192))
-    assert large.step - small.step <= 2 * (large.weights - small.weights) # the head's own gradient, no table of scores
+    monkeypatch.setattr("prefkit.engine.PIECE", 2**16)
+    small, large = (
+        count_memory(
+            Qwen2Config(**{**SHAPES["5m"], "vocab_size": n}, tie_word_embeddings=True),
+            batch_of(LENGTHS, ("a", "b")),
+            ("a", "b"),
+            TrainSettings(device="cpu"),
+        )
+        for n in (2048, 8192)
+    )
+    # the head's own gradient, no table of scores
+    assert large.step - small.step <= 2 * (large.weights - small.weights)
+
 
 def test_a_config_of_the_hub_is_planned_without_a_network(monkeypatch):
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **kwargs: pytest.fail("asked for a config"))
+    monkeypatch.setattr(
+        AutoConfig, "from_pretrained", lambda *args, **kwargs: pytest.fail("asked for a config")
+    )
     plans, others = plan(project_root() / "data/configs/l4/first_path.yaml", devices=("L4",))
-    assert plans and all(one.memory.parameters == 494_032_768 for one in plans) # its model card
+    assert plans and all(one.memory.parameters == 494_032_768 for one in plans)  # its model card
     text = plan_text(plans, others)
     assert "GiB" in text and all(one.stage in text for one in plans)
 
+
 def test_what_does_not_fit_comes_with_a_change_after_which_it_does(monkeypatch):
     from prefkit import plan as module
+
     monkeypatch.setitem(module.DEVICES, "L4", (8.5e9, 1e12, True))
     one, *_ = plan(project_root() / "data/configs/l4/first_path.yaml", devices=("L4",))[0]
     assert not one.fits and ("batch_size" in one.advice or "lora" in one.advice)
 
+
 def test_a_device_that_nobody_knows_is_named():
-    with pytest.raises(ConfigError, match="T4"): plan(project_root() / "data/configs/tiny/first_path.yaml", devices=("H100",))
+    with pytest.raises(ConfigError, match="T4"):
+        plan(project_root() / "data/configs/tiny/first_path.yaml", devices=("H100",))
+
 
 def test_steps_are_those_that_a_run_takes():
     "The comparison as it ran with five seeds: kto and topr make two rows of each pair."
     from prefkit.config import load_config
     from prefkit.plan import first_model, number_of_steps, stage_job, stage_lengths
-    kept = json.loads((project_root() / "data/results/seeds/comparison.json").read_text(encoding="utf-8"))["seeds"]["0"]["training"]
-    planned, stages = {}, {stage.name: stage for stage in load_config(project_root() / "data/configs/tiny/comparison.yaml").stages}
+
+    kept = json.loads(
+        (project_root() / "data/results/seeds/comparison.json").read_text(encoding="utf-8")
+    )["seeds"]["0"]["training"]
+    planned, stages = (
+        {},
+        {
+            stage.name: stage
+            for stage in load_config(project_root() / "data/configs/tiny/comparison.yaml").stages
+        },
+    )
     for stage in (stages[name] for name in kept):
         kind, names, settings, *_ = stage_job(stage)
-        _, share, _ = stage_lengths(stage, kind, names, first_model(stage, stages)) # dpo_v3_1 loses rows to its token limit
+        # dpo_v3_1 loses rows to its token limit
+        _, share, _ = stage_lengths(stage, kind, names, first_model(stage, stages))
         planned[stage.name] = number_of_steps(stage, settings, kind, share)
     assert planned == {name: max(line["step"] for line in lines) for name, lines in kept.items()}

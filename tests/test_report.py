@@ -1,4 +1,8 @@
-"""The report notebook on run folders of the documented format. Their numbers are invented by a seed, only to test the drawing."""
+"""The report notebook on run folders of the documented format.
+
+Their numbers are invented by a seed, only to test the drawing.
+"""
+
 import json, re, shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,52 +22,147 @@ TOTALS = {"base": -0.4, "sft": 1.6, "control": 1.62, "dpo": 2.2}
 
 
 def curve(rng, start, end, steps, noise):
-    return start + (end - start) * (1 - np.exp(-np.arange(steps) / (steps / 4))) + rng.normal(0, noise, steps)
+    return (
+        start
+        + (end - start) * (1 - np.exp(-np.arange(steps) / (steps / 4)))
+        + rng.normal(0, noise, steps)
+    )
 
 
 def write_training(folder, name, rng, *, preference, method="", steps=40, probe=True):
     "metrics.jsonl as the trainer writes it."
     loss = curve(rng, 0.69, 0.55, steps, 0.02) if preference else curve(rng, 2.4, 0.6, steps, 0.08)
-    chosen, rejected = curve(rng, -16, -20 if preference else -9, steps, 0.3), curve(rng, -17, -31 if preference else -14, steps, 0.3)
+    chosen, rejected = (
+        curve(rng, -16, -20 if preference else -9, steps, 0.3),
+        curve(rng, -17, -31 if preference else -14, steps, 0.3),
+    )
     lines = []
     for place in range(steps):
-        line = {"step": (place + 1) * 10, "epoch": place / steps, "split": "train", "loss": float(loss[place]), "learning_rate": 1e-4,
-                "grad_norm": float(rng.gamma(2)), "tokens_per_second": 9000.0, "seconds": place * 1.5}
+        line = {
+            "step": (place + 1) * 10,
+            "epoch": place / steps,
+            "split": "train",
+            "loss": float(loss[place]),
+            "learning_rate": 1e-4,
+            "grad_norm": float(rng.gamma(2)),
+            "tokens_per_second": 9000.0,
+            "seconds": place * 1.5,
+        }
         pairs = {"logps_chosen": float(chosen[place]), "logps_rejected": float(rejected[place])}
         if preference:
-            line |= pairs | {"logratio_chosen": float(chosen[place] + 16), "logratio_rejected": float(rejected[place] + 17), "reward_margin": 0.3, "reward_accuracy": 0.7}
+            line |= pairs | {
+                "logratio_chosen": float(chosen[place] + 16),
+                "logratio_rejected": float(rejected[place] + 17),
+                "reward_margin": 0.3,
+                "reward_accuracy": 0.7,
+            }
         lines.append(line)
         if place % 8 == 7:
-            lines.append({**line, **(pairs if probe else {}), "split": "validation", "loss": float(loss[place]) + 0.01})
+            lines.append(
+                {
+                    **line,
+                    **(pairs if probe else {}),
+                    "split": "validation",
+                    "loss": float(loss[place]) + 0.01,
+                }
+            )
     write_jsonl(folder / "metrics.jsonl", lines)
-    write_jsonl(folder / "samples.jsonl", [{"step": step, "prompt": [{"role": "user", "content": f"question {number} ?"}], "answer": f"answer at {step}"} for step in (0, 200) for number in range(4)])
+    write_jsonl(
+        folder / "samples.jsonl",
+        [
+            {
+                "step": step,
+                "prompt": [{"role": "user", "content": f"question {number} ?"}],
+                "answer": f"answer at {step}",
+            }
+            for step in (0, 200)
+            for number in range(4)
+        ],
+    )
 
 
 def write_run(home, name, order, params, **info):
     folder = home / name
-    write_text(folder / "params.yaml", json.dumps(params)) # JSON is YAML
-    write_json(folder / "run.json", {"experiment": home.name, "stage": name, "pipeline": "x", "needs": [], "status": "done", "seed": 0, "wall_seconds": 30.0 + 40 * order,
-               "attempts": 1, "finished": f"2026-01-01T00:0{order}:00+0000", "device": "cpu", "threads": 2, "peak_memory_mb": 900, "metrics": {}, "data": {}, "model": {},
-               "versions": {"python": "3.11.9", "torch": "2.13.0"}, "git": {"revision": "0" * 40, "dirty": False}, "fingerprints": {"stage": name}} | info)
+    write_text(folder / "params.yaml", json.dumps(params))  # JSON is YAML
+    write_json(
+        folder / "run.json",
+        {
+            "experiment": home.name,
+            "stage": name,
+            "pipeline": "x",
+            "needs": [],
+            "status": "done",
+            "seed": 0,
+            "wall_seconds": 30.0 + 40 * order,
+            "attempts": 1,
+            "finished": f"2026-01-01T00:0{order}:00+0000",
+            "device": "cpu",
+            "threads": 2,
+            "peak_memory_mb": 900,
+            "metrics": {},
+            "data": {},
+            "model": {},
+            "versions": {"python": "3.11.9", "torch": "2.13.0"},
+            "git": {"revision": "0" * 40, "dirty": False},
+            "fingerprints": {"stage": name},
+        }
+        | info,
+    )
     return folder
 
 
 def write_answers(folder, rng, models, n=160, gap=None):
     "generations.jsonl, win_rates.csv and scores.csv as the evaluate stage writes them."
     from prefkit.win_rate import win_rate
+
     records, scores = [], {}
     for model in models:
         for number in range(n):
             total = float(rng.normal((gap or TOTALS).get(model, 1.0), 0.8))
             right = bool(total > 1.2)
-            records.append({"model": model, "prompt_id": f"p{number}", "kind": KINDS[number % len(KINDS)], "held_out": number % 3 == 0,
-                            "prompt": f"what is number {number} <b>&</b> why ?", "answer": f"it is {number} , I think . " * (1 + number % 3), "tokens": 8 + number % 5, "ended": number % 11 != 0,
-                            "gold": {"total": total, "instruction_following": 1.0, "truthfulness": 2.0, "honesty": 1.0, "helpfulness": 0.5, "length_cost": 0.0, "repetition_cost": 0.1, "right": right},
-                            "second": float(total * 0.5 + rng.normal(0, 0.5))})
-            scores.setdefault((model, "gold"), []).append(total), scores.setdefault((model, "second"), []).append(records[-1]["second"])
+            records.append(
+                {
+                    "model": model,
+                    "prompt_id": f"p{number}",
+                    "kind": KINDS[number % len(KINDS)],
+                    "held_out": number % 3 == 0,
+                    "prompt": f"what is number {number} <b>&</b> why ?",
+                    "answer": f"it is {number} , I think . " * (1 + number % 3),
+                    "tokens": 8 + number % 5,
+                    "ended": number % 11 != 0,
+                    "gold": {
+                        "total": total,
+                        "instruction_following": 1.0,
+                        "truthfulness": 2.0,
+                        "honesty": 1.0,
+                        "helpfulness": 0.5,
+                        "length_cost": 0.0,
+                        "repetition_cost": 0.1,
+                        "right": right,
+                    },
+                    "second": float(total * 0.5 + rng.normal(0, 0.5)),
+                }
+            )
+            (
+                scores.setdefault((model, "gold"), []).append(total),
+                scores.setdefault((model, "second"), []).append(records[-1]["second"]),
+            )
     write_jsonl(folder / "generations.jsonl", records)
-    pairs = [(model, reference) for place, reference in enumerate(models) for model in models[place + 1:]]
-    rows = [{"model": model, "reference": reference, "judge": judge, **win_rate(scores[model, judge], scores[reference, judge]).to_dict()} for model, reference in pairs for judge in ("gold", "second")]
+    pairs = [
+        (model, reference)
+        for place, reference in enumerate(models)
+        for model in models[place + 1 :]
+    ]
+    rows = [
+        {
+            "model": model,
+            "reference": reference,
+            "judge": judge,
+            **win_rate(scores[model, judge], scores[reference, judge]).to_dict(),
+        }
+        for model, reference in pairs
+        for judge in ("gold", "second")
+    ]
     pd.DataFrame(rows).to_csv(folder / "win_rates.csv", index=False)
 
 
@@ -71,12 +170,61 @@ def make_experiment(home: Path, seed=0, n=160, gap=None) -> Path:
     "Base, SFT, a control and DPO, evaluated."
     rng = np.random.default_rng(seed)
     report = RowReport("toy.jsonl", read=4000, kept=3950, shortened=12)
-    for number in range(50): report.drop(f"row {number} of toy.jsonl", DataError("the answer is empty" if number < 30 else "chosen equals rejected"))
+    for number in range(50):
+        report.drop(
+            f"row {number} of toy.jsonl",
+            DataError("the answer is empty" if number < 30 else "chosen equals rejected"),
+        )
     report = report.to_dict()
-    write_training(write_run(home, "sft", 1, {"model": "data/tiny/base", "dataset": "tiny-world", "learning_rate": 1e-3}, data={"train": report, "validation": report}), "sft", rng, preference=False)
-    write_training(write_run(home, "control", 2, {"model": "stage:sft", "dataset": "tiny-world"}, data={"train": report}), "control", rng, preference=False)
-    write_training(write_run(home, "dpo", 3, {"model": "stage:sft", "method": "dpo", "beta": 0.1}, data={"train": report}), "dpo", rng, preference=True)
-    folder = write_run(home, "evaluate", 4, {"models": {"base": "data/tiny/base", "sft": "stage:sft", "control": "stage:control", "dpo": "stage:dpo"}})
+    write_training(
+        write_run(
+            home,
+            "sft",
+            1,
+            {"model": "data/tiny/base", "dataset": "tiny-world", "learning_rate": 1e-3},
+            data={"train": report, "validation": report},
+        ),
+        "sft",
+        rng,
+        preference=False,
+    )
+    write_training(
+        write_run(
+            home,
+            "control",
+            2,
+            {"model": "stage:sft", "dataset": "tiny-world"},
+            data={"train": report},
+        ),
+        "control",
+        rng,
+        preference=False,
+    )
+    write_training(
+        write_run(
+            home,
+            "dpo",
+            3,
+            {"model": "stage:sft", "method": "dpo", "beta": 0.1},
+            data={"train": report},
+        ),
+        "dpo",
+        rng,
+        preference=True,
+    )
+    folder = write_run(
+        home,
+        "evaluate",
+        4,
+        {
+            "models": {
+                "base": "data/tiny/base",
+                "sft": "stage:sft",
+                "control": "stage:control",
+                "dpo": "stage:dpo",
+            }
+        },
+    )
     write_answers(folder, rng, ["base", "sft", "control", "dpo"], n, gap)
     return home
 
@@ -84,23 +232,43 @@ def make_experiment(home: Path, seed=0, n=160, gap=None) -> Path:
 def draw(home: Path) -> Path:
     "Run the report notebook as the runner does; gives its output folder."
     import papermill
+
     output = home / "report"
-    papermill.execute_notebook(str(REPORT), str(home / "executed.ipynb"), {"experiment": home.name, "runs_dir": str(home.parent), "output_dir": str(output)},
-                               kernel_name="python3", progress_bar=False)
+    papermill.execute_notebook(
+        str(REPORT),
+        str(home / "executed.ipynb"),
+        {"experiment": home.name, "runs_dir": str(home.parent), "output_dir": str(output)},
+        kernel_name="python3",
+        progress_bar=False,
+    )
     return output
 
 
 class Reader(HTMLParser):
     "What a page loads, and its text."
+
     def __init__(self, text):
-        super().__init__(); self.loaded, self.tags, self.words, self.open = [], [], [], []; self.feed(text); self.close()
+        super().__init__()
+        self.loaded, self.tags, self.words, self.open = [], [], [], []
+        self.feed(text)
+        self.close()
+
     def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes); self.tags.append(tag)
-        if tag not in ("img", "meta", "link", "br"): self.open.append(tag)
-        self.loaded += [value for name, value in attributes.items() if name in ("src", "srcset", "data") or (name == "href" and tag == "link")]
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        if tag not in ("img", "meta", "link", "br"):
+            self.open.append(tag)
+        self.loaded += [
+            value
+            for name, value in attributes.items()
+            if name in ("src", "srcset", "data") or (name == "href" and tag == "link")
+        ]
+
     def handle_endtag(self, tag):
         assert self.open and self.open.pop() == tag, f"<{tag}> is closed out of turn"
-    def handle_data(self, data): self.words.append(data)
+
+    def handle_data(self, data):
+        self.words.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -112,22 +280,50 @@ def drawn(tmp_path_factory):
 def test_page_is_one_file_that_loads_nothing(drawn):
     page = Reader((drawn[1] / "report.html").read_text(encoding="utf-8"))
     assert page.open == [] and "script" not in page.tags and "link" not in page.tags
-    assert page.loaded and all(source.startswith("data:image/png;base64,") for source in page.loaded)
+    assert page.loaded and all(
+        source.startswith("data:image/png;base64,") for source in page.loaded
+    )
 
 
 def test_page_has_every_part(drawn):
     text = (drawn[1] / "report.html").read_text(encoding="utf-8")
-    for part in ("Who wins", "Gold reward", "Where the answers are right", "Example answers", "Wall time", "Rows kept and dropped", "Settings", "Made with", "prefkit run", "learning_rate", "torch"):
+    for part in (
+        "Who wins",
+        "Gold reward",
+        "Where the answers are right",
+        "Example answers",
+        "Wall time",
+        "Rows kept and dropped",
+        "Settings",
+        "Made with",
+        "prefkit run",
+        "learning_rate",
+        "torch",
+    ):
         assert part in text, part
 
 
 def test_every_figure_lies_beside_the_page_as_png_and_csv(drawn):
     figures = drawn[1] / "figures"
-    expected = {f"{what}_{stage}" for what in ("loss", "logps") for stage in ("sft", "control", "dpo")} | {
-        "logratios_dpo", "win_rates", "gold_reward", "share_right_by_kind", "share_right_by_memory", "wall_time"}
-    assert {path.stem for path in figures.glob("*.png")} == expected == {path.stem for path in figures.glob("*.csv")}
+    expected = {
+        f"{what}_{stage}" for what in ("loss", "logps") for stage in ("sft", "control", "dpo")
+    } | {
+        "logratios_dpo",
+        "win_rates",
+        "gold_reward",
+        "share_right_by_kind",
+        "share_right_by_memory",
+        "wall_time",
+    }
+    assert (
+        {path.stem for path in figures.glob("*.png")}
+        == expected
+        == {path.stem for path in figures.glob("*.csv")}
+    )
     assert all(len(pd.read_csv(path)) for path in figures.glob("*.csv"))
-    assert (drawn[1] / "report.html").read_text(encoding="utf-8").count("data:image/png") == len(expected)
+    assert (drawn[1] / "report.html").read_text(encoding="utf-8").count("data:image/png") == len(
+        expected
+    )
 
 
 def test_captions_say_what_the_tables_say(drawn):
@@ -135,7 +331,14 @@ def test_captions_say_what_the_tables_say(drawn):
     page = " ".join(Reader((output / "report.html").read_text(encoding="utf-8")).words)
     wins = pd.read_csv(home / "evaluate" / "win_rates.csv")
     row = wins[(wins.model == "dpo") & (wins.reference == "sft") & (wins.judge == "gold")].iloc[0]
-    assert row.low > 0.5 and f"DPO wins {100 * row.rate:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}] against SFT" in page
+    assert (
+        row.low > 0.5
+        and (
+            f"DPO wins {100 * row.rate:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}] against "
+            "SFT"
+        )
+        in page
+    )
     rows = pd.read_csv(output / "tables" / "rows.csv")
     assert (rows.kept + rows.dropped == rows["read"]).all() and "30 × the answer is empty" in page
 
@@ -147,30 +350,56 @@ def test_numbers_from_the_world_are_escaped(drawn):
 
 def test_no_effect_is_called_no_effect(tmp_path):
     "The tuned model's answers are drawn from the same distribution as those of SFT."
-    home = make_experiment(tmp_path / "null", gap={"base": 1.0, "sft": 1.0, "control": 1.0, "dpo": 1.0}, n=96)
+    home = make_experiment(
+        tmp_path / "null", gap={"base": 1.0, "sft": 1.0, "control": 1.0, "dpo": 1.0}, n=96
+    )
     page = " ".join(Reader((draw(home) / "report.html").read_text(encoding="utf-8")).words)
     wins = pd.read_csv(home / "evaluate" / "win_rates.csv")
     row = wins[(wins.model == "dpo") & (wins.reference == "sft") & (wins.judge == "gold")].iloc[0]
-    assert row.low <= 0.5 <= row.high # the seed was not one of the twenty in which chance looks like an effect
-    assert "DPO and SFT cannot be told apart" in page and not re.search(r"DPO wins \d+ % \[[^]]*\] against SFT", page)
+    # the seed was not one of the twenty in which chance looks like an effect
+    assert row.low <= 0.5 <= row.high
+    assert "DPO and SFT cannot be told apart" in page and not re.search(
+        r"DPO wins \d+ % \[[^]]*\] against SFT", page
+    )
 
 
 def test_report_knows_no_stage_by_name(tmp_path):
     "Other stages, two preference methods, no validation pairs, and no evaluation."
     home, rng = tmp_path / "other", np.random.default_rng(1)
-    write_training(write_run(home, "warm_start", 1, {"dataset": "x.jsonl"}), "warm_start", rng, preference=False, probe=False)
-    write_training(write_run(home, "orpo_small", 2, {"method": "orpo"}), "orpo_small", rng, preference=True, steps=6)
-    write_training(write_run(home, "kto_run", 3, {"method": "kto"}), "kto_run", rng, preference=True)
+    write_training(
+        write_run(home, "warm_start", 1, {"dataset": "x.jsonl"}),
+        "warm_start",
+        rng,
+        preference=False,
+        probe=False,
+    )
+    write_training(
+        write_run(home, "orpo_small", 2, {"method": "orpo"}),
+        "orpo_small",
+        rng,
+        preference=True,
+        steps=6,
+    )
+    write_training(
+        write_run(home, "kto_run", 3, {"method": "kto"}), "kto_run", rng, preference=True
+    )
     output = draw(home)
     names = {path.stem for path in (output / "figures").glob("*.png")}
-    assert {"loss_warm_start", "logratios_orpo_small", "logratios_kto_run", "wall_time"} <= names and "logps_warm_start" not in names
+    assert {
+        "loss_warm_start",
+        "logratios_orpo_small",
+        "logratios_kto_run",
+        "wall_time",
+    } <= names and "logps_warm_start" not in names
     assert "Who wins" not in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_report_of_nothing_says_what_to_do(tmp_path):
     from papermill.exceptions import PapermillExecutionError
+
     (tmp_path / "none").mkdir()
-    with pytest.raises(PapermillExecutionError, match="no finished run. Run the experiment first"): draw(tmp_path / "none")
+    with pytest.raises(PapermillExecutionError, match="no finished run. Run the experiment first"):
+        draw(tmp_path / "none")
 
 
 def test_same_run_folders_give_the_same_page(drawn):
@@ -181,19 +410,36 @@ def test_same_run_folders_give_the_same_page(drawn):
 
 
 def test_page_refuses_a_missing_picture(tmp_path):
-    with pytest.raises(PrefkitError, match="no such picture"): Page("x").figure(tmp_path / "none.png", "caption")
+    with pytest.raises(PrefkitError, match="no such picture"):
+        Page("x").figure(tmp_path / "none.png", "caption")
 
 
 def test_page_escapes_what_is_given_and_shows_missing_values(tmp_path):
     page = Page("a < b", "lead & more")
     page.section("<i>", "text <script>alert(1)</script>")
-    page.table(pd.DataFrame({"name": ["<x>", None], "value": [1.5, float("nan")], "n": [1234, 5]}), "caption <", digits=1)
+    page.table(
+        pd.DataFrame({"name": ["<x>", None], "value": [1.5, float("nan")], "n": [1234, 5]}),
+        "caption <",
+        digits=1,
+    )
     page.example("prompt <", [("model", "", "marks <")])
     text = page.write(tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "<script" not in text and "<x>" not in text and "1.5" in text and "–" in text and "1\u202f234" in text and "(empty)" in text
+    assert (
+        "<script" not in text
+        and "<x>" not in text
+        and "1.5" in text
+        and "–" in text
+        and "1\u202f234" in text
+        and "(empty)" in text
+    )
     assert Reader(text).open == [] and [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_page_is_dark_on_light_and_fits_a_phone():
     text = Page("x").html()
-    assert 'name="viewport"' in text and "color-scheme: light" in text and re.search(r"img \{ width: 100%", text) and "overflow-x: auto" in text
+    assert (
+        'name="viewport"' in text
+        and "color-scheme: light" in text
+        and re.search(r"img \{ width: 100%", text)
+        and "overflow-x: auto" in text
+    )

@@ -1,4 +1,7 @@
-"""The reward model's loss: against TRL's own code, SciPy, autograd and finite differences, and at its edges."""
+"""The reward model's loss: against TRL's own code, SciPy, autograd and finite differences, and at
+its edges.
+"""
+
 import math
 import types
 from collections import defaultdict
@@ -7,30 +10,52 @@ import numpy as np, pytest, torch
 from hypothesis import example, given, settings, strategies as st
 from scipy.special import log_expit
 
-from loss_checks import finite_loss_and_gradients, input_dtypes, refuses_wrong_shapes, runs_without_reading_values
+from loss_checks import (
+    finite_loss_and_gradients,
+    input_dtypes,
+    refuses_wrong_shapes,
+    runs_without_reading_values,
+)
 from prefkit.losses import reward_model_loss
 
 REWARDS = ("chosen_rewards", "rejected_rewards")
-rewards = st.floats(-400, 400, allow_nan=False) # a head is not bounded; averages of -50 over eight tokens, say
+# a head is not bounded; averages of -50 over eight tokens, say
+rewards = st.floats(-400, 400, allow_nan=False)
 
 
 def random_rewards(n, dtype, seed):
     "Scores with a scale and a zero point of their own in each batch, and margins of both signs."
     generator = torch.Generator().manual_seed(seed)
     draw = lambda: torch.randn(n, generator=generator, dtype=torch.float64)
-    scale, zero = 10 ** torch.rand((), generator=generator, dtype=torch.float64), 20 * torch.randn((), generator=generator, dtype=torch.float64)
+    scale, zero = (
+        10 ** torch.rand((), generator=generator, dtype=torch.float64),
+        20 * torch.randn((), generator=generator, dtype=torch.float64),
+    )
     return [x.to(dtype) for x in (zero + scale * draw(), zero + scale * draw(), draw())]
 
 
 def trl_reward_trainer():
-    "TRL's RewardTrainer with just what `compute_loss` reads; its model is a function that answers with the given scores."
-    trl = pytest.importorskip("trl", reason="TRL, the outside oracle, is not installed (extra `dev`)")
-    if not trl.__version__.startswith("1.16."): pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+    """TRL's RewardTrainer with just what `compute_loss` reads; its model is a function that answers
+    with the given scores.
+    """
+    trl = pytest.importorskip(
+        "trl", reason="TRL, the outside oracle, is not installed (extra `dev`)"
+    )
+    if not trl.__version__.startswith("1.16."):
+        pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
     from trl.trainer.reward_trainer import RewardTrainer
+
     trainer = object.__new__(RewardTrainer)
-    trainer.model, trainer.args = types.SimpleNamespace(training=False), types.SimpleNamespace(center_rewards_coefficient=None)
+    trainer.model, trainer.args = (
+        types.SimpleNamespace(training=False),
+        types.SimpleNamespace(center_rewards_coefficient=None),
+    )
     trainer.accelerator = types.SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x)
-    trainer._metrics, trainer._total_train_tokens, trainer._tp_size = {"eval": defaultdict(list)}, 0, 1
+    trainer._metrics, trainer._total_train_tokens, trainer._tp_size = (
+        {"eval": defaultdict(list)},
+        0,
+        1,
+    )
     return trainer
 
 
@@ -42,7 +67,9 @@ def trl_loss(trainer, chosen, rejected, margin=None):
 
 def transcription(chosen, rejected, margin=0.0):
     "SciPy's log of the logistic function, in float64 and without torch."
-    return -log_expit(chosen.detach().double().numpy() - rejected.detach().double().numpy() - np.asarray(margin))
+    return -log_expit(
+        chosen.detach().double().numpy() - rejected.detach().double().numpy() - np.asarray(margin)
+    )
 
 
 @pytest.mark.parametrize("with_margin", [False, True])
@@ -56,9 +83,12 @@ def test_value_and_gradient_equal_trl_on_1000_random_batches(dtype, rtol, with_m
         theirs = trl_loss(trainer, *inputs, margin if with_margin else None)
         assert theirs.dtype == dtype
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-30)
-        for mine, other in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)):
+        for mine, other in zip(
+            torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)
+        ):
             torch.testing.assert_close(mine, other, rtol=rtol, atol=1e-30)
-    assert len(trainer._metrics["eval"]["accuracy"]) == 1000 # it is TRL's own function that has run
+    # it is TRL's own function that has run
+    assert len(trainer._metrics["eval"]["accuracy"]) == 1000
 
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -67,10 +97,12 @@ def test_each_pair_equals_scipy_and_its_gradient_is_the_closed_form(dtype, rtol)
         chosen, rejected, margin = random_rewards(4, dtype, seed)
         inputs = [chosen.requires_grad_(), rejected.requires_grad_()]
         loss = reward_model_loss(*inputs, margin=margin)
-        difference = chosen.detach() - rejected.detach() # rounded as the function rounds it: near 0 a relative error would be the subtraction's
+        # rounded as the function rounds it: near 0 a relative error would be the subtraction's
+        difference = chosen.detach() - rejected.detach()
         expected = torch.from_numpy(transcription(difference - margin, torch.zeros(4)))
         torch.testing.assert_close(loss.detach().double(), expected, rtol=rtol, atol=1e-30)
-        weight = 1 / (1 + (difference - margin).double().exp()) # how wrong the score is about this pair
+        # how wrong the score is about this pair
+        weight = 1 / (1 + (difference - margin).double().exp())
         for gradient, sign in zip(torch.autograd.grad(loss.sum(), inputs), (-1, 1)):
             torch.testing.assert_close(gradient.double(), sign * weight, rtol=rtol, atol=1e-30)
 
@@ -96,12 +128,23 @@ def test_loss_and_gradient_are_finite_at_the_edges(chosen, rejected, margin, dty
 @settings(max_examples=100, deadline=None)
 @given(st.floats(-30, 30), st.floats(-30, 30), st.floats(-1000, 1000))
 def test_only_the_difference_counts(chosen, rejected, zero):
-    "Another zero point changes nothing; swapping the two answers changes the loss by their difference; a margin is a shift of the chosen score."
+    """Another zero point changes nothing; swapping the two answers changes the loss by their
+    difference; a margin is a shift of the chosen score.
+    """
     c, r = (torch.tensor([x], dtype=torch.float64) for x in (chosen, rejected))
-    torch.testing.assert_close(reward_model_loss(c + zero, r + zero), reward_model_loss(c, r), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(reward_model_loss(r, c) - reward_model_loss(c, r), c - r, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        reward_model_loss(c + zero, r + zero), reward_model_loss(c, r), rtol=1e-9, atol=1e-9
+    )
+    torch.testing.assert_close(
+        reward_model_loss(r, c) - reward_model_loss(c, r), c - r, rtol=1e-9, atol=1e-9
+    )
     margin = torch.tensor([zero / 100], dtype=torch.float64)
-    torch.testing.assert_close(reward_model_loss(c, r, margin=margin), reward_model_loss(c - margin, r), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        reward_model_loss(c, r, margin=margin),
+        reward_model_loss(c - margin, r),
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -115,27 +158,37 @@ def test_bfloat16_input_is_computed_in_float32():
     inputs = random_rewards(50, torch.bfloat16, 5)
     loss = reward_model_loss(*inputs[:2], margin=inputs[2])
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, reward_model_loss(*(x.float() for x in inputs[:2]), margin=inputs[2].float()), rtol=0, atol=0)
+    torch.testing.assert_close(
+        loss,
+        reward_model_loss(*(x.float() for x in inputs[:2]), margin=inputs[2].float()),
+        rtol=0,
+        atol=0,
+    )
 
 
 def test_loss_is_one_number_per_pair_and_not_reduced():
     chosen, rejected, margin = random_rewards(6, torch.float32, 6)
     whole = reward_model_loss(chosen, rejected, margin=margin)
     assert whole.shape == (6,)
-    torch.testing.assert_close(whole[2:3], reward_model_loss(chosen[2:3], rejected[2:3], margin=margin[2:3]))
+    torch.testing.assert_close(
+        whole[2:3], reward_model_loss(chosen[2:3], rejected[2:3], margin=margin[2:3])
+    )
 
 
 def test_wrong_shape_is_refused_by_name():
     refuses_wrong_shapes(reward_model_loss, REWARDS)
     for bad in (torch.zeros(3, 1), torch.zeros(()), torch.zeros(2), 0.5):
-        with pytest.raises(ValueError, match="margin"): reward_model_loss(torch.zeros(3), torch.zeros(3), margin=bad)
+        with pytest.raises(ValueError, match="margin"):
+            reward_model_loss(torch.zeros(3), torch.zeros(3), margin=bad)
 
 
 def test_margin_is_keyword_only():
-    with pytest.raises(TypeError): reward_model_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2))
+    with pytest.raises(TypeError):
+        reward_model_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2))
 
 
 def test_values_are_never_looked_at():
     runs_without_reading_values(reward_model_loss, REWARDS)
     runs_without_reading_values(reward_model_loss, REWARDS, margin=torch.zeros(4, device="meta"))
-    assert reward_model_loss(*[torch.full((1,), math.nan)] * 2).isnan().all() # not hidden either: the trainer watches for it
+    # not hidden either: the trainer watches for it
+    assert reward_model_loss(*[torch.full((1,), math.nan)] * 2).isnan().all()

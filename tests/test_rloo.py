@@ -1,13 +1,30 @@
-"""RLOO: against loops in NumPy, sums over all samples, autograd and TRL's trainer, and at its edges."""
+"""RLOO: against loops in NumPy, sums over all samples, autograd and TRL's trainer, and at its
+edges.
+"""
+
 import itertools, math, types
 from collections import defaultdict
 
 import numpy as np, pytest, torch
 from hypothesis import example, given, settings, strategies as st
 
-from loss_checks import (averages, finite_loss_and_gradients, input_dtypes, random_logps, refuses_wrong_shapes, runs_without_reading_values,
-                         token_counts)
-from prefkit.losses import kl_penalty, reinforce_loss, rloo_advantages, rloo_kl_loss, rloo_loss, shaped_rewards
+from loss_checks import (
+    averages,
+    finite_loss_and_gradients,
+    input_dtypes,
+    random_logps,
+    refuses_wrong_shapes,
+    runs_without_reading_values,
+    token_counts,
+)
+from prefkit.losses import (
+    kl_penalty,
+    reinforce_loss,
+    rloo_advantages,
+    rloo_kl_loss,
+    rloo_loss,
+    shaped_rewards,
+)
 from prefkit.losses.rloo import ESTIMATORS
 from prefkit.losses.topr import MAX_LOG_RATIO
 
@@ -16,8 +33,12 @@ CLIPS = (None, 0.2, 0.05, 3.0)
 CLOSE = dict(rtol=1e-10, atol=1e-10)
 
 
-def generator(seed): return torch.Generator().manual_seed(seed)
-def normal(*shape, seed, scale=1.0): return scale * torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed, scale=1.0):
+    return scale * torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
 def sequences(n, seed):
@@ -30,7 +51,9 @@ def sequences(n, seed):
 
 
 def tokens(batch, length, seed):
-    "Token log-probs of policy, old policy and reference, and a mask of ragged answers, one of them empty now and then."
+    """Token log-probs of policy, old policy and reference, and a mask of ragged answers, one of
+    them empty now and then.
+    """
     reference = -3 * torch.rand(batch, length, generator=generator(seed), dtype=torch.float64)
     old = reference + normal(batch, length, seed=seed + 1, scale=0.3)
     policy = old + normal(batch, length, seed=seed + 2, scale=0.1)
@@ -41,7 +64,8 @@ def tokens(batch, length, seed):
 def loop_advantages(rewards):
     wanted = np.zeros_like(rewards)
     for p, group in enumerate(rewards):
-        for i in range(len(group)): wanted[p, i] = group[i] - np.mean([group[j] for j in range(len(group)) if j != i])
+        for i in range(len(group)):
+            wanted[p, i] = group[i] - np.mean([group[j] for j in range(len(group)) if j != i])
     return wanted
 
 
@@ -53,13 +77,17 @@ def loop_rloo(policy, old, advantages, clip):
         gain, slope = a * ratio, a * ratio if p - o <= MAX_LOG_RATIO else 0.0
         if clip is not None:
             clipped = a * min(max(ratio, 1 - clip), 1 + clip)
-            if clipped < gain: gain, slope = clipped, 0.0
-        losses.append(-gain); slopes.append(-slope)
+            if clipped < gain:
+                gain, slope = clipped, 0.0
+        losses.append(-gain)
+        slopes.append(-slope)
     return np.array(losses), np.array(slopes)
 
 
 def loop_kl(policy, reference, mask, kind):
-    "Schulman's estimators with r = reference / policy, and their derivatives with respect to the policy's token log-prob."
+    """Schulman's estimators with r = reference / policy, and their derivatives with respect to the
+    policy's token log-prob.
+    """
     value, slope = np.zeros(len(policy)), np.zeros_like(policy)
     for i, t in np.argwhere(mask):
         log_r = reference[i, t] - policy[i, t]
@@ -71,23 +99,39 @@ def loop_kl(policy, reference, mask, kind):
 
 # advantages
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, CLOSE), (torch.float32, dict(rtol=1e-5, atol=1e-5))])
+
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float64, CLOSE), (torch.float32, dict(rtol=1e-5, atol=1e-5))]
+)
 def test_advantages_equal_a_loop_on_300_random_batches(dtype, tolerance):
     for seed in range(300):
         prompts, k = 1 + seed % 5, 2 + seed % 7
         rewards = normal(prompts, k, seed=seed, scale=10.0 ** (seed % 4 - 2)).to(dtype)
         ours = rloo_advantages(rewards)
         assert ours.shape == (prompts, k) and ours.dtype == dtype
-        torch.testing.assert_close(ours.double(), torch.from_numpy(loop_advantages(rewards.double().numpy())), **tolerance)
-        torch.testing.assert_close(ours.sum(1), torch.zeros(prompts, dtype=dtype), rtol=0, atol=tolerance["atol"] * 100)
-        torch.testing.assert_close(ours, k / (k - 1) * (rewards - rewards.mean(1, keepdim=True)), **tolerance)
+        torch.testing.assert_close(
+            ours.double(), torch.from_numpy(loop_advantages(rewards.double().numpy())), **tolerance
+        )
+        torch.testing.assert_close(
+            ours.sum(1), torch.zeros(prompts, dtype=dtype), rtol=0, atol=tolerance["atol"] * 100
+        )
+        torch.testing.assert_close(
+            ours, k / (k - 1) * (rewards - rewards.mean(1, keepdim=True)), **tolerance
+        )
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.floats(-2.0**99, 2.0**99, width=32), st.integers(2, 64), st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+@given(
+    st.floats(-(2.0**99), 2.0**99, width=32),
+    st.integers(2, 64),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+)
 @example(0.1, 3, torch.float32)
 def test_equal_rewards_teach_exactly_nothing(value, k, dtype):
-    assert torch.equal(rloo_advantages(torch.full((2, k), value, dtype=dtype)), torch.zeros(2, k, dtype=torch.promote_types(dtype, torch.float32)))
+    assert torch.equal(
+        rloo_advantages(torch.full((2, k), value, dtype=dtype)),
+        torch.zeros(2, k, dtype=torch.promote_types(dtype, torch.float32)),
+    )
 
 
 def test_a_constant_changes_nothing_and_costs_no_digits():
@@ -95,24 +139,38 @@ def test_a_constant_changes_nothing_and_costs_no_digits():
     assert torch.equal(rloo_advantages(rewards + 2**23), rloo_advantages(rewards))
     naive = rewards + 2**23
     naive = naive - (naive.sum(1, keepdim=True) - naive) / 4
-    assert not torch.equal(naive, rloo_advantages(rewards)) # the formula as printed rounds
+    assert not torch.equal(naive, rloo_advantages(rewards))  # the formula as printed rounds
 
 
 def test_advantages_of_integers_bools_and_bfloat16_are_float32():
-    for rewards in (torch.tensor([[1, 0, 0]]), torch.tensor([[True, False, False]]), torch.tensor([[1.0, 0, 0]], dtype=torch.bfloat16)):
+    for rewards in (
+        torch.tensor([[1, 0, 0]]),
+        torch.tensor([[True, False, False]]),
+        torch.tensor([[1.0, 0, 0]], dtype=torch.bfloat16),
+    ):
         assert torch.equal(rloo_advantages(rewards), torch.tensor([[1.0, -0.5, -0.5]]))
-    with pytest.raises(ValueError, match="rewards"): rloo_advantages(torch.zeros(3, 1))
+    with pytest.raises(ValueError, match="rewards"):
+        rloo_advantages(torch.zeros(3, 1))
     for shape in ((3,), (), (2, 2, 2), (3, 0)):
-        with pytest.raises(ValueError, match="rewards"): rloo_advantages(torch.zeros(shape))
+        with pytest.raises(ValueError, match="rewards"):
+            rloo_advantages(torch.zeros(shape))
     assert rloo_advantages(torch.zeros(3, 4, device="meta")).shape == (3, 4)
-    assert rloo_advantages(torch.tensor([[0.0, math.nan], [0.0, 1.0]])).isnan().tolist() == [[True, True], [False, False]] # not hidden
+    # not hidden
+    assert rloo_advantages(torch.tensor([[0.0, math.nan], [0.0, 1.0]])).isnan().tolist() == [
+        [True, True],
+        [False, False],
+    ]
 
 
 # the estimator, over all samples that there are
 
+
 def bandit(arms, seed):
-    logits, rewards = normal(arms, seed=seed).requires_grad_(), normal(arms, seed=seed + 1, scale=2.0)
-    truth, = torch.autograd.grad((logits.softmax(0) * rewards).sum(), logits)
+    logits, rewards = (
+        normal(arms, seed=seed).requires_grad_(),
+        normal(arms, seed=seed + 1, scale=2.0),
+    )
+    (truth,) = torch.autograd.grad((logits.softmax(0) * rewards).sum(), logits)
     return logits, rewards, truth
 
 
@@ -122,14 +180,28 @@ def test_leave_one_out_is_unbiased_and_the_mean_baseline_shrinks_by_k_minus_1_ov
     logits, rewards, truth = bandit(5, seed)
     groups = torch.tensor(list(itertools.product(range(5), repeat=k)))
     logps = logits.log_softmax(0)
-    chance = logps.detach()[groups].sum(1).exp() # of this group of k answers
-    expectation = lambda loss: -torch.autograd.grad((chance * loss.view(-1, k).mean(1)).sum(), logits, retain_graph=True)[0]
+    chance = logps.detach()[groups].sum(1).exp()  # of this group of k answers
+    expectation = lambda loss: (
+        -torch.autograd.grad((chance * loss.view(-1, k).mean(1)).sum(), logits, retain_graph=True)[
+            0
+        ]
+    )
     advantages, picked = rloo_advantages(rewards[groups]), logps[groups].flatten()
-    torch.testing.assert_close(expectation(reinforce_loss(picked, advantages.flatten())), truth, **CLOSE)
-    torch.testing.assert_close(expectation(rloo_loss(picked, picked.detach(), advantages.flatten(), clip=0.2)), truth, **CLOSE)
-    torch.testing.assert_close(expectation(reinforce_loss(picked, rewards[groups].flatten())), truth, **CLOSE)
+    torch.testing.assert_close(
+        expectation(reinforce_loss(picked, advantages.flatten())), truth, **CLOSE
+    )
+    torch.testing.assert_close(
+        expectation(rloo_loss(picked, picked.detach(), advantages.flatten(), clip=0.2)),
+        truth,
+        **CLOSE,
+    )
+    torch.testing.assert_close(
+        expectation(reinforce_loss(picked, rewards[groups].flatten())), truth, **CLOSE
+    )
     including = rewards[groups] - rewards[groups].mean(1, keepdim=True)
-    torch.testing.assert_close(expectation(reinforce_loss(picked, including.flatten())), (k - 1) / k * truth, **CLOSE)
+    torch.testing.assert_close(
+        expectation(reinforce_loss(picked, including.flatten())), (k - 1) / k * truth, **CLOSE
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -138,28 +210,39 @@ def test_kl_in_the_reward_has_the_gradient_of_the_penalised_objective(seed):
     reference, beta = normal(5, seed=seed + 9).log_softmax(0), 0.3
     logps = logits.log_softmax(0)
     objective = (logps.exp() * (rewards - beta * (logps - reference))).sum()
-    truth, = torch.autograd.grad(objective, logits, retain_graph=True)
+    (truth,) = torch.autograd.grad(objective, logits, retain_graph=True)
     shaped = shaped_rewards(rewards, logps, reference, kl_coef=beta)
     assert not shaped.requires_grad
     groups = torch.tensor(list(itertools.product(range(5), repeat=2)))
-    loss = reinforce_loss(logps[groups].flatten(), rloo_advantages(shaped[groups]).flatten()).view(-1, 2).mean(1)
-    ours, = torch.autograd.grad(-(logps.detach()[groups].sum(1).exp() * loss).sum(), logits)
+    loss = (
+        reinforce_loss(logps[groups].flatten(), rloo_advantages(shaped[groups]).flatten())
+        .view(-1, 2)
+        .mean(1)
+    )
+    (ours,) = torch.autograd.grad(-(logps.detach()[groups].sum(1).exp() * loss).sum(), logits)
     torch.testing.assert_close(ours, truth, **CLOSE)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_gradients_of_the_three_estimators_on_one_token(seed):
-    "k1: nothing; k2: that of KL(policy || reference); k3: that of KL(reference || policy). Their values: all but k2's are KL(policy || reference)."
+    """k1: nothing; k2: that of KL(policy || reference); k3: that of KL(reference || policy).
+
+    Their values: all but k2's are KL(policy || reference).
+    """
     logits = normal(6, seed=seed).requires_grad_()
     logps, reference = logits.log_softmax(0), normal(6, seed=seed + 50).log_softmax(0)
-    forward, = torch.autograd.grad((reference.exp() * (reference - logps)).sum(), logits, retain_graph=True)
+    (forward,) = torch.autograd.grad(
+        (reference.exp() * (reference - logps)).sum(), logits, retain_graph=True
+    )
     kl = (logps.exp() * (logps - reference)).sum()
-    backward, = torch.autograd.grad(kl, logits, retain_graph=True)
+    (backward,) = torch.autograd.grad(kl, logits, retain_graph=True)
     wanted = {"k1": torch.zeros(6, dtype=torch.float64), "k2": backward, "k3": forward}
     for kind in KINDS:
         estimates = kl_penalty(logps[:, None], reference[:, None], torch.ones(6, 1), estimator=kind)
         assert torch.allclose((logps.exp() * estimates).sum(), kl, rtol=1e-12) == (kind != "k2")
-        ours, = torch.autograd.grad((logps.detach().exp() * estimates).sum(), logits, retain_graph=True)
+        (ours,) = torch.autograd.grad(
+            (logps.detach().exp() * estimates).sum(), logits, retain_graph=True
+        )
         torch.testing.assert_close(ours, wanted[kind], **CLOSE)
 
 
@@ -167,21 +250,39 @@ def test_sum_of_token_log_probs_has_the_gradient_of_the_expected_reward_and_a_me
     "Answers of one to three tokens over {a, b, end}, all of them enumerated."
     first, later = normal(3, seed=1).requires_grad_(), normal(3, 3, seed=2).requires_grad_()
     answers = [a for n in range(3) for a in itertools.product(range(2), repeat=n)]
-    rows = [[(first if t == 0 else later[a[t - 1]]).log_softmax(0)[x] for t, x in enumerate((*a, 2))] for a in answers if len(a) < 2]
-    rows += [[(first if t == 0 else later[a[t - 1]]).log_softmax(0)[x] for t, x in enumerate(a)] for a in answers if len(a) == 2]
-    summed, lengths = torch.stack([sum(row) for row in rows]), torch.tensor([float(len(row)) for row in rows])
+    rows = [
+        [(first if t == 0 else later[a[t - 1]]).log_softmax(0)[x] for t, x in enumerate((*a, 2))]
+        for a in answers
+        if len(a) < 2
+    ]
+    rows += [
+        [(first if t == 0 else later[a[t - 1]]).log_softmax(0)[x] for t, x in enumerate(a)]
+        for a in answers
+        if len(a) == 2
+    ]
+    summed, lengths = (
+        torch.stack([sum(row) for row in rows]),
+        torch.tensor([float(len(row)) for row in rows]),
+    )
     torch.testing.assert_close(summed.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
     rewards = normal(len(rows), seed=3)
     truth = torch.autograd.grad((summed.exp() * rewards).sum(), (first, later), retain_graph=True)
     chance = summed.detach().exp()
-    ours = torch.autograd.grad(-(chance * reinforce_loss(summed, rewards)).sum(), (first, later), retain_graph=True)
-    per_token = torch.autograd.grad(-(chance * reinforce_loss(summed / lengths, rewards)).sum(), (first, later))
+    ours = torch.autograd.grad(
+        -(chance * reinforce_loss(summed, rewards)).sum(), (first, later), retain_graph=True
+    )
+    per_token = torch.autograd.grad(
+        -(chance * reinforce_loss(summed / lengths, rewards)).sum(), (first, later)
+    )
     torch.testing.assert_close(ours, truth, **CLOSE)
-    cosine = torch.nn.functional.cosine_similarity(torch.cat([x.flatten() for x in per_token]), torch.cat([x.flatten() for x in truth]), dim=0)
-    assert cosine < 0.999 # not even the direction
+    cosine = torch.nn.functional.cosine_similarity(
+        torch.cat([x.flatten() for x in per_token]), torch.cat([x.flatten() for x in truth]), dim=0
+    )
+    assert cosine < 0.999  # not even the direction
 
 
 # losses
+
 
 @pytest.mark.parametrize("clip", CLIPS)
 def test_loss_and_gradient_equal_a_loop_on_300_random_batches(clip):
@@ -190,14 +291,16 @@ def test_loss_and_gradient_equal_a_loop_on_300_random_batches(clip):
         policy, old, advantages = sequences(8, seed)
         policy.requires_grad_()
         loss = rloo_loss(policy, old, advantages, clip=clip)
-        gradient, = torch.autograd.grad(loss.sum(), policy)
+        (gradient,) = torch.autograd.grad(loss.sum(), policy)
         values, slopes = loop_rloo(policy.tolist(), old.tolist(), advantages.tolist(), clip)
         torch.testing.assert_close(loss.detach(), torch.from_numpy(values), rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(gradient, torch.from_numpy(slopes), rtol=1e-10, atol=1e-12)
         met += ((slopes == 0) & (advantages.numpy() != 0)).sum()
-        plain, = torch.autograd.grad(reinforce_loss(policy, advantages).sum(), policy)
+        (plain,) = torch.autograd.grad(reinforce_loss(policy, advantages).sum(), policy)
         torch.testing.assert_close(plain, -advantages, rtol=0, atol=0)
-        torch.testing.assert_close(reinforce_loss(policy, advantages), -advantages * policy, rtol=0, atol=0)
+        torch.testing.assert_close(
+            reinforce_loss(policy, advantages), -advantages * policy, rtol=0, atol=0
+        )
     assert (met > 100) == (clip is not None)
 
 
@@ -205,15 +308,18 @@ def test_loss_and_gradient_equal_a_loop_on_300_random_batches(clip):
 def test_on_policy_its_gradient_is_reinforces_also_where_nobody_detached_the_old_ones(clip):
     policy, _, advantages = sequences(50, 3)
     policy.requires_grad_()
-    reinforce, = torch.autograd.grad(reinforce_loss(policy, advantages).sum(), policy)
+    (reinforce,) = torch.autograd.grad(reinforce_loss(policy, advantages).sum(), policy)
     for old in (policy.detach(), policy):
-        ours, = torch.autograd.grad(rloo_loss(policy, old, advantages, clip=clip).sum(), policy)
+        (ours,) = torch.autograd.grad(rloo_loss(policy, old, advantages, clip=clip).sum(), policy)
         assert torch.equal(ours, reinforce)
 
 
 def test_old_log_probs_and_advantages_are_not_differentiated():
     inputs = [x.requires_grad_() for x in sequences(10, 4)]
-    for loss, wanted in ((rloo_loss(*inputs), [True, False, False]), (reinforce_loss(inputs[0], inputs[2]), [True, False, False])):
+    for loss, wanted in (
+        (rloo_loss(*inputs), [True, False, False]),
+        (reinforce_loss(inputs[0], inputs[2]), [True, False, False]),
+    ):
         gradients = torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
         assert [g is not None for g in gradients] == wanted
 
@@ -221,20 +327,35 @@ def test_old_log_probs_and_advantages_are_not_differentiated():
 def test_gradcheck():
     policy, old, advantages = sequences(8, 6)
     policy.requires_grad_()
-    for clip in CLIPS: assert torch.autograd.gradcheck(lambda x: rloo_loss(x, old, advantages, clip=clip), (policy,))
+    for clip in CLIPS:
+        assert torch.autograd.gradcheck(
+            lambda x: rloo_loss(x, old, advantages, clip=clip), (policy,)
+        )
     assert torch.autograd.gradcheck(lambda x: reinforce_loss(x, advantages), (policy,))
     now, before, reference, mask = tokens(4, 5, 7)
     now.requires_grad_()
     for kind in KINDS:
-        assert torch.autograd.gradcheck(lambda x: kl_penalty(x, reference, mask, estimator=kind), (now,))
-        assert torch.autograd.gradcheck(lambda x: rloo_kl_loss(x, before, reference, mask, advantages[:4], lam=0.3, clip=0.2, estimator=kind), (now,))
+        assert torch.autograd.gradcheck(
+            lambda x: kl_penalty(x, reference, mask, estimator=kind), (now,)
+        )
+        assert torch.autograd.gradcheck(
+            lambda x: rloo_kl_loss(
+                x, before, reference, mask, advantages[:4], lam=0.3, clip=0.2, estimator=kind
+            ),
+            (now,),
+        )
 
 
 def test_clip_stops_what_has_been_earned_and_never_what_must_be_mended():
-    policy = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64, requires_grad=True) # log-ratios, as old = 0
+    # log-ratios, as old = 0
+    policy = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64, requires_grad=True)
     advantages = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
-    gradient, = torch.autograd.grad(rloo_loss(policy, torch.zeros(4, dtype=torch.float64), advantages, clip=0.2).sum(), policy)
-    torch.testing.assert_close(gradient, torch.tensor([0.0, 0.0, math.e, -1 / math.e], dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(
+        rloo_loss(policy, torch.zeros(4, dtype=torch.float64), advantages, clip=0.2).sum(), policy
+    )
+    torch.testing.assert_close(
+        gradient, torch.tensor([0.0, 0.0, math.e, -1 / math.e], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -243,27 +364,37 @@ def test_kl_penalty_equals_a_loop_on_200_random_batches(kind):
         policy, _, reference, mask = tokens(3, 6, seed)
         policy.requires_grad_()
         ours = kl_penalty(policy, reference, mask, estimator=kind)
-        gradient, = torch.autograd.grad(ours.sum(), policy)
+        (gradient,) = torch.autograd.grad(ours.sum(), policy)
         value, slope = loop_kl(policy.detach().numpy(), reference.numpy(), mask.numpy(), kind)
         torch.testing.assert_close(ours.detach(), torch.from_numpy(value), **CLOSE)
         torch.testing.assert_close(gradient, torch.from_numpy(slope), **CLOSE)
-        if kind != "k1": assert (ours >= -1e-15).all()
+        if kind != "k1":
+            assert (ours >= -1e-15).all()
 
 
-@pytest.mark.parametrize("kind, clip, lam", [("k1", None, 0.1), ("k2", 0.2, 0.5), ("k3", 0.05, 0.1), ("k3", None, 0.0)])
+@pytest.mark.parametrize(
+    "kind, clip, lam", [("k1", None, 0.1), ("k2", 0.2, 0.5), ("k3", 0.05, 0.1), ("k3", None, 0.0)]
+)
 def test_equation_6_equals_loops_on_200_random_batches(kind, clip, lam):
     for seed in range(200):
         policy, old, reference, mask = tokens(4, 6, seed)
         policy.requires_grad_()
         advantages = rloo_advantages(normal(2, 2, seed=seed)).flatten()
-        ours = rloo_kl_loss(policy, old, reference, mask, advantages, lam=lam, clip=clip, estimator=kind)
-        gradient, = torch.autograd.grad(ours.sum(), policy)
+        ours = rloo_kl_loss(
+            policy, old, reference, mask, advantages, lam=lam, clip=clip, estimator=kind
+        )
+        (gradient,) = torch.autograd.grad(ours.sum(), policy)
         now, before = ((x.detach() * mask).sum(1).tolist() for x in (policy, old))
         values, slopes = loop_rloo(now, before, advantages.tolist(), clip)
         kl, kl_slopes = loop_kl(policy.detach().numpy(), reference.numpy(), mask.numpy(), kind)
         torch.testing.assert_close(ours.detach(), torch.from_numpy(values + lam * kl), **CLOSE)
-        torch.testing.assert_close(gradient, torch.from_numpy(slopes[:, None] * mask.numpy() + lam * kl_slopes), **CLOSE)
-    assert torch.equal(rloo_kl_loss(policy, old, reference, mask, advantages), rloo_kl_loss(policy, old, reference, mask, advantages, lam=0.1, clip=None, estimator="k3"))
+        torch.testing.assert_close(
+            gradient, torch.from_numpy(slopes[:, None] * mask.numpy() + lam * kl_slopes), **CLOSE
+        )
+    assert torch.equal(
+        rloo_kl_loss(policy, old, reference, mask, advantages),
+        rloo_kl_loss(policy, old, reference, mask, advantages, lam=0.1, clip=None, estimator="k3"),
+    )
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e30])
@@ -271,46 +402,105 @@ def test_equation_6_equals_loops_on_200_random_batches(kind, clip, lam):
 def test_padding_does_not_leak(garbage, kind):
     policy, old, reference, mask = tokens(6, 5, 11)
     advantages = normal(6, seed=1)
+
     def both(fill, kind_of_mask):
-        filled = [torch.where(mask, x, torch.tensor(fill, dtype=x.dtype)) for x in (policy, old, reference)]
+        filled = [
+            torch.where(mask, x, torch.tensor(fill, dtype=x.dtype))
+            for x in (policy, old, reference)
+        ]
         filled[0].requires_grad_()
         m = mask.to(kind_of_mask)
-        kl, loss = kl_penalty(filled[0], filled[2], m, estimator=kind), rloo_kl_loss(*filled, m, advantages, clip=0.2, estimator=kind)
-        gradients = torch.autograd.grad(kl.sum(), filled[0]) + torch.autograd.grad(loss.sum(), filled[0])
+        kl, loss = (
+            kl_penalty(filled[0], filled[2], m, estimator=kind),
+            rloo_kl_loss(*filled, m, advantages, clip=0.2, estimator=kind),
+        )
+        gradients = torch.autograd.grad(kl.sum(), filled[0]) + torch.autograd.grad(
+            loss.sum(), filled[0]
+        )
         assert all((g[~mask] == 0).all() for g in gradients)
         return [kl.detach(), loss.detach(), *gradients]
+
     for kind_of_mask in (torch.bool, torch.long, torch.float32):
-        for clean, dirty in zip(both(0.0, torch.bool), both(garbage, kind_of_mask)): assert torch.equal(clean, dirty)
+        for clean, dirty in zip(both(0.0, torch.bool), both(garbage, kind_of_mask)):
+            assert torch.equal(clean, dirty)
     filled = [torch.where(mask, x, garbage) for x in (policy, old)]
-    assert torch.equal(kl_penalty(filled[0], reference, mask, estimator=kind), kl_penalty(policy, reference, mask, estimator=kind)) # on one side only
+    # on one side only
+    assert torch.equal(
+        kl_penalty(filled[0], reference, mask, estimator=kind),
+        kl_penalty(policy, reference, mask, estimator=kind),
+    )
 
 
 def test_shaped_rewards_by_hand():
-    shaped = shaped_rewards(torch.tensor([1.0, 0.0]), torch.tensor([-3.0, -3.0], requires_grad=True), torch.tensor([-5.0, -2.0]), kl_coef=0.1)
+    shaped = shaped_rewards(
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([-3.0, -3.0], requires_grad=True),
+        torch.tensor([-5.0, -2.0]),
+        kl_coef=0.1,
+    )
     torch.testing.assert_close(shaped, torch.tensor([0.8, 0.1]))
     assert not shaped.requires_grad
-    assert shaped_rewards(torch.tensor([1, 0]), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2), kl_coef=0).dtype == torch.float32
+    assert (
+        shaped_rewards(
+            torch.tensor([1, 0]), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2), kl_coef=0
+        ).dtype
+        == torch.float32
+    )
 
 
 # TRL
 
+
 def trl_trainer(**attributes):
-    "TRL's RLOOTrainer with just what its two methods read; sampling, model and rewards answer with given numbers."
-    trl = pytest.importorskip("trl", reason="TRL, the outside oracle, is not installed (extra `dev`)")
-    if not trl.__version__.startswith("1.16."): pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+    """TRL's RLOOTrainer with just what its two methods read; sampling, model and rewards answer
+    with given numbers.
+    """
+    trl = pytest.importorskip(
+        "trl", reason="TRL, the outside oracle, is not installed (extra `dev`)"
+    )
+    if not trl.__version__.startswith("1.16."):
+        pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
     from trl.trainer.rloo_trainer import RLOOTrainer
+
     trainer = object.__new__(RLOOTrainer)
     first = lambda x, **_: x
-    trainer.accelerator = types.SimpleNamespace(device=torch.device("cpu"), gather=first, reduce=first, gather_for_metrics=first, process_index=0, num_processes=1)
+    trainer.accelerator = types.SimpleNamespace(
+        device=torch.device("cpu"),
+        gather=first,
+        reduce=first,
+        gather_for_metrics=first,
+        process_index=0,
+        num_processes=1,
+    )
     trainer.model, trainer.ref_model = types.SimpleNamespace(training=True), object()
-    trainer.args = types.SimpleNamespace(per_device_train_batch_size=4, gradient_checkpointing_kwargs=None)
-    trainer._tokenizer, trainer.pad_to_multiple_of, trainer.mask_truncated_completions = types.SimpleNamespace(pad_token_id=0), None, False
-    trainer.reward_clip_range, trainer.normalize_advantages, trainer.reward_weights = None, False, torch.ones(1)
-    trainer.reward_func_names, trainer._metrics = ["r"], {"train": defaultdict(list), "eval": defaultdict(list)}
-    trainer._logs = {"prompt": [], "completion": [], "rewards": defaultdict(list), "advantages": [], "extra": defaultdict(list)}
+    trainer.args = types.SimpleNamespace(
+        per_device_train_batch_size=4, gradient_checkpointing_kwargs=None
+    )
+    trainer._tokenizer, trainer.pad_to_multiple_of, trainer.mask_truncated_completions = (
+        types.SimpleNamespace(pad_token_id=0),
+        None,
+        False,
+    )
+    trainer.reward_clip_range, trainer.normalize_advantages, trainer.reward_weights = (
+        None,
+        False,
+        torch.ones(1),
+    )
+    trainer.reward_func_names, trainer._metrics = (
+        ["r"],
+        {"train": defaultdict(list), "eval": defaultdict(list)},
+    )
+    trainer._logs = {
+        "prompt": [],
+        "completion": [],
+        "rewards": defaultdict(list),
+        "advantages": [],
+        "extra": defaultdict(list),
+    }
     trainer._pending_extra_logs, trainer._pending_metrics, trainer.aux_loss_enabled = {}, {}, False
     trainer.epsilon_low = trainer.epsilon_high = 0.2
-    for name, value in attributes.items(): setattr(trainer, name, value)
+    for name, value in attributes.items():
+        setattr(trainer, name, value)
     return trainer
 
 
@@ -319,20 +509,32 @@ def test_trl_has_the_same_advantages_and_loss(beta, monkeypatch):
     pytest.importorskip("trl")
     import contextlib
     import trl.trainer.rloo_trainer as module
-    monkeypatch.setattr(module, "disable_gradient_checkpointing", lambda *_: contextlib.nullcontext(), raising=False)
+
+    monkeypatch.setattr(
+        module, "disable_gradient_checkpointing", lambda *_: contextlib.nullcontext(), raising=False
+    )
     monkeypatch.setattr(module, "gather", lambda x: x)
     monkeypatch.setattr(module, "gather_object", lambda x: x)
     for seed in range(20):
         prompts, k = 3, 2 + seed % 3
         policy, old, reference, mask = tokens(prompts * k, 5, seed)
-        mask = torch.arange(5) < mask.sum(1, keepdim=True).clamp(min=1) # TRL's answers have at least one token
+        # TRL's answers have at least one token
+        mask = torch.arange(5) < mask.sum(1, keepdim=True).clamp(min=1)
         width = int(mask.sum(1).max())
         policy, old, reference, mask = (x[:, :width] for x in (policy, old, reference, mask))
         rewards = normal(prompts * k, seed=seed + 99)
         trainer = trl_trainer(beta=beta, num_generations=k, num_generations_eval=k)
-        trainer._generate = lambda p: ([[1]] * len(p), [[1] * int(n) for n in mask.sum(1)], ["x"] * len(p))
+        trainer._generate = lambda p: (
+            [[1]] * len(p),
+            [[1] * int(n) for n in mask.sum(1)],
+            ["x"] * len(p),
+        )
         trainer._calculate_rewards = lambda *_: rewards[:, None]
-        trainer._get_per_token_logps_and_entropies = lambda model, *_, **__: ((reference if model is trainer.ref_model else old), None, None)
+        trainer._get_per_token_logps_and_entropies = lambda model, *_, **__: (
+            (reference if model is trainer.ref_model else old),
+            None,
+            None,
+        )
         output = trainer._generate_and_score_completions([{"prompt": "x"}] * (prompts * k))
         now, before, base = ((x * mask).sum(1) for x in (policy, old, reference))
         shaped = shaped_rewards(rewards, before, base, kl_coef=beta)
@@ -340,17 +542,30 @@ def test_trl_has_the_same_advantages_and_loss(beta, monkeypatch):
         torch.testing.assert_close(output["advantages"], advantages, **CLOSE)
         torch.testing.assert_close(output["old_logps"], before, **CLOSE)
         policy.requires_grad_()
-        trainer._get_per_token_logps_and_entropies = lambda *_, **__: (policy, torch.zeros_like(policy), None)
+        trainer._get_per_token_logps_and_entropies = lambda *_, **__: (
+            policy,
+            torch.zeros_like(policy),
+            None,
+        )
         theirs = trainer._compute_loss(trainer.model, output)
         ours = rloo_loss((policy * mask).sum(1), before, advantages, clip=0.2).mean()
         torch.testing.assert_close(ours, theirs, **CLOSE)
-        torch.testing.assert_close(torch.autograd.grad(ours, policy)[0], torch.autograd.grad(theirs, policy)[0], **CLOSE)
+        torch.testing.assert_close(
+            torch.autograd.grad(ours, policy)[0], torch.autograd.grad(theirs, policy)[0], **CLOSE
+        )
 
 
 # edges
 
+
 @settings(max_examples=200, deadline=None)
-@given(st.tuples(averages, averages), token_counts, input_dtypes, st.sampled_from([-1000.0, -1.0, 0.0, 1.0, 1000.0]), st.sampled_from(CLIPS))
+@given(
+    st.tuples(averages, averages),
+    token_counts,
+    input_dtypes,
+    st.sampled_from([-1000.0, -1.0, 0.0, 1.0, 1000.0]),
+    st.sampled_from(CLIPS),
+)
 @example((0.0, -50.0), 8192, torch.float32, -1000.0, None)
 @example((0.0, -50.0), 8192, torch.bfloat16, 1000.0, 0.2)
 @example((-50.0, 0.0), 8192, torch.float32, -1000.0, 0.2)
@@ -363,77 +578,155 @@ def test_sequence_losses_are_finite_at_the_edges(mean_logps, length, dtype, adva
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.tuples(averages, averages, averages), st.integers(1, 64), input_dtypes, st.sampled_from(KINDS), st.sampled_from(CLIPS))
+@given(
+    st.tuples(averages, averages, averages),
+    st.integers(1, 64),
+    input_dtypes,
+    st.sampled_from(KINDS),
+    st.sampled_from(CLIPS),
+)
 @example((-50.0, 0.0, 0.0), 64, torch.float32, "k3", None)
 @example((0.0, -50.0, -50.0), 64, torch.bfloat16, "k2", 0.2)
 def test_token_losses_are_finite_at_the_edges(levels, length, dtype, kind, clip):
-    policy, old, reference = (torch.full((2, length), x, dtype=dtype, requires_grad=i == 0) for i, x in enumerate(levels))
+    policy, old, reference = (
+        torch.full((2, length), x, dtype=dtype, requires_grad=i == 0) for i, x in enumerate(levels)
+    )
     mask = torch.ones(2, length)
-    finite_loss_and_gradients(lambda *x: rloo_kl_loss(*x, torch.tensor([5.0, -5.0]), clip=clip, estimator=kind), [policy, old, reference, mask])
+    finite_loss_and_gradients(
+        lambda *x: rloo_kl_loss(*x, torch.tensor([5.0, -5.0]), clip=clip, estimator=kind),
+        [policy, old, reference, mask],
+    )
     finite_loss_and_gradients(lambda *x: kl_penalty(*x, estimator=kind), [policy, reference, mask])
 
 
 def test_exponents_are_clamped_at_the_documented_bound():
     ratio = -rloo_loss(torch.tensor([0.0, -1.0]), torch.tensor([-400000.0, -2.0]), torch.ones(2))
     torch.testing.assert_close(ratio, torch.tensor([math.exp(MAX_LOG_RATIO), math.e]))
-    assert rloo_loss(torch.tensor([-400000.0]), torch.zeros(1), torch.ones(1)) == 0 # the other way it fades to nothing
+    # the other way it fades to nothing
+    assert rloo_loss(torch.tensor([-400000.0]), torch.zeros(1), torch.ones(1)) == 0
     far = kl_penalty(torch.tensor([[-100.0]]), torch.zeros(1, 1), torch.ones(1, 1))
     torch.testing.assert_close(far, torch.tensor([math.exp(MAX_LOG_RATIO)]))
-    assert torch.tensor(100.0).exp().isinf() # what it would be
+    assert torch.tensor(100.0).exp().isinf()  # what it would be
 
 
 def test_low_precision_is_computed_in_float32():
-    policy, old, reference, mask = (x.to(torch.bfloat16) if x.is_floating_point() else x for x in tokens(6, 5, 2))
+    policy, old, reference, mask = (
+        x.to(torch.bfloat16) if x.is_floating_point() else x for x in tokens(6, 5, 2)
+    )
     advantages = normal(6, seed=5).bfloat16()
     sums = [policy.float().sum(1).bfloat16(), old.float().sum(1).bfloat16(), advantages]
-    torch.testing.assert_close(rloo_loss(*sums), rloo_loss(*(x.float() for x in sums)), rtol=0, atol=0)
-    torch.testing.assert_close(kl_penalty(policy, reference, mask), kl_penalty(policy.float(), reference.float(), mask), rtol=0, atol=0)
+    torch.testing.assert_close(
+        rloo_loss(*sums), rloo_loss(*(x.float() for x in sums)), rtol=0, atol=0
+    )
+    torch.testing.assert_close(
+        kl_penalty(policy, reference, mask),
+        kl_penalty(policy.float(), reference.float(), mask),
+        rtol=0,
+        atol=0,
+    )
     whole = rloo_kl_loss(policy, old, reference, mask, advantages)
-    torch.testing.assert_close(whole, rloo_kl_loss(*(x.float() for x in (policy, old, reference)), mask, advantages.float()), rtol=0, atol=0)
+    torch.testing.assert_close(
+        whole,
+        rloo_kl_loss(*(x.float() for x in (policy, old, reference)), mask, advantages.float()),
+        rtol=0,
+        atol=0,
+    )
     assert whole.dtype == torch.float32
 
 
-SEQUENCE = {rloo_loss: ("policy_logps", "old_logps", "advantages"), reinforce_loss: ("policy_logps", "advantages")}
-def shaping(*x): return shaped_rewards(*x, kl_coef=0.1)
+SEQUENCE = {
+    rloo_loss: ("policy_logps", "old_logps", "advantages"),
+    reinforce_loss: ("policy_logps", "advantages"),
+}
+
+
+def shaping(*x):
+    return shaped_rewards(*x, kl_coef=0.1)
+
 
 def test_wrong_shape_is_refused_by_name():
-    for function, names in SEQUENCE.items(): refuses_wrong_shapes(function, names)
+    for function, names in SEQUENCE.items():
+        refuses_wrong_shapes(function, names)
     refuses_wrong_shapes(shaping, ("rewards", "policy_logps", "ref_logps"))
-    good = dict(token_logps=torch.zeros(3, 4), old_token_logps=torch.zeros(3, 4), ref_token_logps=torch.zeros(3, 4), mask=torch.ones(3, 4))
+    good = dict(
+        token_logps=torch.zeros(3, 4),
+        old_token_logps=torch.zeros(3, 4),
+        ref_token_logps=torch.zeros(3, 4),
+        mask=torch.ones(3, 4),
+    )
     for name in good:
         for bad in (torch.zeros(3), torch.zeros(3, 1), torch.zeros(3, 4, 1), torch.zeros(4, 3)):
-            with pytest.raises(ValueError, match=name): rloo_kl_loss(**good | {name: bad}, advantages=torch.zeros(3))
+            with pytest.raises(ValueError, match=name):
+                rloo_kl_loss(**good | {name: bad}, advantages=torch.zeros(3))
             if name != "old_token_logps":
-                with pytest.raises(ValueError, match=name): kl_penalty(*({k: v for k, v in good.items() if k != "old_token_logps"} | {name: bad}).values())
+                with pytest.raises(ValueError, match=name):
+                    kl_penalty(
+                        *(
+                            {k: v for k, v in good.items() if k != "old_token_logps"} | {name: bad}
+                        ).values()
+                    )
     for bad in (torch.zeros(3, 4), torch.zeros(2), torch.zeros(())):
-        with pytest.raises(ValueError, match="advantages"): rloo_kl_loss(**good, advantages=bad)
+        with pytest.raises(ValueError, match="advantages"):
+            rloo_kl_loss(**good, advantages=bad)
 
 
-@pytest.mark.parametrize("name, value", [("clip", 0), ("clip", -0.1), ("clip", math.nan), ("clip", math.inf), ("clip", "0.2"), ("clip", True),
-    ("lam", -1.0), ("lam", math.inf), ("lam", None), ("estimator", "k4"), ("estimator", None), ("kl_coef", -0.1), ("kl_coef", math.nan), ("kl_coef", None)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("clip", 0),
+        ("clip", -0.1),
+        ("clip", math.nan),
+        ("clip", math.inf),
+        ("clip", "0.2"),
+        ("clip", True),
+        ("lam", -1.0),
+        ("lam", math.inf),
+        ("lam", None),
+        ("estimator", "k4"),
+        ("estimator", None),
+        ("kl_coef", -0.1),
+        ("kl_coef", math.nan),
+        ("kl_coef", None),
+    ],
+)
 def test_hyperparameter_out_of_range_is_refused_by_name(name, value):
     two, four = [torch.zeros(2)] * 3, [torch.zeros(2, 3)] * 4
     with pytest.raises(ValueError, match=name):
-        if name == "kl_coef": shaped_rewards(*two, kl_coef=value)
-        else: rloo_kl_loss(*four, two[0], **{name: value})
+        if name == "kl_coef":
+            shaped_rewards(*two, kl_coef=value)
+        else:
+            rloo_kl_loss(*four, two[0], **{name: value})
     if name == "clip":
-        with pytest.raises(ValueError, match=name): rloo_loss(*two, clip=value)
+        with pytest.raises(ValueError, match=name):
+            rloo_loss(*two, clip=value)
     if name == "estimator":
-        with pytest.raises(ValueError, match=name): kl_penalty(*four[:3], estimator=value)
+        with pytest.raises(ValueError, match=name):
+            kl_penalty(*four[:3], estimator=value)
 
 
 def test_hyperparameters_are_keyword_only():
     two, four = [torch.zeros(2)] * 3, [torch.zeros(2, 3)] * 4
-    for function, inputs in ((rloo_loss, two), (shaped_rewards, two), (kl_penalty, four[:3]), (rloo_kl_loss, [*four, two[0]])):
-        with pytest.raises(TypeError): function(*inputs, 0.1)
+    for function, inputs in (
+        (rloo_loss, two),
+        (shaped_rewards, two),
+        (kl_penalty, four[:3]),
+        (rloo_kl_loss, [*four, two[0]]),
+    ):
+        with pytest.raises(TypeError):
+            function(*inputs, 0.1)
 
 
 def test_values_are_never_looked_at():
-    for function, names in SEQUENCE.items(): runs_without_reading_values(function, names)
-    for clip in CLIPS: runs_without_reading_values(rloo_loss, SEQUENCE[rloo_loss], clip=clip)
+    for function, names in SEQUENCE.items():
+        runs_without_reading_values(function, names)
+    for clip in CLIPS:
+        runs_without_reading_values(rloo_loss, SEQUENCE[rloo_loss], clip=clip)
     runs_without_reading_values(shaping, ("rewards", "policy_logps", "ref_logps"))
     four = [torch.zeros(3, 4, device="meta")] * 4
     for kind in KINDS:
         assert kl_penalty(*four[:3], estimator=kind).shape == (3,)
-        assert rloo_kl_loss(*four, torch.zeros(3, device="meta"), clip=0.2, estimator=kind).shape == (3,)
-    assert rloo_loss(torch.full((1,), math.nan), torch.zeros(1), torch.ones(1)).isnan().all() # not hidden: the trainer watches for it
+        assert rloo_kl_loss(
+            *four, torch.zeros(3, device="meta"), clip=0.2, estimator=kind
+        ).shape == (3,)
+    # not hidden: the trainer watches for it
+    assert rloo_loss(torch.full((1,), math.nan), torch.zeros(1), torch.ones(1)).isnan().all()

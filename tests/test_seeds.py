@@ -1,4 +1,5 @@
 """Several seeds: each is run, what they found is gathered, and the interval knows how few they are."""
+
 import json
 
 import pytest
@@ -8,58 +9,119 @@ from prefkit.core import ConfigError
 
 
 def found(rate, right):
-    return {"win_rates": [{"model": "dpo", "reference": "sft", "judge": "gold", "rate": rate, "n": 1000}],
-            "scores": [{"model": "dpo", "gold": 4.0 + rate, "right": right, "second": 3.0, "tokens": 12.0}], "wall_seconds": {"dpo": 1.0}}
+    return {
+        "win_rates": [
+            {"model": "dpo", "reference": "sft", "judge": "gold", "rate": rate, "n": 1000}
+        ],
+        "scores": [
+            {"model": "dpo", "gold": 4.0 + rate, "right": right, "second": 3.0, "tokens": 12.0}
+        ],
+        "wall_seconds": {"dpo": 1.0},
+    }
 
 
 def test_mean_interval_agrees_with_scipy():
     from scipy import stats
+
     values = [0.61, 0.58, 0.66]
     low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
     made = seeds.mean_interval(values)
-    assert (made["low"], made["high"], made["seeds"]) == (pytest.approx(low), pytest.approx(high), 3)
+    assert (made["low"], made["high"], made["seeds"]) == (
+        pytest.approx(low),
+        pytest.approx(high),
+        3,
+    )
     assert seeds.mean_interval([0.5]) == {"mean": 0.5, "low": None, "high": None, "seeds": 1}
 
 
 def test_over_seeds_gathers_every_comparison():
     made = seeds.over_seeds({0: found(0.6, 0.8), 1: found(0.7, 0.9)})
     (comparison,), (score,) = made["win_rates"], made["scores"]
-    assert (comparison["model"], comparison["reference"], comparison["judge"]) == ("dpo", "sft", "gold")
-    assert comparison["rate"]["mean"] == pytest.approx(0.65) and score["right"]["mean"] == pytest.approx(0.85)
+    assert (comparison["model"], comparison["reference"], comparison["judge"]) == (
+        "dpo",
+        "sft",
+        "gold",
+    )
+    assert comparison["rate"]["mean"] == pytest.approx(0.65) and score["right"][
+        "mean"
+    ] == pytest.approx(0.85)
 
 
-def test_each_seed_is_an_experiment_of_its_own_and_the_file_says_how_it_was_made(tmp_path, monkeypatch):
+def test_each_seed_is_an_experiment_of_its_own_and_the_file_says_how_it_was_made(
+    tmp_path, monkeypatch
+):
     asked = []
+
     class One:
-        def __init__(self, folder): self.info = {"metrics": found(0.6 + folder / 100, 0.8), "wall_seconds": 2.0, "versions": {"torch": "x"}}
+        def __init__(self, folder):
+            self.info = {
+                "metrics": found(0.6 + folder / 100, 0.8),
+                "wall_seconds": 2.0,
+                "versions": {"torch": "x"},
+            }
+
     def run(config, settings, *_, **__):
         asked.append(settings)
         return {"evaluate": len(asked)}
-    monkeypatch.setattr(seeds, "run", run); monkeypatch.setattr(seeds, "open_run", One)
-    config = tmp_path / "mine.yaml"; config.write_text("experiment: mine\n")
+
+    monkeypatch.setattr(seeds, "run", run)
+    monkeypatch.setattr(seeds, "open_run", One)
+    config = tmp_path / "mine.yaml"
+    config.write_text("experiment: mine\n")
     made = json.loads(seeds.run_seeds(config, [0, 3], tmp_path / "out.json").read_text())
     assert asked == [("seed=0", "experiment=mine-seed0"), ("seed=3", "experiment=mine-seed3")]
-    assert set(made["seeds"]) == {"0", "3"} and "--seeds 0,3" in made["command"] and made["versions"] == {"torch": "x"}
+    assert (
+        set(made["seeds"]) == {"0", "3"}
+        and "--seeds 0,3" in made["command"]
+        and made["versions"] == {"torch": "x"}
+    )
     assert made["over_seeds"]["win_rates"][0]["rate"]["mean"] == pytest.approx(0.615)
 
 
 def test_refuses_no_seeds_and_the_same_seed_twice(tmp_path):
     for wrong in ([], [1, 1]):
-        with pytest.raises(ConfigError, match="different whole numbers"): seeds.run_seeds(tmp_path / "x.yaml", wrong)
+        with pytest.raises(ConfigError, match="different whole numbers"):
+            seeds.run_seeds(tmp_path / "x.yaml", wrong)
 
 
 def test_tables_of_other_evaluations_and_curves_are_gathered():
-    one = lambda x: {"differences": [{"stage": "e", "model": "rloo", "reference": "sft", "n": 9, "right_difference": x, "right_difference_low": 0.0}], "scores": [{"stage": "e", "model": "rloo", "right": x}]}
+    one = lambda x: {
+        "differences": [
+            {
+                "stage": "e",
+                "model": "rloo",
+                "reference": "sft",
+                "n": 9,
+                "right_difference": x,
+                "right_difference_low": 0.0,
+            }
+        ],
+        "scores": [{"stage": "e", "model": "rloo", "right": x}],
+    }
     made = seeds.over_seeds({0: one(0.1), 1: one(0.3)})
-    assert made["differences"][0]["right_difference"]["mean"] == pytest.approx(0.2) and set(made["differences"][0]) == {"model", "reference", "right_difference"}
+    assert made["differences"][0]["right_difference"]["mean"] == pytest.approx(0.2) and set(
+        made["differences"][0]
+    ) == {"model", "reference", "right_difference"}
     assert "win_rates" not in made
 
 
 def test_missing_results_name_the_command_that_makes_them():
-    with pytest.raises(ConfigError, match="data/results/nothing.json is not there. Make it: prefkit seeds x.yaml"): seeds.open_results("nothing.json", "prefkit seeds x.yaml")
+    with pytest.raises(
+        ConfigError, match="data/results/nothing.json is not there. Make it: prefkit seeds x.yaml"
+    ):
+        seeds.open_results("nothing.json", "prefkit seeds x.yaml")
 
 
 def test_rows_of_several_ways_of_decoding_stay_apart():
-    one = lambda x: {"scores": [{"model": "dpo", "decoding": "greedy", "token_limit": 64, "gold": x}, {"model": "dpo", "decoding": "sampled", "token_limit": 64, "gold": -x}]}
+    one = lambda x: {
+        "scores": [
+            {"model": "dpo", "decoding": "greedy", "token_limit": 64, "gold": x},
+            {"model": "dpo", "decoding": "sampled", "token_limit": 64, "gold": -x},
+        ]
+    }
     greedy, sampled = seeds.over_seeds({0: one(1.0), 1: one(2.0)})["scores"]
-    assert (greedy["decoding"], greedy["token_limit"], greedy["gold"]["mean"]) == ("greedy", 64, 1.5) and sampled["gold"]["mean"] == -1.5
+    assert (greedy["decoding"], greedy["token_limit"], greedy["gold"]["mean"]) == (
+        "greedy",
+        64,
+        1.5,
+    ) and sampled["gold"]["mean"] == -1.5

@@ -1,4 +1,5 @@
 """The SFT loss: negative log-likelihood, summed or per token."""
+
 import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
@@ -11,7 +12,8 @@ def batch(seed=0):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(4, 10, 7, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 7, (4, 10), generator=generator)
-    for row, n in enumerate((2, 5, 1, 8)): labels[row, :10 - n] = -100
+    for row, n in enumerate((2, 5, 1, 8)):
+        labels[row, : 10 - n] = -100
     return logits, labels
 
 
@@ -25,21 +27,32 @@ def test_total_over_all_tokens_is_torch_cross_entropy():
 def test_with_lengths_it_is_cross_entropy_of_each_row():
     logits, labels = batch(1)
     ours = sft_loss(sequence_logps(logits, labels), lengths=response_lengths(labels))
-    theirs = torch.stack([F.cross_entropy(row[:-1], row_labels[1:]) for row, row_labels in zip(logits, labels)])
+    theirs = torch.stack(
+        [F.cross_entropy(row[:-1], row_labels[1:]) for row, row_labels in zip(logits, labels)]
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
 
 
 def test_equals_the_loss_of_a_transformers_model_and_its_gradient():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.Qwen2Config(vocab_size=7, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
-                                      num_attention_heads=2, num_key_value_heads=2)
+    config = transformers.Qwen2Config(
+        vocab_size=7,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     model, (_, labels) = transformers.Qwen2ForCausalLM(config), batch(2)
     output = model(labels.clamp(min=0), labels=labels)
     ours = sft_loss(sequence_logps(output.logits, labels)).sum() / response_lengths(labels).sum()
     torch.testing.assert_close(ours, output.loss)
     parameters = list(model.parameters())
-    for mine, theirs in zip(torch.autograd.grad(ours, parameters, retain_graph=True), torch.autograd.grad(output.loss, parameters)):
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, parameters, retain_graph=True),
+        torch.autograd.grad(output.loss, parameters),
+    ):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -51,19 +64,34 @@ def test_gradient_passes_gradcheck():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.floats(-50, 0), st.integers(1, 8192), st.sampled_from([torch.float32, torch.bfloat16]), st.booleans())
+@given(
+    st.floats(-50, 0),
+    st.integers(1, 8192),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.booleans(),
+)
 def test_loss_and_gradient_are_finite_at_the_edges(average, length, dtype, per_token):
     logps = torch.tensor([average * length], dtype=dtype, requires_grad=True)
     loss = sft_loss(logps, lengths=torch.tensor([length]) if per_token else None)
-    gradient, = torch.autograd.grad(loss.sum(), logps)
-    assert loss.dtype == torch.float32 and loss.isfinite().all() and (loss >= 0).all() and gradient.isfinite().all()
+    (gradient,) = torch.autograd.grad(loss.sum(), logps)
+    assert (
+        loss.dtype == torch.float32
+        and loss.isfinite().all()
+        and (loss >= 0).all()
+        and gradient.isfinite().all()
+    )
 
 
 def test_wrong_shapes_are_refused_by_name():
-    with pytest.raises(ValueError, match="policy_logps"): sft_loss(torch.zeros(2, 1))
-    with pytest.raises(ValueError, match="lengths"): sft_loss(torch.zeros(2), lengths=torch.ones(2, 1))
-    with pytest.raises(ValueError, match="lengths"): sft_loss(torch.zeros(2), lengths=torch.ones(3))
-    with pytest.raises(TypeError): sft_loss(torch.zeros(2), torch.ones(2)) # hyper-parameters by keyword
+    with pytest.raises(ValueError, match="policy_logps"):
+        sft_loss(torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="lengths"):
+        sft_loss(torch.zeros(2), lengths=torch.ones(2, 1))
+    with pytest.raises(ValueError, match="lengths"):
+        sft_loss(torch.zeros(2), lengths=torch.ones(3))
+    # hyper-parameters by keyword
+    with pytest.raises(TypeError):
+        sft_loss(torch.zeros(2), torch.ones(2))
 
 
 def test_values_are_never_looked_at():

@@ -1,11 +1,24 @@
-"""The XPO loss: DPO's part against TRL's own code, the bonus against a transcription, autograd, finite differences, edges."""
+"""The XPO loss: DPO's part against TRL's own code, the bonus against a transcription, autograd,
+finite differences, edges.
+"""
+
 import math
 
 import pytest, torch
 from hypothesis import example, given, settings, strategies as st
 
-from loss_checks import (PAIRS, averages, finite_loss_and_gradients, input_dtypes, random_logps, refuses_wrong_shapes,
-                         runs_without_reading_values, token_counts, trl_loss, trl_trainer)
+from loss_checks import (
+    PAIRS,
+    averages,
+    finite_loss_and_gradients,
+    input_dtypes,
+    random_logps,
+    refuses_wrong_shapes,
+    runs_without_reading_values,
+    token_counts,
+    trl_loss,
+    trl_trainer,
+)
 from prefkit.losses import dpo_loss, xpo_loss
 
 NAMES = (*PAIRS, "explore_logps")
@@ -17,9 +30,11 @@ def five(n, dtype, seed):
 
 
 def transcription(pc, pr, rc, rr, explore, beta, alpha):
-    "The bracket of Algorithm 1 for one prompt, in Python's floats, and its derivatives with respect to pc, pr and explore."
+    """The bracket of Algorithm 1 for one prompt, in Python's floats, and its derivatives with
+    respect to pc, pr and explore.
+    """
     z = beta * (pc - rc) - beta * (pr - rr)
-    softplus = math.log1p(math.exp(-abs(z))) + max(-z, 0) # -log sigmoid(z)
+    softplus = math.log1p(math.exp(-abs(z))) + max(-z, 0)  # -log sigmoid(z)
     f = beta / (1 + math.exp(z)) if z < 700 else 0.0
     return alpha * explore + softplus, -f, f, alpha
 
@@ -31,14 +46,27 @@ def test_value_and_gradient_equal_a_transcription_on_1000_random_batches(dtype, 
         logps = five(4, dtype, seed)
         wanted = [transcription(*row, beta, alpha) for row in zip(*(x.tolist() for x in logps))]
         learned = (logps[0], logps[1], logps[4])
-        for x in learned: x.requires_grad_()
+        for x in learned:
+            x.requires_grad_()
         loss = xpo_loss(*logps, beta=beta, alpha=alpha)
         gradients = torch.autograd.grad(loss.sum(), learned)
         assert loss.dtype == dtype
         for ours, theirs in zip(gradients, zip(*[row[1:] for row in wanted])):
-            torch.testing.assert_close(ours.double(), torch.tensor(theirs, dtype=torch.float64), rtol=rtol, atol=1e-30)
-        size = torch.tensor([abs(row[0]) for row in wanted], dtype=torch.float64) + alpha * logps[4].detach().abs() # the two terms may cancel
-        assert ((loss.detach().double() - torch.tensor([row[0] for row in wanted], dtype=torch.float64)).abs() <= rtol * size + 1e-30).all()
+            torch.testing.assert_close(
+                ours.double(), torch.tensor(theirs, dtype=torch.float64), rtol=rtol, atol=1e-30
+            )
+        # the two terms may cancel
+        size = (
+            torch.tensor([abs(row[0]) for row in wanted], dtype=torch.float64)
+            + alpha * logps[4].detach().abs()
+        )
+        assert (
+            (
+                loss.detach().double()
+                - torch.tensor([row[0] for row in wanted], dtype=torch.float64)
+            ).abs()
+            <= rtol * size + 1e-30
+        ).all()
 
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -47,8 +75,15 @@ def test_equals_trl_s_dpo_plus_the_bonus_one_by_one(dtype, rtol):
     for seed, (beta, alpha) in enumerate([(0.05, 0.01), (0.1, 0.1), (1.0, 0.01), (0.1, 1e-5)]):
         logps = five(250, dtype, seed)
         trainer = trl_trainer(beta=beta)
-        theirs = torch.stack([trl_loss(trainer, *(x[i:i + 1] for x in logps[:4])) for i in range(250)])
-        torch.testing.assert_close(xpo_loss(*logps, beta=beta, alpha=alpha), theirs + alpha * logps[4], rtol=rtol, atol=1e-6 * rtol)
+        theirs = torch.stack(
+            [trl_loss(trainer, *(x[i : i + 1] for x in logps[:4])) for i in range(250)]
+        )
+        torch.testing.assert_close(
+            xpo_loss(*logps, beta=beta, alpha=alpha),
+            theirs + alpha * logps[4],
+            rtol=rtol,
+            atol=1e-6 * rtol,
+        )
 
 
 def test_gradient_passes_gradcheck_in_float64():
@@ -59,14 +94,23 @@ def test_gradient_passes_gradcheck_in_float64():
 def test_the_bonus_pushes_the_reference_sample_down_with_constant_force():
     logps = [x.requires_grad_() for x in five(20, torch.float64, 2)]
     gradients = torch.autograd.grad(xpo_loss(*logps, beta=0.3, alpha=0.07).sum(), logps)
-    assert torch.equal(gradients[4], torch.full((20,), 0.07, dtype=torch.float64)) # positive: descent lowers the log-prob
-    for ours, theirs in zip(gradients, torch.autograd.grad(dpo_loss(*logps[:4], beta=0.3).sum(), logps[:4])): assert torch.equal(ours, theirs)
+    # positive: descent lowers the log-prob
+    assert torch.equal(gradients[4], torch.full((20,), 0.07, dtype=torch.float64))
+    for ours, theirs in zip(
+        gradients, torch.autograd.grad(dpo_loss(*logps[:4], beta=0.3).sum(), logps[:4])
+    ):
+        assert torch.equal(ours, theirs)
 
 
 def test_alpha_0_is_dpo_and_the_bonus_is_alpha_times_the_log_prob():
     logps = five(50, torch.float64, 3)
     assert torch.equal(xpo_loss(*logps, beta=0.2, alpha=0.0), dpo_loss(*logps[:4], beta=0.2))
-    torch.testing.assert_close(xpo_loss(*logps, beta=0.2, alpha=0.1) - dpo_loss(*logps[:4], beta=0.2), 0.1 * logps[4], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        xpo_loss(*logps, beta=0.2, alpha=0.1) - dpo_loss(*logps[:4], beta=0.2),
+        0.1 * logps[4],
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 def test_the_loss_is_negative_and_unbounded_below():
@@ -77,25 +121,49 @@ def test_the_loss_is_negative_and_unbounded_below():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.tuples(*[averages] * 5), token_counts, token_counts, token_counts, input_dtypes, st.sampled_from([0.01, 0.1, 1.0, 10.0]),
-       st.sampled_from([0.0, 1e-5, 0.1, 10.0]))
+@given(
+    st.tuples(*[averages] * 5),
+    token_counts,
+    token_counts,
+    token_counts,
+    input_dtypes,
+    st.sampled_from([0.01, 0.1, 1.0, 10.0]),
+    st.sampled_from([0.0, 1e-5, 0.1, 10.0]),
+)
 @example((-50.0, 0.0, 0.0, -50.0, -50.0), 8192, 8192, 8192, torch.float32, 10.0, 10.0)
 @example((0.0, -50.0, -50.0, 0.0, 0.0), 8192, 8192, 8192, torch.bfloat16, 10.0, 0.1)
-def test_loss_and_gradient_are_finite_at_the_edges(mean_logps, chosen_length, rejected_length, explore_length, dtype, beta, alpha):
+def test_loss_and_gradient_are_finite_at_the_edges(
+    mean_logps, chosen_length, rejected_length, explore_length, dtype, beta, alpha
+):
     lengths = (chosen_length, rejected_length, chosen_length, rejected_length, explore_length)
-    logps = [torch.tensor([m * n], dtype=dtype, requires_grad=True) for m, n in zip(mean_logps, lengths)]
+    logps = [
+        torch.tensor([m * n], dtype=dtype, requires_grad=True) for m, n in zip(mean_logps, lengths)
+    ]
     finite_loss_and_gradients(xpo_loss, logps, beta=beta, alpha=alpha)
 
 
 def test_samples_of_the_policy_itself_make_a_bonus_without_a_mean_gradient():
-    "Why the paper draws them from the reference: the average of grad log pi over pi's own samples is zero."
+    """Why the paper draws them from the reference: the average of grad log pi over pi's own samples
+    is zero.
+    """
     torch.manual_seed(0)
-    scores, reference = torch.randn(6, dtype=torch.float64, requires_grad=True), torch.randn(6, dtype=torch.float64).softmax(-1)
+    scores, reference = (
+        torch.randn(6, dtype=torch.float64, requires_grad=True),
+        torch.randn(6, dtype=torch.float64).softmax(-1),
+    )
     logps, zeros = scores.log_softmax(-1), torch.zeros(6, dtype=torch.float64)
-    def mean_gradient(samples_from): # by enumeration
-        return torch.autograd.grad((samples_from.detach() * xpo_loss(zeros, zeros, zeros, zeros, logps, alpha=0.1)).sum(), scores, retain_graph=True)[0]
+
+    def mean_gradient(samples_from):  # by enumeration
+        return torch.autograd.grad(
+            (samples_from.detach() * xpo_loss(zeros, zeros, zeros, zeros, logps, alpha=0.1)).sum(),
+            scores,
+            retain_graph=True,
+        )[0]
+
     torch.testing.assert_close(mean_gradient(logps.exp()), zeros, atol=1e-15, rtol=0)
-    torch.testing.assert_close(mean_gradient(reference), 0.1 * (reference - logps.exp().detach()), rtol=1e-10, atol=1e-15)
+    torch.testing.assert_close(
+        mean_gradient(reference), 0.1 * (reference - logps.exp().detach()), rtol=1e-10, atol=1e-15
+    )
 
 
 def test_with_lora_the_reference_is_the_model_with_its_adapter_off():
@@ -103,15 +171,20 @@ def test_with_lora_the_reference_is_the_model_with_its_adapter_off():
     torch.manual_seed(0)
     base = torch.nn.Sequential(torch.nn.Linear(6, 6, bias=False))
     before = base(torch.eye(6)).detach()
-    model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=16, target_modules=["0"], init_lora_weights=False))
+    model = peft.get_peft_model(
+        base, peft.LoraConfig(r=2, lora_alpha=16, target_modules=["0"], init_lora_weights=False)
+    )
     with torch.no_grad():
         assert not torch.allclose(model(torch.eye(6)), before, atol=0.1)
-        with model.disable_adapter(): assert torch.equal(model(torch.eye(6)), before)
+        with model.disable_adapter():
+            assert torch.equal(model(torch.eye(6)), before)
 
 
 def test_bfloat16_input_is_computed_in_float32():
     logps = five(50, torch.bfloat16, 5)
-    torch.testing.assert_close(xpo_loss(*logps), xpo_loss(*(x.float() for x in logps)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        xpo_loss(*logps), xpo_loss(*(x.float() for x in logps)), rtol=0, atol=0
+    )
 
 
 def test_loss_is_one_number_per_prompt_and_not_reduced():
@@ -121,19 +194,36 @@ def test_loss_is_one_number_per_prompt_and_not_reduced():
     torch.testing.assert_close(whole[2:3], xpo_loss(*(x[2:3] for x in logps), alpha=0.1))
 
 
-def test_wrong_shape_is_refused_by_name(): refuses_wrong_shapes(xpo_loss, NAMES)
+def test_wrong_shape_is_refused_by_name():
+    refuses_wrong_shapes(xpo_loss, NAMES)
 
 
-@pytest.mark.parametrize("name, value", [("beta", 0.0), ("beta", -0.1), ("beta", math.inf), ("beta", math.nan), ("beta", None),
-    ("alpha", -1e-5), ("alpha", math.inf), ("alpha", math.nan), ("alpha", "0.1"), ("alpha", True)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("beta", 0.0),
+        ("beta", -0.1),
+        ("beta", math.inf),
+        ("beta", math.nan),
+        ("beta", None),
+        ("alpha", -1e-5),
+        ("alpha", math.inf),
+        ("alpha", math.nan),
+        ("alpha", "0.1"),
+        ("alpha", True),
+    ],
+)
 def test_hyperparameter_out_of_range_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=name): xpo_loss(*[torch.zeros(2)] * 5, **{name: value})
+    with pytest.raises(ValueError, match=name):
+        xpo_loss(*[torch.zeros(2)] * 5, **{name: value})
 
 
 def test_hyperparameters_are_keyword_only():
-    with pytest.raises(TypeError): xpo_loss(*[torch.zeros(2)] * 5, 0.1)
+    with pytest.raises(TypeError):
+        xpo_loss(*[torch.zeros(2)] * 5, 0.1)
 
 
 def test_values_are_never_looked_at():
     runs_without_reading_values(xpo_loss, NAMES, alpha=0.1)
-    assert xpo_loss(*[torch.full((1,), math.nan)] * 5).isnan().all() # not hidden either: the trainer watches for it
+    # not hidden either: the trainer watches for it
+    assert xpo_loss(*[torch.full((1,), math.nan)] * 5).isnan().all()
