@@ -48,8 +48,7 @@ bench: $(ready) ## training steps beside the naive way and TRL's, into data/resu
 	$(bin)/python tools/bench.py cpu
 
 export: $(ready) ## after editing a notebook: write prefkit/ and clean the notebooks
-	$(bin)/nbdev_export
-	$(bin)/nbdev_clean
+	$(bin)/python tools/export.py
 
 readme: $(ready) ## the list of notebooks, and README.md from nbs/index.ipynb
 	$(bin)/python tools/map.py --table

@@ -1,6 +1,6 @@
 """The command `prefkit`: `plan` and `run` an experiment, draw its `report`.
 
-What it does is in `prefkit.runs` and its neighbours.
+What it does is in `prefkit.runs.runner` and its neighbours.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _carry_out(action, *arguments):
 @app.command()
 def run(config: Config, settings: Settings = [], output_root: OutputRoot = None, jobs: Jobs = 1):
     """Run the stages of an experiment: what is done is skipped, what was killed goes on."""
-    from prefkit import runs
+    from prefkit.runs import runner as runs
 
     folders = _carry_out(runs.run, config, settings, output_root, "auto", (), jobs)
     print(f"all done: {next(iter(folders.values())).parent if folders else 'no stages'}")
@@ -95,7 +95,7 @@ def run(config: Config, settings: Settings = [], output_root: OutputRoot = None,
 @app.command()
 def report(config: Config, settings: Settings = [], output_root: OutputRoot = None):
     """Draw the report of a finished experiment."""
-    from prefkit import runs
+    from prefkit.runs import runner as runs
 
     folder = _carry_out(runs.report, config, settings, output_root)
     pages = sorted(folder.glob("*.html"))
@@ -116,7 +116,7 @@ def plan(
     ] = [],
 ):
     """Say what an experiment will need, memory part by part and time, before anything is loaded."""
-    from prefkit.plan import plan, plan_text
+    from prefkit.runs.plan import plan, plan_text
 
     print(plan_text(*_carry_out(plan, config, settings, tuple(device) or None)))
 
@@ -141,7 +141,7 @@ def seeds(
     ] = False,
 ):
     """Run an experiment for several seeds and gather what its evaluations found."""
-    from prefkit.seeds import run_seeds
+    from prefkit.runs.seeds import run_seeds
 
     if not all(word.strip().isdigit() for word in seeds.split(",")):
         raise typer.BadParameter(
@@ -180,7 +180,7 @@ def study(
     output_root: OutputRoot = None,
 ):
     """Run a study: many short runs from one start, judged against it, gathered in one JSON."""
-    from prefkit.studies import run_study
+    from prefkit.runs.studies import run_study
 
     print(
         f"the results: {_carry_out(run_study, config, workers, tuple(only), output, output_root)}"

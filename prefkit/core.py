@@ -4,8 +4,9 @@ is.
 """
 
 import ast, hashlib, inspect, json, os, random, re, tempfile, time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +66,14 @@ def resolve_path(
         return path
     here = Path.cwd() / path
     return here if here.exists() else project_root() / path
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    "`Did you mean ...?`, with the list of all names."
+    known = list(known)
+    close = get_close_matches(str(name), known, n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    return f"{hint} Known: {', '.join(known) or 'none'}."
 
 
 _RECORDS = [{}]  # of what is read: one for the whole process, and those of `recorded_inputs`
@@ -243,7 +252,7 @@ def imported(
     source: str,  # Python
     module: str = "",  # its dotted name, for relative imports
     package: bool = False,  # whether it is an __init__.py
-) -> set[str]:  # dotted names under prefkit; some may be functions of a module
+) -> set[str]:  # dotted names under prefkit: modules, names in them, `.*` for all of a module
     "What a piece of code imports from `prefkit`."
     try:
         tree = ast.parse(source)
@@ -256,18 +265,25 @@ def imported(
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            names |= {name for alias in node.names for name in (alias.name, f"{alias.name}.*")}
         if isinstance(node, ast.ImportFrom):
             parts = module.split(".")
             up = parts[: len(parts) - node.level + package] if node.level else []
             base = ".".join([*up, *([node.module] if node.module else [])])
-            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+            for alias in node.names:  # it may be a module, of which anything may be used
+                names |= {base, f"{base}.{alias.name}", f"{base}.{alias.name}.*"}
     return {name for name in names if name.split(".")[0] == "prefkit"}
 
 
 # no number comes from them
-NO_INFLUENCE = {
-    f"prefkit.{name}" for name in ("config", "fingerprints", "stage", "runs", "cli", "page")
+NO_INFLUENCE = {  # no number comes from them
+    "prefkit.cli",
+    "prefkit.config",
+    "prefkit.report.page",
+    "prefkit.runs.config",
+    "prefkit.runs.fingerprints",
+    "prefkit.runs.runner",
+    "prefkit.runs.stage",
 }
 
 
@@ -280,20 +296,51 @@ def _file(home, name):
 
 
 def reached_modules(sources: list[str]) -> dict[str, Path]:  # dotted name -> file
-    "The modules of `prefkit` that code cells reach through imports, directly or not."
-    import prefkit
-
-    home, found, todo = Path(prefkit.__file__).parent, {}, set().union(*map(imported, sources))
+    """The modules of `prefkit` that code cells reach through imports, directly or not. A face (a
+    package's `__init__`, or a module of imports alone) leads to what is taken from it, no further.
+    """
+    home, found, todo = Path(__file__).parent, {}, set().union(*map(imported, sources))
+    seen = set()
     while todo:
         name = todo.pop()
+        seen.add(name)
         file = _file(home, name)
-        if file is None or name in found or name in NO_INFLUENCE:
-            continue
-        found[name] = file
-        parents = {name.rpartition(".")[0]} - {""}  # importing a.b runs a too
-        todo |= (
-            parents | imported(file.read_text(encoding="utf-8"), name, file.name == "__init__.py")
-        ) - found.keys()
+        if file is None:  # a name in a module, or in a face
+            owner, _, leaf = name.rpartition(".")
+            face = _file(home, owner) if owner else None
+            origins = _faces(face, owner) if face else {}
+            todo |= set(origins.values() if leaf == "*" else [origins.get(leaf, owner)]) - seen
+        elif name not in NO_INFLUENCE:
+            found[name] = file
+            text, package = file.read_text(encoding="utf-8"), file.name == "__init__.py"
+            parents = {name.rpartition(".")[0]} - {""}  # importing a.b runs a too
+            further = set() if _faces(file, name) else imported(text, name, package)
+            todo |= (parents | further) - seen
+    return found
+
+
+def _faces(file: Path, module: str) -> dict[str, str]:  # name -> where it is from; {}: no face
+    "What a module hands on that holds nothing but imports and its list of names."
+    tree = ast.parse(bare_code(file.read_text(encoding="utf-8")))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    rest = [node for node in tree.body if not isinstance(node, (ast.ImportFrom, ast.Pass))]
+    if any(
+        ast.unparse(node.targets[0]) != "__all__" for node in rest if isinstance(node, ast.Assign)
+    ):
+        return {}
+    if not imports or not all(isinstance(node, ast.Assign) for node in rest):
+        return {}
+    package = file.name == "__init__.py"
+    found = {}
+    for node in imports:
+        parts = module.split(".")
+        up = parts[: len(parts) - node.level + package] if node.level else []
+        base = ".".join([*up, *([node.module] if node.module else [])])
+        for alias in node.names:
+            inner = f"{base}.{alias.name}"
+            found[alias.asname or alias.name] = (
+                inner if _file(Path(__file__).parent, inner) else base
+            )
     return found
 
 

@@ -34,7 +34,7 @@ VALUES = {
     "echo:": {"true", "false", "fenced"},
     "output:": {"true", "false", "asis"},
 }
-BYTES, LINES, MEDIAN, CELLS = 100_000, 30, 8, 70
+BYTES, LINES, EXPORTED_LINES, MEDIAN, CELLS = 100_000, 30, 60, 8, 70
 
 
 def code_cells(notebook):
@@ -232,14 +232,17 @@ def no_star_import(path, notebook):
 
 def small_cells(path, notebook):
     "What a reader takes in at a time; a table of parameters may be longer."
-    counts = {
-        name(cell): len(code_lines(cell))
-        for cell in code_cells(notebook)
-        if cell not in tagged(notebook)
-    }
+    cells = [cell for cell in code_cells(notebook) if cell not in tagged(notebook)]
+    counts = {name(cell): len(code_lines(cell)) for cell in cells if not exported(cell)}
     wrong = [f"{cell}: {count} lines of code" for cell, count in counts.items() if count > LINES]
-    if lesson(path) and counts and statistics.median(counts.values()) > MEDIAN:
-        wrong.append(f"median of the code cells is {statistics.median(counts.values())} lines")
+    for cell in filter(exported, cells):  # a cell's length never decides how a class is cut
+        for part in tree(cell).body:
+            if (count := part.end_lineno - part.lineno + 1) > EXPORTED_LINES:
+                wrong.append(f"{name(cell)}: a definition of {count} lines")
+    # a formatter decides how many lines a statement takes: what is counted here are statements
+    sizes = [sum(isinstance(node, ast.stmt) for node in ast.walk(tree(cell))) for cell in cells]
+    if lesson(path) and sizes and statistics.median(sizes) > MEDIAN:
+        wrong.append(f"median of the code cells is {statistics.median(sizes)} statements")
     if len(notebook["cells"]) > CELLS:
         wrong.append(f"{len(notebook['cells'])} cells")
     return wrong

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 
-from prefkit.best_of_n import (
+from prefkit.stats.best_of_n import (
     best_of_n,
     best_of_n_kl,
     best_of_n_kl_exact,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformers import AutoTokenizer
 
-from prefkit.chat import (
+from prefkit.data.chat import (
     check_messages,
     encode_response,
     end_of_turn_id,

@@ -18,8 +18,8 @@ from matplotlib import pyplot as plt
 from scipy.stats import spearmanr
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from prefkit import figures
-from prefkit.config import load_config, read_notebook
+from prefkit.report import figures
+from prefkit.runs.config import load_config, read_notebook
 from prefkit.core import (
     ConfigError,
     DataError,
@@ -29,9 +29,9 @@ from prefkit.core import (
     write_jsonl,
     write_text,
 )
-from prefkit.runs import check_stage, find_report, located
-from prefkit.seeds import findings, over_seeds
-from prefkit.win_rate import win_rate, win_rate_difference
+from prefkit.runs.runner import check_stage, find_report, located
+from prefkit.runs.seeds import findings, over_seeds
+from prefkit.stats.win_rate import win_rate, win_rate_difference
 from test_data import smoltalk, ultrafeedback
 from test_report import Reader
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoTokenizer
 
 from prefkit.core import DataError, project_root
-from prefkit.countdown import (
+from prefkit.data.countdown import (
     REASONS,
     SHAPED_WEIGHTS,
     SPLITS,

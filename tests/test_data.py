@@ -13,10 +13,10 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from prefkit.chat import encode_response, end_of_turn_id
+from prefkit.data.chat import encode_response, end_of_turn_id
 from prefkit.core import ConfigError, DataError, project_root, write_text
-from prefkit.countdown import problems, prompt_text, verify, worked_solution
-from prefkit.data import (
+from prefkit.data.countdown import problems, prompt_text, verify, worked_solution
+from prefkit.data.records import (
     DATASETS,
     encode_records,
     last_question,
@@ -25,7 +25,7 @@ from prefkit.data import (
     pairs_to_binary,
     parse_hh,
 )
-from prefkit.pipelines import check_dataset
+from prefkit.runs.pipelines import check_dataset
 
 
 def user(text):

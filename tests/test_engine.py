@@ -21,10 +21,17 @@ from transformers import (
 )
 from transformers.models.qwen2 import modeling_qwen2
 
-import prefkit.engine as engine
-from prefkit.batches import LAYOUTS, batch_logps, can_read, choose_layout, collate, scored_logps
+import prefkit.model.kernels as engine
+from prefkit.model.batches import (
+    LAYOUTS,
+    batch_logps,
+    can_read,
+    choose_layout,
+    collate,
+    scored_logps,
+)
 from prefkit.core import ConfigError
-from prefkit.engine import ATTENTION, blocks_of, halves, head_logps, pack_rows, use_rows
+from prefkit.model.kernels import ATTENTION, blocks_of, halves, head_logps, pack_rows, use_rows
 from prefkit.losses import dpo_loss
 
 PAD = 2  # also the token that ends an answer

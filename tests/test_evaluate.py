@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from prefkit.core import ConfigError, DataError, read_jsonl, write_jsonl, write_text
-from prefkit.pipelines import check_evaluation, decoding_ways, evaluation_prompts
-from prefkit.runs import open_run, run
-from prefkit.stage import StageError
+from prefkit.runs.pipelines import check_evaluation, decoding_ways, evaluation_prompts
+from prefkit.runs.runner import open_run, run
+from prefkit.runs.stage import StageError
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = dict(

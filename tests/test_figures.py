@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from matplotlib import pyplot as plt
 
 from prefkit.core import PrefkitError
-from prefkit.figures import (
+from prefkit.report.figures import (
     COLOURS,
     LOOKS,
     SPARE,
@@ -176,9 +176,9 @@ def test_known_names_keep_their_look_and_too_many_are_refused():
 
 def test_importing_leaves_the_style_alone():
     code = (
-        "import matplotlib; before = dict(matplotlib.rcParams); import prefkit.figures; assert {k: "
-        "v for k, v in matplotlib.rcParams.items() if k != 'backend'} == {k: v for k, v in "
-        "before.items() if k != 'backend'}"
+        "import matplotlib; before = dict(matplotlib.rcParams); import prefkit.report.figures; "
+        "assert {k: v for k, v in matplotlib.rcParams.items() if k != 'backend'} == {k: v for k, v "
+        "in before.items() if k != 'backend'}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

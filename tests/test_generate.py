@@ -14,9 +14,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-import prefkit.generate
+import prefkit.model.sampling
 from prefkit.core import ConfigError, DataError, derive_seed, project_root, read_jsonl
-from prefkit.generate import (
+from prefkit.model.sampling import (
     DECODING,
     TOKEN_LIMITS,
     _choose,
@@ -32,8 +32,8 @@ from prefkit.generate import (
     write_alpaca_eval,
     write_leaderboard,
 )
-from prefkit.served import ENGINES, Served
-from prefkit.world import tiny_config, tiny_records
+from prefkit.judging.served import ENGINES, Served
+from prefkit.data.world import tiny_config, tiny_records
 
 TOKENIZER = AutoTokenizer.from_pretrained(project_root() / "data/tiny/base")
 CHATS = [
@@ -465,7 +465,7 @@ def test_killed_half_way_it_goes_on_and_makes_nothing_twice(model, tmp_path, mon
         name="m",
         batch_size=8,
     )
-    original = prefkit.generate._answer
+    original = prefkit.model.sampling._answer
 
     def dies(tokenizer, ids, ended):
         if len(made) == 5:
@@ -473,7 +473,7 @@ def test_killed_half_way_it_goes_on_and_makes_nothing_twice(model, tmp_path, mon
         made.append(ids)
         return original(tokenizer, ids, ended)
 
-    monkeypatch.setattr(prefkit.generate, "_answer", dies)
+    monkeypatch.setattr(prefkit.model.sampling, "_answer", dies)
     with pytest.raises(KeyboardInterrupt):
         generate_records(
             model,
@@ -488,7 +488,7 @@ def test_killed_half_way_it_goes_on_and_makes_nothing_twice(model, tmp_path, mon
     assert 0 < len(kept) < 6 and all(record in whole for record in kept)
     count = []
     monkeypatch.setattr(
-        prefkit.generate, "_answer", lambda *args: (count.append(1), original(*args))[1]
+        prefkit.model.sampling, "_answer", lambda *args: (count.append(1), original(*args))[1]
     )
     with (tmp_path / "a.jsonl").open("ab") as file:
         file.write(b'{"prompt_id": "torn')

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, yaml
 from hypothesis import given, strategies as st
 
-from prefkit import harnesses
+from prefkit.judging import harnesses
 from prefkit.core import ConfigError, DataError, read_jsonl, write_json, write_jsonl
-from prefkit.harnesses import (
+from prefkit.judging.harnesses import (
     FORMS,
     GSM8K_PROMPT,
     LM_EVAL_TASKS,
@@ -30,8 +30,8 @@ from prefkit.harnesses import (
     write_lm_eval_task,
     write_mt_bench,
 )
-from prefkit.text_metrics import ratio_interval
-from prefkit.win_rate import wilson
+from prefkit.stats.text_metrics import ratio_interval
+from prefkit.stats.win_rate import wilson
 
 
 # GSM8K: numbers and forms

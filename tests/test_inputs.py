@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-import prefkit.engine
-from prefkit.config import load_config, write_pipeline
+import prefkit.model.kernels
+from prefkit.runs.config import load_config, write_pipeline
 from prefkit.core import (
     code_behind,
     input_path,
@@ -17,8 +17,8 @@ from prefkit.core import (
     recorded_inputs,
     write_text,
 )
-from prefkit.fingerprints import fingerprints
-from prefkit.runs import run
+from prefkit.runs.fingerprints import fingerprints
+from prefkit.runs.runner import run
 
 PAIR = {"prompt": "hi", "chosen": "hello", "rejected": "no"}
 
@@ -162,10 +162,10 @@ def test_a_record_holds_what_is_asked_for_meanwhile():
 
 
 def test_the_code_of_a_reference_is_all_that_computes_it(tmp_path, monkeypatch):
-    from prefkit.batches import reference_logps
+    from prefkit.model.batches import reference_logps
 
     reached = reached_modules([f"import {reference_logps.__module__}"])
-    assert prefkit.engine.__name__ in reached
+    assert prefkit.model.kernels.__name__ in reached
     before = code_behind(reference_logps)
     for name, file in reached.items():
         changed = write_text(

@@ -11,10 +11,10 @@ import numpy as np, pytest, torch
 from hypothesis import example, given, settings, strategies as st
 from transformers import AutoTokenizer
 
-from prefkit.answers import messages_of, pair_ids, record_ids, text_of
+from prefkit.judging.records import messages_of, pair_ids, record_ids, text_of
 from prefkit.core import ConfigError, DataError, project_root, read_jsonl
-from prefkit.countdown import verify
-from prefkit.judges import (
+from prefkit.data.countdown import verify
+from prefkit.judging.judges import (
     BUILT_IN,
     JUDGES,
     TEMPLATE,
@@ -30,10 +30,10 @@ from prefkit.judges import (
     read_verdict,
     register_judge,
 )
-from prefkit.rewards import rewards_of, scalar_head
-from prefkit.votes import read_votes, write_ballot
-from prefkit.win_rate import win_rate
-from prefkit.world import World, answer, gold_reward, prompts, read_request, second_judge
+from prefkit.judging.reward_model import rewards_of, scalar_head
+from prefkit.judging.votes import read_votes, write_ballot
+from prefkit.stats.win_rate import win_rate
+from prefkit.data.world import World, answer, gold_reward, prompts, read_request, second_judge
 
 torch.set_num_threads(1)
 KEY = "test-key/0123456789+abcdef"  # with characters that an address would quote

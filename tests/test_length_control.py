@@ -12,15 +12,15 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from prefkit.core import ConfigError, DataError
-from prefkit.figures import check_figure
-from prefkit.length_control import (
+from prefkit.report.figures import check_figure
+from prefkit.stats.length_control import (
     draw_win_rate_by,
     fit_logistic,
     is_separated,
     length_controlled_win_rate,
     win_rate_by,
 )
-from prefkit.win_rate import win_rate
+from prefkit.stats.win_rate import win_rate
 
 REAL = os.environ.get("PREFKIT_REAL_DATA")
 needs_real = pytest.mark.skipif(

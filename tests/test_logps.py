@@ -8,7 +8,13 @@ import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from prefkit.logps import check_batch, check_number, response_lengths, sequence_logps, token_logps
+from prefkit.model.logps import (
+    check_batch,
+    check_number,
+    response_lengths,
+    sequence_logps,
+    token_logps,
+)
 
 
 def random_batch(seed, dtype=torch.float64, batch=3, length=9, vocabulary=11):

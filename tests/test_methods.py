@@ -7,13 +7,13 @@ import json, math
 import pytest, torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from prefkit.batches import LAYOUTS, batch_logps, collate, reference_logps
-from prefkit.config import read_notebook
+from prefkit.model.batches import LAYOUTS, batch_logps, collate, reference_logps
+from prefkit.runs.config import read_notebook
 from prefkit.core import ConfigError, PrefkitError, project_root
-from prefkit.data import encode_records, load_records
-from prefkit.engine import use_rows
+from prefkit.data.records import encode_records, load_records
+from prefkit.model.kernels import use_rows
 from prefkit.losses import dpo_loss
-from prefkit.methods import (
+from prefkit.train.methods import (
     EXTRA_ANSWERS,
     METHODS,
     Method,
@@ -23,7 +23,8 @@ from prefkit.methods import (
     method_hyperparameters,
     own_metrics,
 )
-from prefkit.train import TrainSettings, train_model
+from prefkit.train.settings import TrainSettings
+from prefkit.train.loop import train_model
 
 torch.set_num_threads(1)
 BASE = project_root() / "data/tiny/base"
@@ -326,11 +327,11 @@ def test_every_method_runs_through_the_one_pipeline_by_its_name(method, tmp_path
 def test_log_probs_of_the_reference_are_shared_among_runs_and_never_confused(
     tmp_path, tokenizer, rows, monkeypatch
 ):
-    import prefkit.checkpoints
+    import prefkit.train.saves
 
-    calls, original = [], prefkit.checkpoints.reference_logps
+    calls, original = [], prefkit.model.batches.reference_logps
     monkeypatch.setattr(
-        prefkit.checkpoints, "reference_logps", lambda *a, **k: calls.append(1) or original(*a, **k)
+        prefkit.train.saves, "reference_logps", lambda *a, **k: calls.append(1) or original(*a, **k)
     )
 
     def run(name, model=None, some=rows["pairs"], **changes):
@@ -387,7 +388,7 @@ def test_share_clipped_counts_negative_answers_whose_ratio_was_changed(high, low
 def test_a_reward_model_that_would_read_its_score_off_padding_is_refused(
     fault, says, tmp_path, tokenizer, rows
 ):
-    from prefkit.rewards import scalar_head
+    from prefkit.judging.reward_model import scalar_head
 
     model, some = scalar_head(BASE, seed=0), rows["pairs"]
     if fault == "language model":
@@ -406,7 +407,7 @@ def test_a_reward_model_that_would_read_its_score_off_padding_is_refused(
 def test_a_reward_model_with_adapters_trains_head_and_adapters_and_is_saved_merged(
     tmp_path, tokenizer, rows
 ):
-    from prefkit.rewards import scalar_head
+    from prefkit.judging.reward_model import scalar_head
 
     start = scalar_head(BASE, seed=0)
     result = trained(
@@ -427,7 +428,7 @@ def test_a_reward_model_with_adapters_trains_head_and_adapters_and_is_saved_merg
 
 
 def test_what_else_than_weights_changes_log_probs_makes_other_references(tmp_path, tokenizer, rows):
-    from prefkit.checkpoints import with_reference
+    from prefkit.train.saves import with_reference
 
     def found(cache, **changes):
         model = AutoModelForCausalLM.from_pretrained(BASE)
@@ -461,7 +462,7 @@ def test_a_model_without_finite_log_probs_is_named_before_training(tmp_path, tok
 
 
 def test_a_model_with_adapters_is_refused_as_a_start(tmp_path, tokenizer, rows):
-    from prefkit.train import add_lora
+    from prefkit.train.loop import add_lora
 
     model = add_lora(AutoModelForCausalLM.from_pretrained(BASE), TrainSettings(lora=True))
     with pytest.raises(ConfigError, match="merge_and_unload"):
@@ -505,7 +506,7 @@ def test_slips_in_a_row_of_the_table_are_refused(row, match):
 def test_added_answers_survive_a_crash_and_the_run_ends_in_the_same_weights(
     method, tmp_path, tokenizer, rows, monkeypatch
 ):
-    import prefkit.train as train
+    import prefkit.train.loop as train
 
     options = dict(max_steps=4, save_steps=2, keep_checkpoints=True)
     whole = trained(tmp_path / "whole", tokenizer, rows, method, **options)

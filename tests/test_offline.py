@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from prefkit.config import load_config, read_parameters
+from prefkit.runs.config import load_config, read_parameters
 from prefkit.core import ConfigError, project_root, write_json, write_text
-from prefkit.runs import check_stage, find_report, open_run, run
-from prefkit.seeds import over_seeds
-from prefkit.studies import load_study
+from prefkit.runs.runner import check_stage, find_report, open_run, run
+from prefkit.runs.seeds import over_seeds
+from prefkit.runs.studies import load_study
 from test_report import Reader
 
 ROOT = project_root()
@@ -47,7 +47,7 @@ def stand_ins(tmp_path_factory):
     every other checkpoint.
     """
     from transformers import AutoTokenizer
-    from prefkit.rewards import scalar_head
+    from prefkit.judging.reward_model import scalar_head
 
     folder, base = tmp_path_factory.mktemp("reward_model"), ROOT / "data/tiny/base"
     (

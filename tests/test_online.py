@@ -10,9 +10,9 @@ import pytest, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.core import ConfigError, DataError, PrefkitError, project_root
-from prefkit.batches import scored_logps
-from prefkit.online import OnlineTrainer, train_online
-from prefkit.online_methods import (
+from prefkit.model.batches import scored_logps
+from prefkit.train.rounds import OnlineTrainer, train_online
+from prefkit.train.online_methods import (
     ONLINE_METHODS,
     OnlineMethod,
     RolloutSettings,
@@ -25,10 +25,11 @@ from prefkit.online_methods import (
     prepare_ppo,
     prepare_rloo,
 )
-from prefkit.reward_sources import RewardSource, reward_source
-from prefkit.rollout import Reference, padded
-from prefkit.settings import training_arguments
-from prefkit.train import TIME_FIELDS, find_checkpoints
+from prefkit.judging.rewards import RewardSource, reward_source
+from prefkit.train.rollout import Reference, padded
+from prefkit.train.settings import training_arguments
+from prefkit.train.loop import TIME_FIELDS
+from prefkit.train.saves import find_checkpoints
 
 torch.set_num_threads(1)
 BASE = project_root() / "data/tiny/base"
@@ -502,9 +503,9 @@ def test_with_lora_and_dropout_the_reference_has_no_adapters_and_the_check_no_dr
 
 
 def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path, tokenizer, rows, monkeypatch):
-    import prefkit.online
+    import prefkit.train.rounds
 
-    whole = prefkit.online.sample_answers
+    whole = prefkit.train.rollout.sample_answers
 
     def wrong(*args, **kwargs):
         groups = whole(*args, **kwargs)
@@ -513,7 +514,7 @@ def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path, tokenizer, row
                 sample.model_logps = [x - 0.5 for x in sample.model_logps]
         return groups
 
-    monkeypatch.setattr(prefkit.online, "sample_answers", wrong)
+    monkeypatch.setattr(prefkit.train.rounds, "sample_answers", wrong)
     with pytest.raises(PrefkitError, match="between the sampler and the forward pass"):
         fit(tmp_path, tokenizer, rows)
 

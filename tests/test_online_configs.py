@@ -4,10 +4,10 @@ before anything is loaded.
 
 import pytest
 
-from prefkit.config import load_config
+from prefkit.runs.config import load_config
 from prefkit.core import project_root
-from prefkit.online_methods import get_online_method, online_hyperparameters, rollout_settings
-from prefkit.runs import check_stage
+from prefkit.train.online_methods import get_online_method, online_hyperparameters, rollout_settings
+from prefkit.runs.runner import check_stage
 
 CONFIGS = project_root() / "data/configs"
 

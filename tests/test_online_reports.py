@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
-from prefkit import figures
-from prefkit.config import load_config
+from prefkit.report import figures
+from prefkit.runs.config import load_config
 from prefkit.core import project_root, write_json, write_text
-from prefkit.figures import mean_interval
-from prefkit.runs import find_report
-from prefkit.seeds import over_seeds
+from prefkit.report.figures import mean_interval
+from prefkit.runs.runner import find_report
+from prefkit.runs.seeds import over_seeds
 from test_report import Reader
 
 ROOT = project_root()

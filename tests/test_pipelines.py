@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from prefkit.config import code_cells, load_config, read_parameters
+from prefkit.runs.config import code_cells, load_config, read_parameters
 from prefkit.core import (
     ConfigError,
     DataError,
@@ -22,8 +22,8 @@ from prefkit.core import (
     write_jsonl,
     write_text,
 )
-from prefkit.studies import load_study
-from prefkit.runs import open_run, run
+from prefkit.runs.studies import load_study
+from prefkit.runs.runner import open_run, run
 
 ROOT = project_root()
 PIPELINES = sorted((ROOT / "nbs" / "pipelines").glob("*.ipynb"))
@@ -50,7 +50,7 @@ def weights(folder):
 
 
 def without_times(folder):
-    from prefkit.train import TIME_FIELDS
+    from prefkit.train.loop import TIME_FIELDS
 
     return [
         {name: value for name, value in line.items() if name not in TIME_FIELDS}
@@ -259,7 +259,7 @@ def test_faulty_settings_of_evaluate_are_refused_before_anything_runs(given, say
 
 
 def test_three_label_constructions_see_three_sets_of_tokens():
-    from prefkit.pipelines import label_tokens
+    from prefkit.runs.pipelines import label_tokens
 
     rows = [
         {"prompt_ids": [1, 2, 3], "response_ids": [4, 5, 9]},
@@ -287,7 +287,7 @@ def test_three_label_constructions_see_three_sets_of_tokens():
     ],
 )
 def test_a_model_folder_that_lacks_a_part_is_refused_without_loading_it(broken, says, tmp_path):
-    from prefkit.pipelines import check_model
+    from prefkit.runs.pipelines import check_model
 
     for file in (ROOT / "data" / "tiny" / "base").iterdir():
         if file.name != broken:
@@ -301,7 +301,7 @@ def test_a_model_folder_that_lacks_a_part_is_refused_without_loading_it(broken, 
 
 
 def test_weights_cut_short_are_a_clear_error(tmp_path):
-    from prefkit.pipelines import load_model
+    from prefkit.runs.pipelines import load_model
 
     for file in (ROOT / "data" / "tiny" / "base").iterdir():
         (tmp_path / file.name).write_bytes(
@@ -382,9 +382,9 @@ def test_every_config_fits_its_pipelines(path):
 def test_rows_are_encoded_once_and_anything_that_matters_encodes_them_anew(
     kind, tmp_path, monkeypatch
 ):
-    import prefkit.pipelines as pipelines
-    from prefkit.data import encode_records, load_records
-    from prefkit.pipelines import encode_once
+    import prefkit.runs.pipelines as pipelines
+    from prefkit.data.records import encode_records, load_records
+    from prefkit.runs.pipelines import encode_once
     from transformers import AutoTokenizer
 
     tokenizer, records = (
@@ -415,8 +415,8 @@ def test_rows_are_encoded_once_and_anything_that_matters_encodes_them_anew(
 
 
 def test_rows_that_would_not_come_back_as_they_were_are_not_kept(tmp_path):
-    from prefkit.data import Records, RowReport
-    from prefkit.pipelines import encode_once
+    from prefkit.data.records import Records, RowReport
+    from prefkit.runs.pipelines import encode_once
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny/base")

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.core import ConfigError, project_root
-from prefkit.plan import Alive, batch_of, count_memory, plan, plan_text, step_memory
-from prefkit.settings import TrainSettings
+from prefkit.runs.plan import Alive, batch_of, count_memory, plan, plan_text, step_memory
+from prefkit.train.settings import TrainSettings
 
 SHAPES = {
     "tiny": dict(
@@ -117,7 +117,7 @@ def test_every_option_saves_what_it_is_for():
 
 
 def test_the_vocabulary_does_not_enter_the_memory_of_a_step(monkeypatch):
-    monkeypatch.setattr("prefkit.engine.PIECE", 2**16)
+    monkeypatch.setattr("prefkit.model.kernels.PIECE", 2**16)
     small, large = (
         count_memory(
             Qwen2Config(**{**SHAPES["5m"], "vocab_size": n}, tie_word_embeddings=True),
@@ -142,7 +142,7 @@ def test_a_config_of_the_hub_is_planned_without_a_network(monkeypatch):
 
 
 def test_what_does_not_fit_comes_with_a_change_after_which_it_does(monkeypatch):
-    from prefkit import plan as module
+    from prefkit.runs import plan as module
 
     monkeypatch.setitem(module.DEVICES, "L4", (8.5e9, 1e12, True))
     one, *_ = plan(project_root() / "data/configs/l4/first_path.yaml", devices=("L4",))[0]
@@ -156,8 +156,8 @@ def test_a_device_that_nobody_knows_is_named():
 
 def test_steps_are_those_that_a_run_takes():
     "The comparison as it ran with five seeds: kto and topr make two rows of each pair."
-    from prefkit.config import load_config
-    from prefkit.plan import first_model, number_of_steps, stage_job, stage_lengths
+    from prefkit.runs.config import load_config
+    from prefkit.runs.plan import first_model, number_of_steps, stage_job, stage_lengths
 
     kept = json.loads(
         (project_root() / "data/results/seeds/comparison.json").read_text(encoding="utf-8")

@@ -12,8 +12,8 @@ from scipy.special import expit, logit
 from scipy.stats import ttest_1samp, ttest_rel
 
 from prefkit.core import ConfigError, DataError
-from prefkit.rankings import all_pairs, bradley_terry, cohens_kappa, scores_by_kind
-from prefkit.win_rate import win_rate
+from prefkit.stats.rankings import all_pairs, bradley_terry, cohens_kappa, scores_by_kind
+from prefkit.stats.win_rate import win_rate
 
 
 def tournament(rng, strengths, n, ties=0.0):
@@ -520,7 +520,7 @@ def test_the_study_of_lambda_is_complete():
     """Three seeds of each lambda, all answers kept: what the lesson needs to judge them kind by
     kind.
     """
-    from prefkit.studies import load_study
+    from prefkit.runs.studies import load_study
 
     study = load_study("data/configs/lessons/orpo_kinds.yaml")
     assert sorted(

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from prefkit.core import DataError, PrefkitError, project_root, write_json, write_jsonl, write_text
-from prefkit.data import RowReport
-from prefkit.page import Page
+from prefkit.data.records import RowReport
+from prefkit.report.page import Page
 
 ROOT = project_root()
 REPORT = ROOT / "nbs" / "reports" / "first_path.ipynb"
@@ -113,7 +113,7 @@ def write_run(home, name, order, params, **info):
 
 def write_answers(folder, rng, models, n=160, gap=None):
     "generations.jsonl, win_rates.csv and scores.csv as the evaluate stage writes them."
-    from prefkit.win_rate import win_rate
+    from prefkit.stats.win_rate import win_rate
 
     records, scores = [], {}
     for model in models:

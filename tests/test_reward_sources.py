@@ -8,8 +8,8 @@ import numpy as np, pytest, torch
 from transformers import AutoTokenizer
 
 from prefkit.core import ConfigError, DataError, NotFinite, project_root
-from prefkit.countdown import shaped_reward
-from prefkit.reward_sources import (
+from prefkit.data.countdown import shaped_reward
+from prefkit.judging.rewards import (
     BUILT_IN,
     REWARDS,
     check_reward,
@@ -18,8 +18,8 @@ from prefkit.reward_sources import (
     reward_fingerprint,
     reward_source,
 )
-from prefkit.rewards import rewards_of, scalar_head
-from prefkit.world import World, gold_reward, second_judge
+from prefkit.judging.reward_model import rewards_of, scalar_head
+from prefkit.data.world import World, gold_reward, second_judge
 
 torch.set_num_threads(1)
 BASE = "data/tiny/base"
@@ -490,8 +490,8 @@ def test_fingerprint_of_a_model_goes_by_its_files(folder, tmp_path):
 def test_importing_is_cheap():
     heavy = ("torch", "transformers", "pandas", "scipy", "datasets", "matplotlib", "fastcore")
     code = (
-        f"import sys, prefkit.reward_sources as r; r.check_reward('gold', {{'prompt': 'What colour "
-        f"is the fox?'}}); r.reward_source('text'); r.reward_source('gold'); "
+        f"import sys, prefkit.judging.rewards as r; r.check_reward('gold', {{'prompt': 'What "
+        f"colour is the fox?'}}); r.reward_source('text'); r.reward_source('gold'); "
         f"r.reward_source('countdown'); print([m for m in {heavy!r} if m in sys.modules])"
     )
     done = subprocess.run(

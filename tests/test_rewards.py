@@ -16,10 +16,10 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from prefkit.chat import end_of_turn_id
+from prefkit.data.chat import end_of_turn_id
 from prefkit.core import ConfigError, DataError, project_root, read_jsonl, write_text
-from prefkit.data import encode_records, load_records
-from prefkit.rewards import (
+from prefkit.data.records import encode_records, load_records
+from prefkit.judging.reward_model import (
     calibration,
     claimed_accuracy,
     expected_calibration_error,
@@ -31,7 +31,7 @@ from prefkit.rewards import (
     scalar_head,
     sequence_rewards,
 )
-from prefkit.runs import open_run, run
+from prefkit.runs.runner import open_run, run
 
 torch.set_num_threads(1)
 BASE = "data/tiny/base"
@@ -347,7 +347,7 @@ def test_calibration_by_hand():
     ]
     np.testing.assert_allclose(table["predicted"], [0.6, 0.9])
     np.testing.assert_allclose(table["observed"], [0.5, 2 / 3])
-    from prefkit.win_rate import wilson
+    from prefkit.stats.win_rate import wilson
 
     np.testing.assert_allclose(table[["low", "high"]], [wilson(0.5, 2), wilson(2 / 3, 3)])
 
@@ -539,7 +539,9 @@ def test_faulty_settings_are_refused_before_anything_runs(given, says, tmp_path)
 def test_a_made_up_margin_trains_too(tmp_path):
     "The method table takes a reward method of five lines."
     from prefkit.losses import reward_model_loss
-    from prefkit.train import METHODS, Method, TrainSettings, add_method, train_model
+    from prefkit.train.methods import METHODS, Method, add_method
+    from prefkit.train.settings import TrainSettings
+    from prefkit.train.loop import train_model
 
     def with_margin(chosen_rewards, rejected_rewards, *, gap=1.0):
         return reward_model_loss(

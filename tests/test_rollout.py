@@ -6,10 +6,10 @@ import pytest, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.core import ConfigError, DataError, NotFinite, project_root
-from prefkit.batches import LAYOUTS, collate
-from prefkit.engine import use_rows
-from prefkit.generate import next_token_probs
-from prefkit.rollout import (
+from prefkit.model.batches import LAYOUTS, collate
+from prefkit.model.kernels import use_rows
+from prefkit.model.sampling import next_token_probs
+from prefkit.train.rollout import (
     Reference,
     Rollouts,
     Sample,
@@ -106,15 +106,15 @@ def test_sampled_log_probs_are_those_of_a_fresh_forward_pass_temperature_and_tru
 
 def test_a_wrong_position_or_mask_would_be_seen(model, tokenizer, prompts, monkeypatch):
     "The comparison above can fail: with positions that ignore the padding on the left it does."
-    import prefkit.rollout
+    import prefkit.train.rollout
 
-    whole = prefkit.rollout._prefill
+    whole = prefkit.train.rollout._prefill
 
     def shifted(*args):
         cache, logits, mask, position = whole(*args)
         return cache, logits, mask, position + 1
 
-    monkeypatch.setattr(prefkit.rollout, "_prefill", shifted)
+    monkeypatch.setattr(prefkit.train.rollout, "_prefill", shifted)
     samples = sample_answers(model, tokenizer, prompts, k=1, max_new_tokens=12, seed=3)
     gaps = [
         abs(a - b)
@@ -168,7 +168,7 @@ def test_a_uniform_just_below_one_never_falls_upon_a_token_that_was_cut_off():
 
 
 def test_greedy_draws_the_most_likely_token_and_says_that_it_was_certain(model, tokenizer, prompts):
-    from prefkit.generate import sample_ids, stop_tokens
+    from prefkit.model.sampling import sample_ids, stop_tokens
 
     samples = sample_answers(model, tokenizer, prompts, temperatures=0.0, max_new_tokens=20)
     plain = sample_ids(

@@ -6,9 +6,10 @@ import json, os, random, subprocess, sys, time
 
 import pytest
 from prefkit.core import ConfigError, DataError, project_root, read_jsonl, write_jsonl, write_text
-from prefkit.online_methods import ONLINE_METHODS
-from prefkit.runs import open_run, run
-from prefkit.train import TIME_FIELDS, find_checkpoints
+from prefkit.train.online_methods import ONLINE_METHODS
+from prefkit.runs.runner import open_run, run
+from prefkit.train.loop import TIME_FIELDS
+from prefkit.train.saves import find_checkpoints
 
 ROOT = project_root()
 STAGES = {

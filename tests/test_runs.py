@@ -13,11 +13,18 @@ import time
 from pathlib import Path
 
 import pytest
-from prefkit.config import Stage, check_parameters, load_config, read_parameters, write_pipeline
+from prefkit.runs.config import (
+    Stage,
+    check_parameters,
+    load_config,
+    read_parameters,
+    write_pipeline,
+)
 from prefkit.core import ConfigError, DataError, project_root, write_text
-from prefkit.fingerprints import bare_code, fingerprints, reached_modules
-from prefkit.runs import folder_state, in_order, is_done, open_run, prepare, report, run
-from prefkit.stage import Display, StageError, StageLock
+from prefkit.core import bare_code, reached_modules
+from prefkit.runs.fingerprints import fingerprints
+from prefkit.runs.runner import folder_state, in_order, is_done, open_run, prepare, report, run
+from prefkit.runs.stage import Display, StageError, StageLock
 
 PARAMETERS = """steps: int = 30 # how many
 pace: float = 0.1 # step size
@@ -238,9 +245,14 @@ def test_every_kind_of_change_changes_the_right_fingerprints(toy, tmp_path):
 
 
 def test_the_code_fingerprint_follows_imports_inside_functions():
-    reached = reached_modules(["from prefkit.data import load_records"])
+    reached = reached_modules(["from prefkit.data.records import load_records"])
     # data imports the world inside a function
-    assert {"prefkit.data", "prefkit.world", "prefkit.chat", "prefkit.core"} <= reached.keys()
+    assert {
+        "prefkit.data.records",
+        "prefkit.data.world",
+        "prefkit.data.chat",
+        "prefkit.core",
+    } <= reached.keys()
     assert bare_code("x = 1 # one") == "x = 1"
 
 
@@ -370,7 +382,7 @@ def test_a_stage_that_fails_otherwise_or_says_nothing_is_not_finished(tmp_path):
     )
     for cell, says in (
         ("1 / 0", "ZeroDivisionError"),
-        ("None", "without calling prefkit.runs.finish"),
+        ("None", "without calling prefkit.runs.stage.finish"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended from outside"),
     ):
         write_pipeline(tmp_path / "only.ipynb", 'output_dir: str = ""', cell)
@@ -499,8 +511,8 @@ def test_a_stage_has_its_modules_before_its_first_cell_and_looks_for_garbage_aft
         'output_dir: str = ""',
         "import gc, sys\nthere = 'wave' in sys.modules\nimport wave",
         (
-            "from prefkit.runs import finish\nfinish(output_dir, metrics={'there': there, 'on': "
-            "gc.isenabled(), 'frozen': gc.get_freeze_count()})"
+            "from prefkit.runs.runner import finish\nfinish(output_dir, metrics={'there': there, "
+            "'on': gc.isenabled(), 'frozen': gc.get_freeze_count()})"
         ),
     )
     folder = run(
@@ -550,7 +562,7 @@ def test_a_pipeline_with_a_magic_ends_as_any_other(tmp_path):
         tmp_path / "magic.ipynb",
         'output_dir: str = ""',
         "%config InlineBackend.figure_format = 'png'",
-        "import math\nfrom prefkit.runs import finish\nfinish(output_dir, metrics={})",
+        "import math\nfrom prefkit.runs.runner import finish\nfinish(output_dir, metrics={})",
     )
     folder = run(
         write_text(

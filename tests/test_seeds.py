@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from prefkit import seeds
+from prefkit.runs import seeds
 from prefkit.core import ConfigError
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkit.core import ConfigError, DataError, read_jsonl
-from prefkit.generate import DECODING, generate_records
-from prefkit.served import Secret, Served, ask_all, retry_after
-from prefkit.world import tiny_records
+from prefkit.model.sampling import DECODING, generate_records
+from prefkit.judging.served import Secret, Served, ask_all, retry_after
+from prefkit.data.world import tiny_records
 
 KEY = "sk-Very/Secret+Key=0123456789"
 ROOT = Path(__file__).resolve().parents[1]
@@ -453,7 +453,7 @@ def test_one_process_at_a_time(faulty, tmp_path):
             sys.executable,
             "-c",
             (
-                f"from prefkit.served import Lines; held = Lines({str(store)!r}, {{}}); "
+                f"from prefkit.judging.served import Lines; held = Lines({str(store)!r}, {{}}); "
                 "print('held', flush=True); input()"
             ),
         ],

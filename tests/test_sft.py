@@ -4,7 +4,7 @@ import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from prefkit.logps import response_lengths, sequence_logps
+from prefkit.model.logps import response_lengths, sequence_logps
 from prefkit.losses import sft_loss
 
 

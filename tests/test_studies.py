@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prefkit import studies
+from prefkit.runs import studies
 from prefkit.core import ConfigError, project_root, read_jsonl, write_text
-from prefkit.runs import run
-from prefkit.win_rate import win_rate
+from prefkit.runs.runner import run
+from prefkit.stats.win_rate import win_rate
 
 ROOT = project_root()
 CONFIG = """study: toy
@@ -451,13 +451,13 @@ def test_lines_are_one_table_and_a_study_that_is_missing_says_how_to_make_it(fin
 
 
 def test_the_runner_runs_a_stage_and_what_it_needs_and_no_more(tmp_path):
-    from prefkit.config import write_pipeline
+    from prefkit.runs.config import write_pipeline
 
     write_pipeline(
         tmp_path / "toy.ipynb",
         "start: str = ''\noutput_dir: str = ''",
         (
-            "from pathlib import Path\nfrom prefkit.runs import finish\n(Path(output_dir) / "
+            "from pathlib import Path\nfrom prefkit.runs.runner import finish\n(Path(output_dir) / "
             "'checkpoint').mkdir()\nfinish(output_dir, metrics={});"
         ),
     )

@@ -10,10 +10,10 @@ import numpy as np, pandas as pd, pytest, sacrebleu, torch
 from hypothesis import given, strategies as st
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from prefkit import text_metrics
+from prefkit.stats import text_metrics
 from prefkit.core import ConfigError, DataError, NotFinite, project_root, read_jsonl
-from prefkit.data import encode_records, normalise
-from prefkit.text_metrics import (
+from prefkit.data.records import encode_records, normalise
+from prefkit.stats.text_metrics import (
     BOILERPLATE,
     VERBOSITY,
     bleu,
@@ -31,7 +31,7 @@ from prefkit.text_metrics import (
     verbosity,
     verbosity_prompts,
 )
-from prefkit.world import (
+from prefkit.data.world import (
     BOILERPLATE as WORLDS,
     STYLES,
     World,
@@ -307,7 +307,7 @@ def test_repetition_is_that_of_the_gold_reward():
 
 
 def test_loops_is_the_share_that_the_learning_rate_study_uses():
-    from prefkit.studies import repetition as share_of_loops
+    from prefkit.runs.studies import repetition as share_of_loops
 
     texts = [
         "a b c a b c a b c",
@@ -428,7 +428,7 @@ def test_hashed_ngrams_see_wording_and_are_the_same_in_another_process():
         and np.isfinite(vectors).all()
     )
     code = (
-        "from prefkit.text_metrics import hashed_ngrams; import numpy as np; "
+        "from prefkit.stats.text_metrics import hashed_ngrams; import numpy as np; "
         f"print((hashed_ngrams({texts!r}) * np.arange(2048)).sum())"
     )
     other = float(
@@ -617,7 +617,7 @@ def test_report_names_what_is_wrong():
 
 def test_importing_the_module_brings_neither_torch_nor_matplotlib():
     code = (
-        "import sys, prefkit.text_metrics; print([name for name in ('torch', 'transformers', "
+        "import sys, prefkit.stats.text_metrics; print([name for name in ('torch', 'transformers', "
         "'matplotlib', 'scipy.stats', 'sacrebleu') if name in sys.modules])"
     )
     assert (

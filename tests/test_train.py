@@ -1,4 +1,4 @@
-"""Promises of prefkit.train and prefkit.schedules, on models so small that a step takes
+"""Promises of prefkit.train.loop and prefkit.train.schedule, on models so small that a step takes
 milliseconds.
 """
 
@@ -10,28 +10,19 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM, get_scheduler
 
-import prefkit.checkpoints, prefkit.generate
-import prefkit.train as train
-from prefkit.chat import pad_batch
+import prefkit.train.saves, prefkit.model.sampling
+import prefkit.train.loop as train
+from prefkit.data.chat import pad_batch
 from prefkit.core import ConfigError, DataError, PrefkitError
-from prefkit.logps import sequence_logps
+from prefkit.model.logps import sequence_logps
 from prefkit.losses import dpo_loss, sft_loss
-from prefkit.schedules import epoch_batches, learning_rate_factor
-from prefkit.batches import ANSWERS
-from prefkit.train import (
-    METHODS,
-    TIME_FIELDS,
-    Method,
-    TrainSettings,
-    add_method,
-    batch_logps,
-    collate,
-    find_checkpoints,
-    get_method,
-    method_hyperparameters,
-    reference_logps,
-    train_model,
-)
+from prefkit.train.schedule import epoch_batches, learning_rate_factor
+from prefkit.model.batches import ANSWERS
+from prefkit.train.methods import METHODS, Method, add_method, get_method, method_hyperparameters
+from prefkit.train.loop import TIME_FIELDS, train_model
+from prefkit.train.settings import TrainSettings
+from prefkit.model.batches import batch_logps, collate, reference_logps
+from prefkit.train.saves import find_checkpoints
 
 torch.set_num_threads(1)
 VOCABULARY, END = 60, 0
@@ -382,14 +373,14 @@ def test_weights_stored_as_bf16_are_trained_as_float32(tmp_path):
 def test_reference_is_computed_once_and_kept_for_a_resume(tmp_path, monkeypatch):
     calls, original = [], train.reference_logps
     monkeypatch.setattr(
-        prefkit.checkpoints, "reference_logps", lambda *a, **k: calls.append(1) or original(*a, **k)
+        prefkit.train.saves, "reference_logps", lambda *a, **k: calls.append(1) or original(*a, **k)
     )
     crash_at(monkeypatch, 4)
     with pytest.raises(Crash):
         fit(tmp_path / "run", "dpo", save_steps=2)
     monkeypatch.undo()
     monkeypatch.setattr(
-        prefkit.checkpoints, "reference_logps", lambda *a, **k: pytest.fail("computed again")
+        prefkit.train.saves, "reference_logps", lambda *a, **k: pytest.fail("computed again")
     )
     # train and validation
     assert len(calls) == 2 and fit(tmp_path / "run", "dpo", save_steps=2).resumed_from == 4
@@ -450,7 +441,7 @@ KILLED = dict(
 def killed_run(folder):
     "30 steps whose lines, validations and checkpoints do not fall together."
     # an answer that depends on every weight
-    prefkit.generate.generate = lambda model, tokenizer, prompts, **kwargs: [
+    prefkit.model.sampling.generate = lambda model, tokenizer, prompts, **kwargs: [
         {
             "text": repr(sum(p.double().sum().item() for p in model.parameters())),
             "tokens": 1,
@@ -468,10 +459,10 @@ def killed_run(folder):
 
 CHILD = """
 import sys, time; sys.path.insert(0, sys.argv[1])
-import test_train, prefkit.methods
-forward = prefkit.methods.batch_logps
+import test_train, prefkit.train.methods
+forward = prefkit.model.batches.batch_logps
 def slow(*args): time.sleep(0.02); return forward(*args)
-prefkit.methods.batch_logps = slow
+prefkit.model.batches.batch_logps = slow
 result = test_train.killed_run(sys.argv[2])
 print("resumed from", result.resumed_from)
 """
@@ -479,7 +470,7 @@ print("resumed from", result.resumed_from)
 
 def test_a_run_killed_at_three_random_points_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     # put back afterwards
-    monkeypatch.setattr(prefkit.generate, "generate", prefkit.generate.generate)
+    monkeypatch.setattr(prefkit.model.sampling, "generate", prefkit.model.sampling.generate)
     whole = killed_run(tmp_path / "whole")
     folder, points, resumed = (
         tmp_path / "killed",
@@ -552,7 +543,7 @@ def test_a_checkpoint_that_was_broken_off_is_not_taken(tmp_path, monkeypatch):
     assert list(find_checkpoints(checkpoints)) == [4]
     half = checkpoints / "checkpoint-5"  # everything but the last file that is written
     shutil.copytree(checkpoints / "checkpoint-4", half)
-    (half / prefkit.checkpoints.STATE_FILE).unlink()
+    (half / prefkit.train.saves.STATE_FILE).unlink()
     (checkpoints / ".writing" / "checkpoint-6").mkdir(parents=True)
     # a broken line
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:

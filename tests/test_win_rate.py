@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from prefkit import figures, seeds
+from prefkit.report import figures
+from prefkit.runs import seeds
 from prefkit.core import ConfigError, DataError, project_root
-from prefkit.win_rate import (
+from prefkit.stats.win_rate import (
     Estimate,
     hierarchical_interval,
     outcomes,
@@ -536,7 +537,7 @@ def world():
     same writer.
     """
     import random
-    from prefkit.world import World, answer, gold_reward, prompts
+    from prefkit.data.world import World, answer, gold_reward, prompts
 
     rng = random.Random(0)
     return np.array(
@@ -804,7 +805,7 @@ def test_bonferroni_levels_keep_the_chance_of_any_false_alarm():
 
 
 def test_length_controlled_win_rate_can_be_had_from_here():
-    from prefkit import length_control, win_rate as module
+    from prefkit.stats import length_control, win_rate as module
 
     assert module.length_controlled_win_rate is length_control.length_controlled_win_rate
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkit.core import DataError, project_root
-from prefkit.world import (
+from prefkit.data.world import (
     ANIMALS,
     END_OF_TEXT,
     IM_END,

@@ -94,7 +94,7 @@ def peak_of(action, device):
         action()
         wait()
         return torch.cuda.max_memory_allocated() - before
-    from prefkit.plan import resident
+    from prefkit.runs.plan import resident
 
     reset_peak()
     before = resident()
@@ -106,7 +106,7 @@ def step_memory(name, shape, longest, batch, device):
     """Peak memory of a few steps on the longest pairs: weights, reference, gradients, AdamW and
     what a step makes.
     """
-    from prefkit import train  # noqa: F401 what is imported is not counted
+    from prefkit.train import loop as train  # noqa: F401 what is imported is not counted
 
     if name.startswith("trl"):
         from trl import DPOTrainer  # noqa: F401
@@ -149,8 +149,8 @@ def head_inputs(vocabulary, width, tokens, share, device):
 
 def head_step(way, head, hidden, labels):
     "Forward and backward of the log-probs alone."
-    from prefkit.engine import head_logps
-    from prefkit.logps import sequence_logps
+    from prefkit.model.kernels import head_logps
+    from prefkit.model.logps import sequence_logps
 
     if way == "naive":
         return sequence_logps(head(hidden), labels).sum().backward()
@@ -159,7 +159,7 @@ def head_step(way, head, hidden, labels):
 
 
 def head_memory(way, **shape):
-    import prefkit.engine, prefkit.logps  # noqa: F401
+    import prefkit.model.kernels, prefkit.model.logps  # noqa: F401
 
     inputs = head_inputs(**shape)
     inputs[0].weight.grad = inputs[0].weight * 0  # it is there in any case
@@ -171,9 +171,9 @@ def grown_step(way, shape, batch, prompt, answer, k, vocabulary, device):
     memory.
     """
     import torch
-    from prefkit.batches import autocast, batch_logps, collate, to_device
-    from prefkit.engine import use_rows
-    from prefkit.logps import sequence_logps
+    from prefkit.model.batches import autocast, batch_logps, collate, to_device
+    from prefkit.model.kernels import use_rows
+    from prefkit.model.logps import sequence_logps
 
     vocabulary = vocabulary or SHAPES[shape]["vocab_size"]
     model, names = (
@@ -256,7 +256,7 @@ def method_step(method, shape, longest, batch, steps, device, product):
     """A method's step: how long it takes, how many real tokens go through, how much memory it
     needs, and how much of the device's speed it uses.
     """
-    from prefkit.methods import get_method
+    from prefkit.train.methods import get_method
 
     pairs = draw_pairs(steps * batch, longest, SHAPES[shape]["vocab_size"])
     speed = product_speed(device, product)
@@ -303,8 +303,8 @@ def limited_step(config, stage, shape, limit, device, lora):
     of memory; and what `prefkit plan` says of them.
     """
     import torch
-    from prefkit.config import load_config
-    from prefkit.plan import step_memory as planned, stage_job
+    from prefkit.runs.config import load_config
+    from prefkit.runs.plan import step_memory as planned, stage_job
 
     if device == "cuda":
         torch.cuda.set_per_process_memory_fraction(

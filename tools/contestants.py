@@ -248,10 +248,11 @@ def contestant(name, shape, rows, steps, batch, device, folder, method="dpo", **
 
 
 def our_trainer(name, shape, rows, steps, batch, device, folder, method, changes):
-    from prefkit.engine import halves
-    from prefkit.methods import get_method, method_hyperparameters
-    from prefkit.settings import TrainSettings, training_arguments
-    from prefkit.train import PreferenceTrainer, add_lora, collate, prepare_rows
+    from prefkit.model.kernels import halves
+    from prefkit.train.methods import get_method, method_hyperparameters
+    from prefkit.train.settings import TrainSettings, training_arguments
+    from prefkit.train.loop import PreferenceTrainer, add_lora, prepare_rows
+    from prefkit.model.batches import collate
 
     settings = TrainSettings(
         learning_rate=1e-6,
@@ -297,9 +298,9 @@ def rloo_trainer(shape, rows, steps, prompts, device, folder, new_tokens, sample
     """
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
-    from prefkit.online import train_online
-    from prefkit.online_methods import RolloutSettings
-    from prefkit.reward_sources import reward_source
+    from prefkit.train.rounds import train_online
+    from prefkit.train.online_methods import RolloutSettings
+    from prefkit.judging.rewards import reward_source
 
     words = {f"w{number}": number for number in range(SHAPES[shape]["vocab_size"])}
     made = PreTrainedTokenizerFast(
@@ -357,8 +358,8 @@ def naive_trainer(model, method, settings, arguments, rows):
     "DPO as one writes it first: padded, all scores, two models."
     import copy, torch
     from transformers import Trainer
-    from prefkit.chat import pad_batch
-    from prefkit.logps import sequence_logps
+    from prefkit.data.chat import pad_batch
+    from prefkit.model.logps import sequence_logps
     from prefkit.losses import dpo_loss
 
     reference = copy.deepcopy(model).eval()
@@ -392,7 +393,7 @@ def trl_trainer(name, shape, rows, steps, batch, device, folder):
     datasets.disable_progress_bars()
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
-    from prefkit.batches import reference_logps
+    from prefkit.model.batches import reference_logps
 
     ready = name != "trl"  # the reference's log-probs are there beforehand
     arguments = DPOConfig(

@@ -1,5 +1,6 @@
 """Measure notebooks; write the home page's table of them and the web site's sidebar: `make map`.
-With names (lib/21_dpo) only those are measured anew; with --table none (`make readme` does that).
+With names (lib/losses/21_dpo) only those are measured anew; with --table none (`make readme` does
+that).
 """
 
 import json, os, re, subprocess, sys, tempfile, time

@@ -1,0 +1,594 @@
+"""Questions to any server with OpenAI's chat interface (vLLM, SGLang, llama.cpp, `transformers
+serve`, a paid API): many at once, and no reply is lost or paid for twice.
+
+Every reply is on disk before it is used. A run that was cut off, by an error, by Ctrl-C or by kill
+-9, goes on from there. The API key is read from the environment when it is needed and is neither
+stored nor shown. Written by hand, not exported from a notebook.
+"""
+
+import asyncio, base64, email.utils, json, os, random, re, threading, time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from prefkit.core import ConfigError, DataError, Progress, fingerprint, iter_jsonl
+
+RETRIED = (408, 409, 425, 429)  # besides 5xx: the server could not answer now
+REFUSED = (400, 413, 422)  # this request is at fault, for instance too long; the next may not be
+# servers that need more said than OpenAI's own fields; see `prefkit.model.sampling`
+ENGINES = ("", "vllm", "sglang", "llama.cpp", "transformers")
+SECRET_LENGTH = 8  # a shorter "key" is a placeholder such as EMPTY, as local servers want it
+
+
+@dataclass(frozen=True)
+class Served:
+    "A model behind an OpenAI-compatible server; raises `ConfigError` for a field out of range."
+
+    model: str  # as the server calls it
+    base_url: str  # with the version: http://localhost:8000/v1
+    # the environment variable that holds the key, never the key; where it is not set, none is sent
+    key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 16  # requests under way at once
+    timeout: float = 60.0  # seconds for one try, from sending to the last byte
+    retries: int = 4  # tries after the first
+    # seconds before the first retry; doubled each time, at random down to half of it
+    backoff: float = 1.0
+    # seconds at most between two tries; a server that asks for more is not asked again in this run
+    longest_wait: float = 60.0
+    # what runs there, one of ENGINES, for settings that each server takes in its own way
+    engine: str = ""
+
+    def __post_init__(self):
+        if not self.model or not isinstance(self.model, str):
+            raise ConfigError("model: give the name by which the server knows the model.")
+        url = urlsplit(self.base_url if isinstance(self.base_url, str) else "")
+        # the address is not repeated: what is wrong with it may be a password
+        if "@" in url.netloc or url.query:
+            raise ConfigError(
+                "base_url: no user, password, key or query in the address. Name the environment "
+                "variable that holds the key in key_env."
+            )
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ConfigError("base_url must be an address such as http://localhost:8000/v1.")
+        # a key put here by mistake would be shown with the object: only what looks like a
+        # variable's name is let in, and nothing is repeated
+        if not isinstance(self.key_env, str) or not re.fullmatch(
+            r"[A-Z_][A-Z0-9_]*|", self.key_env
+        ):
+            raise ConfigError(
+                "key_env must be the name of an environment variable in capitals, such as "
+                "OPENAI_API_KEY (or empty for a server without a key), not the key itself."
+            )
+        if self.engine not in ENGINES:
+            raise ConfigError(
+                f"engine: {self.engine!r} is none of {', '.join(ENGINES[1:])} (empty: another)."
+            )
+        for name, least in {"concurrency": 1, "retries": 0}.items():
+            if not isinstance(value := getattr(self, name), int) or value < least:
+                raise ConfigError(f"{name}: {value!r} is not a whole number of at least {least}.")
+        for name in ("timeout", "backoff", "longest_wait"):
+            if not 0 <= (value := getattr(self, name)) < float("inf") or (
+                name == "timeout" and not value
+            ):
+                raise ConfigError(f"{name}: {value!r} is not a number of seconds.")
+
+
+class Secret:
+    """An API key that does not show itself in a repr or traceback, and that can be taken out of
+    texts.
+    """
+
+    # the environment variable; raises `ConfigError` for a key that no header can carry
+    def __init__(self, key_env: str):
+        self._key = os.environ.get(key_env, "").strip() if key_env else ""
+        if re.search(r"[^\x21-\x7e]", self._key):
+            raise ConfigError(
+                f"the key in {key_env} has a space, a line break or another character that no key "
+                "has. Set it anew."
+            )
+        forms = (
+            self._key,
+            quote(self._key, safe=""),
+            json.dumps(self._key)[1:-1],
+            base64.b64encode(self._key.encode()).decode().rstrip("="),
+        )
+        self._forms = (
+            sorted({form for form in forms if len(form) >= SECRET_LENGTH}, key=len, reverse=True)
+            if len(self._key) >= SECRET_LENGTH
+            else []
+        )
+
+    def __repr__(self):
+        return "Secret(***)" if self._key else "Secret()"
+
+    def __reduce__(self):
+        raise TypeError("a key is not written anywhere")
+
+    def __bool__(self):
+        return bool(self._key)
+
+    def reveal(self) -> str:
+        return self._key
+
+    # anything from JSON; the same without the key, and without characters that UTF-8 does not have
+    def clean(self, value):
+        if isinstance(value, dict):
+            return {self.clean(name): self.clean(entry) for name, entry in value.items()}
+        if isinstance(value, list):
+            return [self.clean(entry) for entry in value]
+        if not isinstance(value, str):
+            return value
+        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        for form in self._forms:
+            value = value.replace(form, "[key]")
+        return value
+
+
+def _client(server, secret):
+    try:
+        from openai import AsyncOpenAI
+    except ImportError:
+        AsyncOpenAI = None
+    if AsyncOpenAI is None:
+        raise ConfigError(
+            "a model behind a server needs the openai client: pip install 'prefkit[judge]'."
+        )
+    # our own retries: they are counted together with what the client cannot see, such as a reply
+    # that is no JSON
+    return AsyncOpenAI(
+        base_url=server.base_url,
+        api_key=secret.reveal() or "none",
+        timeout=server.timeout,
+        max_retries=0,
+    )
+
+
+# What is on disk.
+
+
+class Lines:
+    """A JSON-lines file that is appended to, line by line, by one process at a time: what was
+    appended is on disk, whatever happens next.
+
+    Raises `ConfigError` where it cannot be written or another process has it, `DataError` for a
+    line that is broken (a torn last one is dropped).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,  # made where it is missing, with its folders
+        needed: dict[str, type],  # what every record has, by name
+    ):
+        self.path, self.records = Path(path), []
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("a+b")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write {self.path}: {error.strerror}. Choose another file."
+            ) from None
+        try:
+            self._lock()
+            self._mend()
+            for number, record, reason in iter_jsonl(self.path):
+                if reason is None:
+                    reason = next(
+                        (
+                            f"no {name}"
+                            for name, kind in needed.items()
+                            if not isinstance(record.get(name), kind)
+                        ),
+                        None,
+                    )
+                if reason:
+                    raise DataError(
+                        f"{self.path}, line {number}: {reason}. Delete that line: what it stood "
+                        "for is made again."
+                    )
+                self.records.append(record)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def _lock(self):
+        try:
+            import fcntl
+        except ImportError:
+            # no such lock on this system: two processes at once would only do the work twice
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"{self.path}: another process is writing there. Wait for it, or choose another "
+                "file."
+            ) from None
+
+    def _mend(self):
+        """A last line without its end was torn when the process died: kept where it is whole, else
+        dropped.
+        """
+        self.file.seek(0)
+        whole, found, last = self.file.read().rpartition(b"\n")
+        if not last:
+            return
+        try:
+            is_whole = isinstance(json.loads(last), dict)
+        except ValueError:
+            is_whole = False
+        if is_whole:
+            self.file.write(b"\n")
+        else:
+            self.file.truncate(len(whole) + len(found))
+        self.file.flush()
+
+    def append(self, *records: dict):
+        "Add records and wait until they are on disk."
+        self.file.write(
+            b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+        )
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.records += records
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.file.close()
+
+
+class _Store(Lines):
+    "Replies as they came, by id and fingerprint of the request."
+
+    def __init__(self, path):
+        super().__init__(path, {"id": str, "request": str, "raw": dict})
+        self.kept = {(record["id"], record["request"]): record["raw"] for record in self.records}
+
+    def keep(self, name, request, raw):
+        self.append({"id": name, "request": request, "raw": raw})
+        self.kept[name, request] = raw
+
+
+# One try.
+
+
+@dataclass
+class _Try:
+    "What came of one try: a reply, or why there is none."
+
+    raw: dict | None = None
+    why: str = ""
+    status: int | None = None  # None: no answer from the server at all, or none that can be read
+    wait: float | None = None  # seconds that the server asks us to wait
+    exhausted: bool = False  # a 429 that no waiting helps: the account is empty
+
+    @property
+    def again(self):
+        return (
+            self.raw is None
+            and not self.exhausted
+            and (self.status in (None, *RETRIED) or self.status >= 500)
+        )
+
+
+def retry_after(
+    headers,  # of a reply, by lower-case name
+    now: float,  # seconds since the epoch
+) -> float | None:  # seconds; None where the server says nothing that can be read
+    """How long a server asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date
+    (RFC 9110, section 10.2.3).
+    """
+    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        if re.fullmatch(r"\s*\d+(\.\d*)?\s*", value):
+            return float(value) * scale
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+        except (ValueError, TypeError):
+            # neither a number nor a date: as if it were not there
+            continue
+    return None
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+async def _try(client, server, body, secret) -> _Try:
+    import openai
+
+    body = dict(body)
+    known = {"model": body.pop("model", server.model), "messages": body.pop("messages")}
+    try:
+        # the client's own limit is for the gap between two bytes
+        async with asyncio.timeout(server.timeout):
+            made = await client.chat.completions.with_raw_response.create(**known, extra_body=body)
+            content = made.http_response.content
+    except (TimeoutError, openai.APITimeoutError):
+        return _Try(why=f"no reply within {server.timeout:g} seconds")
+    except openai.APIStatusError as error:
+        text = " ".join(secret.clean(error.response.text).split())[:300] or "no reason given"
+        empty = error.status_code == 429 and "insufficient_quota" in (
+            str(error.code),
+            str(error.type),
+        )
+        return _Try(
+            why=f"status {error.status_code}: {text}",
+            status=error.status_code,
+            wait=retry_after(error.response.headers, time.time()),
+            exhausted=empty,
+        )
+    except openai.APIConnectionError as error:
+        return _Try(
+            why=secret.clean(
+                f"no connection ({type(error.__cause__ or error).__name__}: "
+                f"{error.__cause__ or error})"
+            )[:300]
+        )
+    try:
+        raw = json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return _Try(why="the reply is not JSON")
+    choices = raw.get("choices") if isinstance(raw, dict) else None
+    if (
+        not isinstance(choices, list)
+        or not choices
+        or not isinstance(choices[0], dict)
+        or not isinstance(choices[0].get("message"), dict)
+    ):
+        said = (
+            f": {json.dumps(secret.clean(raw['error']))[:300]}"
+            if isinstance(raw, dict) and raw.get("error")
+            else ""
+        )
+        return _Try(why=f"the reply holds no choice with a message{said}")
+    return _Try(raw=secret.clean(raw))
+
+
+def _result(raw, read):
+    "A reply as it is given to the caller; raises `DataError` where it is not usable."
+    choice = raw["choices"][0]
+    text = choice["message"].get("content")
+    if not isinstance(text, str):
+        raise DataError(f"the reply has no text (finish_reason {choice.get('finish_reason')!r})")
+    result = {
+        "reply": text,
+        "finish_reason": choice.get("finish_reason"),
+        "usage": raw.get("usage"),
+        "raw": raw,
+    }
+    return {**result, "read": read(text) if read else None}
+
+
+# All requests.
+
+
+class _Asking:
+    "The state of one call of `ask_all`."
+
+    def __init__(self, server, requests, store, read, progress, secret):
+        self.server, self.requests, self.store, self.read, self.progress, self.secret = (
+            server,
+            requests,
+            store,
+            read,
+            progress,
+            secret,
+        )
+        self.prints = {
+            name: fingerprint(
+                [body.get("model", server.model), {k: v for k, v in body.items() if k != "model"}]
+            )
+            for name, body in requests.items()
+        }
+        self.results, self.failures, self.todo, self.stop = {}, {}, [], None
+        self.not_before, self.lost_in_a_row, self.refused = 0.0, 0, 0
+        for name in requests:
+            raw = store.kept.get((name, self.prints[name]))
+            if raw is None or not self._take(name, raw):
+                self.todo.append(name)
+        self.failures.clear()  # those are asked again
+
+    def _take(self, name, raw):
+        try:
+            self.results[name] = _result(raw, self.read)
+        except DataError as error:
+            self.failures[name] = self.secret.clean(str(error))
+            return False
+        return True
+
+    async def all(self):
+        queue = iter(self.todo)
+        async with _client(self.server, self.secret) as client:
+            workers = [
+                asyncio.create_task(self._worker(client, queue))
+                for _ in range(min(self.server.concurrency, len(self.todo)))
+            ]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        for name in queue:
+            self.failures[name] = f"not asked: {self.stop[1]}"
+
+    async def _worker(self, client, queue):
+        while self.stop is None and (name := next(queue, None)) is not None:
+            await self._one(client, name)
+            if self.progress:
+                self.progress.update(note=f"{len(self.failures)} failed" if self.failures else "")
+
+    async def _one(self, client, name):
+        for attempt in range(self.server.retries + 1):
+            await self._pause()
+            if attempt and self.stop:
+                break  # no more tries once it is clear that they are in vain
+            made = await _try(client, self.server, self.requests[name], self.secret)
+            if made.raw is not None:
+                # first of all: what is paid for is kept
+                self.store.keep(name, self.prints[name], made.raw)
+                self.lost_in_a_row = 0
+                self._take(name, made.raw)
+                return
+            wait = (
+                made.wait
+                if made.wait is not None
+                else min(self.server.longest_wait, self.server.backoff * 2**attempt)
+                * random.uniform(0.5, 1.0)
+            )
+            if not made.again or attempt == self.server.retries:
+                break
+            if wait > self.server.longest_wait:
+                made.why += (
+                    f" (asks to wait {wait:.0f} seconds, longest_wait is "
+                    f"{self.server.longest_wait:g})"
+                )
+                break
+            # the limit is everybody's
+            if made.wait is not None:
+                self.not_before = max(self.not_before, time.monotonic() + wait)
+            else:
+                await asyncio.sleep(wait)
+        self.failures[name] = made.why + (f", after {attempt + 1} tries" if attempt else "")
+        self._judge(made)
+
+    async def _pause(self):
+        while (left := self.not_before - time.monotonic()) > 0:
+            await asyncio.sleep(left + random.uniform(0, 0.05) * left)
+
+    def _judge(self, made):
+        "Whether it makes sense to go on after a failure."
+        here = f"{self.server.base_url} answers for model {self.server.model!r} with {made.why}"
+        if made.again:
+            self.lost_in_a_row += 1
+            if self.lost_in_a_row >= max(20, 2 * self.server.concurrency):
+                self.stop = (
+                    None,
+                    f"{self.lost_in_a_row} requests in a row failed, the last with: {made.why}",
+                )
+        elif made.status in (401, 403):
+            key = (
+                (
+                    f"Set the environment variable {self.server.key_env} to a key that may use "
+                    "this model"
+                )
+                if self.server.key_env
+                else "Name the environment variable that holds the key in key_env"
+            )
+            # the server's words are left out: some repeat a part of the key
+            self.stop = (
+                ConfigError,
+                (
+                    f"{self.server.base_url} refuses the key for model {self.server.model!r} "
+                    f"(status {made.status}; {'one was' if self.secret else 'none was'} sent). "
+                    f"{key}."
+                ),
+            )
+        elif made.exhausted:
+            self.stop = (ConfigError, f"{here}. The account has no credit left: fill it up")
+        elif made.status not in REFUSED:
+            self.stop = (
+                ConfigError,
+                f"{here}. Check base_url (with /v1 at its end) and the model's name",
+            )
+        else:
+            self.refused += 1  # none accepted so far: it is the settings, not this one prompt
+            if not self.store.kept and self.refused >= min(3, len(self.todo)):
+                self.stop = (
+                    DataError,
+                    (
+                        f"{here}. Check the messages and settings of the requests (too long? a "
+                        "setting that this server does not know?)"
+                    ),
+                )
+
+
+def _run(make: Callable):
+    """Run a coroutine to its end, in a thread of its own where an event loop is running already, as
+    in a notebook.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(make())
+    state = {}
+
+    async def main():
+        state["loop"], state["task"] = asyncio.get_running_loop(), asyncio.current_task()
+        await make()
+
+    def target():
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            state["error"] = error  # handed to the caller's thread below
+
+    thread = threading.Thread(target=target, name="prefkit-served", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        if "task" in state:
+            state["loop"].call_soon_threadsafe(state["task"].cancel)
+        thread.join()
+        raise
+    if "error" in state:
+        raise state["error"]
+
+
+def ask_all(
+    server: Served,  # whom to ask
+    # id -> body of a chat completion: messages, and temperature, max_tokens, seed ... as the server
+    # knows them
+    requests: dict[str, dict],
+    # a JSON-lines file that keeps every reply as it comes; what it holds for the same id and the
+    # same request is not asked again
+    store: str | Path,
+    *,
+    # reply text -> anything; raises `DataError` where the reply is not usable, which names it a
+    # failure and asks again next time
+    read: Callable | None = None,
+    label: str = "asking",  # for the progress bar
+    quiet: bool = False,  # no progress bar
+    # id -> reply (text), finish_reason, usage, raw, read; and id -> why there is none
+) -> tuple[dict[str, dict], dict[str, str]]:
+    """Replies of a server to many requests; what fails is named and the rest goes on.
+
+    Raises `ConfigError` where going on makes no sense (key refused, no such model, no credit) and
+    `DataError` where every request is refused, in both cases after keeping what was received. The
+    address of the server is not part of a request: for another model behind the same name take
+    another file.
+    """
+    for name, body in requests.items():
+        if not isinstance(name, str):
+            raise DataError(f"request {name!r}: an id must be a string.")
+        if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
+            raise DataError(f"request {name}: needs a list of messages.")
+        if body.get("stream"):
+            raise ConfigError(f"request {name}: stream is not supported here; leave it out.")
+    secret = Secret(server.key_env)
+    with _Store(store) as replies:
+        asking = _Asking(server, requests, replies, read, None, secret)
+        if asking.todo:
+            with (
+                nullcontext()
+                if quiet
+                else Progress(
+                    len(requests), label, initial=len(requests) - len(asking.todo)
+                ) as asking.progress
+            ):
+                _run(asking.all)
+    if asking.stop and asking.stop[0]:
+        kind, what = asking.stop
+        raise kind(
+            f"{what.rstrip('.')}. {len(asking.results)} of {len(requests)} replies are kept in "
+            f"{Path(store).name}; a second run asks only for the rest."
+        )
+    in_order = lambda found: {name: found[name] for name in requests if name in found}
+    return in_order(asking.results), in_order(asking.failures)

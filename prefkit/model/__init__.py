@@ -1,0 +1,1 @@
+"""From token ids to log-probs, and from a model to answers."""

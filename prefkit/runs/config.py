@@ -1,0 +1,435 @@
+"""A config names the stages of an experiment and their parameters.
+
+Here it is read, and checked against the notebooks, before anything runs.
+"""
+
+import ast, io, json, math, re, tokenize
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefkit.core import ConfigError, nearest, project_root, resolve_path
+
+
+def write_pipeline(
+    path: str | Path,  # the .ipynb file to write
+    parameters: str,  # source of the cell tagged `parameters`
+    *cells: str,  # sources of the cells behind it
+    check: str = "",  # source of a cell tagged `check`
+) -> Path:  # the path
+    "Write a small pipeline notebook."
+    tagged = [
+        (parameters, ["parameters"]),
+        *([(check, ["check"])] if check else []),
+        *((cell, []) for cell in cells),
+    ]
+    cells = [
+        {
+            "cell_type": "code",
+            "id": f"cell-{i}",
+            "metadata": {"tags": tags} if tags else {},
+            "source": source,
+            "outputs": [],
+            "execution_count": None,
+        }
+        for i, (source, tags) in enumerate(tagged)
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    Path(path).write_text(
+        json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}),
+        encoding="utf-8",
+    )
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    "One line of a pipeline's cell of parameters."
+
+    name: str  # as written in the config
+    type: str  # the annotation, such as `float | None`
+    default: object  # the value where the config says nothing
+    comment: str = ""  # what stands behind the # on its line
+
+
+def read_notebook(path: str | Path) -> dict:  # the notebook as JSON
+    "Read a notebook; raises `ConfigError` where there is none."
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such notebook.") from None
+    except ValueError:
+        raise ConfigError(f"{path}: not a notebook (not valid JSON).") from None
+
+
+def code_cells(
+    path: str | Path,  # an .ipynb file
+    tag: str | None = None,  # only cells with this tag; None: only cells without any
+) -> list[str]:  # their sources in order
+    "The code cells of a notebook, by tag."
+    cells = [cell for cell in read_notebook(path)["cells"] if cell["cell_type"] == "code"]
+    tags = [cell.get("metadata", {}).get("tags", []) for cell in cells]
+    return [
+        "".join(cell["source"])
+        for cell, has in zip(cells, tags)
+        if (tag in has if tag else not has)
+    ]
+
+
+def comments(source: str) -> dict[int, str]:  # line number -> comment
+    "The comments of a piece of Python."
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {
+        token.start[0]: token.string.lstrip("# ").rstrip()
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
+
+
+def _parameter(node, remarks):
+    "A line of the cell as a `Parameter`; None where it is something else."
+    target = (
+        node.target
+        if isinstance(node, ast.AnnAssign)
+        else node.targets[0]
+        if isinstance(node, ast.Assign)
+        else None
+    )
+    if not isinstance(target, ast.Name):
+        return None
+    try:
+        value = ast.literal_eval(node.value)
+    except (ValueError, TypeError):
+        return None
+    kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(value).__name__
+    return Parameter(target.id, kind, value, remarks.get(node.end_lineno, ""))
+
+
+def read_parameters(
+    path: str | Path,  # a pipeline notebook
+) -> dict[str, Parameter]:  # by name, in the notebook's order
+    "The parameters of a pipeline with their types, read without running it; raises `ConfigError`."
+    cells, found = code_cells(path, "parameters"), {}
+    if len(cells) != 1:
+        raise ConfigError(
+            f"{path}: {len(cells)} cells are tagged `parameters`; a pipeline needs exactly one."
+        )
+    remarks = comments(cells[0])
+    for node in ast.parse(cells[0]).body:
+        parameter = _parameter(node, remarks)
+        if parameter is None:
+            raise ConfigError(
+                f"{path}: `{cells[0].splitlines()[node.lineno - 1].strip()}` is no parameter. "
+                "Write `name: type = literal`, and derive in a later cell."
+            )
+        found[parameter.name] = parameter
+    return found
+
+
+def fits(value, kind: ast.expr | str) -> bool:
+    """Whether a value is of a type such as `int`, `float | None`, `list[str]`; raises `ConfigError`
+    for an annotation it does not know.
+    """
+    match ast.parse(kind, mode="eval").body if isinstance(kind, str) else kind:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return fits(value, left) or fits(value, right)
+        case ast.Constant(value=None):
+            return value is None
+        case ast.Subscript(value=ast.Name(id="list"), slice=item):
+            return isinstance(value, list) and all(fits(v, item) for v in value)
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, item])):
+            return isinstance(value, dict) and all(
+                fits(k, key) and fits(v, item) for k, v in value.items()
+            )
+        case ast.Name(id="float"):
+            return type(value) in (int, float) and math.isfinite(value)
+        case ast.Name(id="int" | "str" | "bool" | "list" | "dict" as name):
+            return type(value).__name__ == name
+    raise ConfigError(
+        f"`{ast.unparse(kind) if isinstance(kind, ast.AST) else kind}` is no type that a parameter "
+        "can have here."
+    )
+
+
+def number_hint(value) -> str:  # empty where it does not look like a number
+    "The way out for a number that YAML read as text."
+    if not isinstance(value, str) or not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
+        return ""
+    mantissa, exponent = re.split("[eE]", value)
+    if not re.search(r"\.\d", mantissa):
+        mantissa = mantissa.rstrip(".") + ".0"
+    return (
+        f" YAML reads {value} as text: write "
+        f"{mantissa}e{exponent if exponent[0] in '+-' else '+' + exponent}."
+    )
+
+
+def texts(value):
+    "Every string inside a value of a config, however deep."
+    if isinstance(value, str):
+        yield value
+    for item in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        yield from texts(item)
+
+
+def check_value(parameter: Parameter, value, where: str):
+    "Raise `ConfigError` unless the value is one that the parameter can have."
+    shown = json.dumps(value, default=str, ensure_ascii=False)
+    if isinstance(value, float) and not math.isfinite(value) and "float" in parameter.type:
+        raise ConfigError(f"{where}: `{parameter.name}` must be float, and finite, not {value}.")
+    if not fits(value, parameter.type):
+        raise ConfigError(
+            f"{where}: `{parameter.name}` must be {parameter.type}, and {shown} is "
+            f"{type(value).__name__}.{number_hint(value)}"
+        )
+    if isinstance(value, (dict, list)) and (hint := "".join(map(number_hint, texts(value)))):
+        raise ConfigError(f"{where}: `{parameter.name}` holds a number as text: {shown}.{hint}")
+
+
+def check_parameters(
+    given: dict,  # from the config
+    known: dict[str, Parameter],  # from the notebook
+    where: str,  # stands at the start of a message
+) -> dict:  # every parameter with its value
+    """Given values over the defaults; raises `ConfigError` for a name that does not exist or a
+    value that does not fit.
+    """
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(f"{where}: there is no parameter `{name}`.{nearest(name, known)}")
+        check_value(known[name], value, where)
+    values = {name: given.get(name, parameter.default) for name, parameter in known.items()}
+    # 1 and 1.0 are one learning rate: they must have one fingerprint later
+    return {
+        name: float(v)
+        if type(v) is int and "float" in known[name].type and "int" not in known[name].type
+        else v
+        for name, v in values.items()
+    }
+
+
+def read_yaml(text: str, where: str):
+    "YAML as plain values; raises `ConfigError` for broken syntax and for a key that stands twice."
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = [key for key in keys if keys.count(key) > 1]
+            if twice:
+                raise ConfigError(
+                    f"{where}, line {node.start_mark.line + 1}: `{twice[0]}` stands twice. Keep "
+                    "one."
+                )
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ConfigError(
+            f"{where}{f', line {mark.line + 1}' if mark else ''}: not valid YAML "
+            f"({getattr(error, 'problem', error)})."
+        ) from None
+
+
+def check_keys(value, known: tuple, needed: tuple, where: str):
+    """Raise `ConfigError` unless `value` is a mapping that has the needed keys and none but the
+    known; keys are text.
+    """
+    if value is None:
+        raise ConfigError(
+            f"{where}: nothing stands here." + (f" Write {' and '.join(needed)}." if needed else "")
+        )
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: keys with values are needed here, not {type(value).__name__}.")
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(
+                f"{where}: the key {key!r} is {type(key).__name__}, not text. Put it in quotes, or "
+                "use a name."
+            )
+        if key not in known:
+            raise ConfigError(f"{where}: `{key}` is not known here.{nearest(key, known)}")
+    for key in needed:
+        if value.get(key) is None:
+            raise ConfigError(f"{where}: `{key}` is missing.")
+
+
+def apply_setting(
+    config: dict,  # as read from the file; changed in place
+    setting: str,  # such as "seed=1" or "dpo.learning_rate=1.0e-4"
+):
+    "Put the value of one `--set` in: `KEY=VALUE` or `STAGE.PARAMETER=VALUE`; raises `ConfigError`."
+    key, equals, text = setting.partition("=")
+    first, *path = key.strip().split(".")
+    stages = config.get("stages") or {}
+    if not equals:
+        raise ConfigError(f"--set {setting}: write KEY=VALUE.")
+    value = read_yaml(text, f"--set {setting}")
+    if not path and first in ("experiment", "seed", "report"):
+        config[first] = value
+        return
+    known = ["experiment", "seed", "report", *(f"{name}.PARAMETER" for name in stages)]
+    if not path or first not in stages:
+        raise ConfigError(f"--set {setting}: nothing is called `{key}`.{nearest(key, known)}")
+    place = stages[first]
+    if not isinstance(place, dict):
+        raise ConfigError(
+            f"--set {setting}: the stage `{first}` has no pipeline. Write {first}: {{pipeline: "
+            f"NAME}} in the config."
+        )
+    for name in ("parameters", *path[:-1]):
+        if not isinstance(place.get(name), dict):
+            place[name] = {}
+        place = place[name]
+    place[path[-1]] = value
+
+
+@dataclass(frozen=True)
+class Stage:
+    "One notebook with its parameters."
+
+    name: str  # of the run folder
+    pipeline: Path  # the notebook
+    parameters: dict  # every parameter of it, `stage:...` as written
+    needs: tuple = ()  # names of the stages that it reads
+
+
+@dataclass(frozen=True)
+class Config:
+    "A checked experiment."
+
+    experiment: str  # name of the folder that holds the run folders
+    seed: int  # of all stages that set none
+    stages: tuple[Stage, ...]  # in an order in which they can run
+    report: str | None = None  # a notebook in nbs/reports, without .ipynb
+
+
+def in_order(stages: dict[str, Stage]) -> tuple[Stage, ...]:
+    "Each stage after those it needs, otherwise as written; raises `ConfigError` for a circle."
+    done, trail = {}, []
+
+    def visit(name):
+        if name in done:
+            return
+        if name in trail:
+            raise ConfigError(
+                "the stages need one another in a circle: "
+                f"{' -> '.join([*trail[trail.index(name) :], name])}."
+            )
+        trail.append(name)
+        for upstream in stages[name].needs:
+            visit(upstream)
+        done[trail.pop()] = stages[name]
+
+    for name in stages:
+        visit(name)
+    return tuple(done.values())
+
+
+UPSTREAM = re.compile(r"stage:(.*)")
+
+
+def find_pipeline(name: str, folder: Path) -> Path:
+    """A pipeline by its name in nbs/pipelines, or by a path that ends in .ipynb, from `folder` or
+    the project's root.
+    """
+    if not name.endswith(".ipynb"):
+        home = project_root() / "nbs" / "pipelines"
+        if (home / f"{name}.ipynb").is_file():
+            return home / f"{name}.ipynb"
+        raise ConfigError(
+            "there "
+            f"is no pipeline `{name}`.{nearest(name, sorted(p.stem for p in home.glob('*.ipynb')))}"
+        )
+    return (folder / name).resolve() if (folder / name).is_file() else resolve_path(name)
+
+
+def make_stage(
+    name: str,  # of the stage
+    entry: dict,  # {pipeline, parameters}
+    others: tuple,  # names of all stages
+    seed: int,  # of the experiment
+    folder: Path,  # of the config
+) -> Stage:
+    "Check one stage of a config against its notebook; raises `ConfigError`."
+    where = f"stage {name}"
+    check_keys(entry, ("pipeline", "parameters"), ("pipeline",), where)
+    try:
+        known = read_parameters(pipeline := find_pipeline(str(entry["pipeline"]), folder))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    given = entry.get("parameters") or {}
+    check_keys(given, tuple(given), (), f"{where}, parameters")
+    if "output_dir" in given or "output_dir" not in known:
+        raise ConfigError(
+            f"{where}: `output_dir` is a parameter that every pipeline has and that only the "
+            "runner gives."
+        )
+    parameters = check_parameters(
+        {**({"seed": seed} if "seed" in known else {}), **given}, known, where
+    )
+    needs = tuple(
+        dict.fromkeys(match[1] for text in texts(parameters) if (match := UPSTREAM.fullmatch(text)))
+    )
+    for need in needs:
+        if need not in others:
+            raise ConfigError(f"{where}: there is no stage `{need}`.{nearest(need, others)}")
+    return Stage(name, pipeline, parameters, needs)
+
+
+def check_report(name):
+    "Raise `ConfigError` unless the config names no report, or one that there is."
+    home = project_root() / "nbs" / "reports"
+    if name is None or (isinstance(name, str) and (home / f"{name}.ipynb").is_file()):
+        return
+    raise ConfigError(
+        "report: there is no report "
+        f"`{name}`.{nearest(name, sorted(p.stem for p in home.glob('*.ipynb')))}"
+    )
+
+
+def load_config(
+    path: str | Path,  # a YAML file
+    settings=(),  # texts of --set
+) -> Config:
+    "Read a config and check all of it against the notebooks; raises `ConfigError`."
+    path = resolve_path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}. Name a config, for example one of data/configs."
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text. Save it as UTF-8.") from None
+    raw = read_yaml(text, str(path))
+    check_keys(raw, ("experiment", "seed", "stages", "report"), ("experiment", "stages"), str(path))
+    check_keys(raw["stages"], tuple(raw["stages"]), (), f"{path}, stages")
+    if not raw["stages"]:
+        raise ConfigError(
+            f"{path}: `stages` is empty. Write at least one, such as sft: {{pipeline: sft}}."
+        )
+    for setting in settings:
+        apply_setting(raw, setting)
+    for name in (raw["experiment"], *raw["stages"]):
+        if (
+            not isinstance(name, str)
+            or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)
+            or name == "report"
+        ):
+            raise ConfigError(
+                f"`{name}` cannot name a run folder. Use letters, digits, and _ . - after the "
+                "first (`report` is taken)."
+            )
+    seed = raw.get("seed", 0)
+    if not fits(seed, "int") or seed < 0:
+        raise ConfigError(f"seed must be a whole number from 0 up, not {seed!r}.")
+    check_report(raw.get("report"))
+    stages = {
+        name: make_stage(name, entry, tuple(raw["stages"]), seed, path.parent)
+        for name, entry in raw["stages"].items()
+    }
+    return Config(raw["experiment"], seed, in_order(stages), raw.get("report"))

@@ -1,0 +1,554 @@
+"""What the training pipelines share: their settings out of the notebook's parameters, a look at the
+data before anything runs, the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from prefkit.core import (
+    ConfigError,
+    DataError,
+    cache_folder,
+    code_behind,
+    fingerprint,
+    input_path,
+)
+from prefkit.data.chat import check_limits
+from prefkit.data.records import (
+    DATASETS,
+    Records,
+    RowReport,
+    encode_records,
+    kind_to_read,
+    load_records,
+)
+from prefkit.data.sources import SplitError, is_hub_name, parse_split
+
+
+def training_settings(
+    names: dict,  # the notebook's globals()
+):  # -> prefkit.train.settings.TrainSettings
+    """The notebook's parameters that are training settings, by name; raises `ConfigError` for one
+    out of its range.
+    """
+    from prefkit.train.settings import TrainSettings
+
+    return TrainSettings(
+        **{field.name: names[field.name] for field in fields(TrainSettings) if field.name in names}
+    )
+
+
+def check_dataset(
+    name: str,  # as `load_records` takes it
+    *,
+    kind: str,  # sft, pairs or binary
+    split: str = "train",  # of the data set
+    limit: int | None = None,  # rows to read
+    on_bad_rows: str = "drop",  # drop or error
+    max_length: int = 512,  # as `encode_records` takes it
+    max_prompt_length: int | None = None,  # as `encode_records` takes it
+    min_response_tokens: int = 16,  # as `encode_records` takes it
+    max_prompt_tokens: int | None = None,  # as `encode_records` takes it
+    prefix: str = "",  # of the parameters' names in messages: validation_, probe_
+    from_pairs: bool | None = None,  # of binary rows, as `load_records` takes it
+):
+    """Read what is on this machine once through, so that faulty data show before anything runs;
+    nothing is downloaded for it.
+    """
+    check_limits(max_length, max_prompt_length, min_response_tokens, max_prompt_tokens)
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ConfigError(
+            f"{prefix}limit is {limit!r}, but must be a whole number of at least 1, or null for "
+            "all rows."
+        )
+    source = DATASETS.get(name)
+    try:
+        split_name = parse_split(split)[0]
+        if source:
+            kind_to_read(name, kind, from_pairs)
+        if source and split_name not in source.splits:
+            raise SplitError(
+                f"{name} has no split {split_name!r}; it has {', '.join(source.splits)}."
+            )
+        if source or is_hub_name(name):
+            return  # generated, or on the Hub
+        load_records(
+            name,
+            kind=kind,
+            split=split,
+            limit=limit,
+            on_bad_rows=on_bad_rows,
+            from_pairs=from_pairs,
+        )
+    except SplitError as error:
+        way_out = (
+            ' To train without validation, write validation_split: "".'
+            if prefix == "validation_"
+            else ""
+        )
+        raise ConfigError(f"{prefix}split: {error}{way_out}") from error
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{prefix}dataset: {error}") from error
+
+
+@contextmanager
+def all_cores():
+    """Let a fast tokenizer use all cores.
+
+    Afterwards it is as it was: a process that forks should not have it run in threads.
+    """
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def encode_once(
+    records: Records,  # as `load_records` gives them
+    tokenizer,  # a transformers tokenizer with a chat template
+    folder: Path | None = None,  # what was encoded before; None: data/cache/encoded
+    **settings,  # of `encode_records`
+) -> tuple[list[dict], RowReport]:  # as from `encode_records`
+    """`encode_records` on all cores; whoever has the same rows, tokenizer and settings again finds
+    them on disk.
+    """
+    # it cannot be told from another
+    if not getattr(tokenizer, "is_fast", False):
+        return encode_records(records, tokenizer, **settings)
+    import pyarrow
+    from pyarrow import parquet
+
+    told = [
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+    ]
+    code = code_behind(encode_records)
+    name = fingerprint([list(records), asdict(records.report), told, settings, code])
+    file = (folder or cache_folder() / "encoded") / f"{name}.parquet"
+    if file.exists():
+        table = parquet.read_table(file)
+        return table.to_pylist(), RowReport(**json.loads(table.schema.metadata[b"report"]))
+    with all_cores():
+        rows, report = encode_records(records, tokenizer, **settings)
+    table = pyarrow.Table.from_pylist(rows)
+    # what does not come back as it was (rows that are not alike) is encoded each time
+    if table.to_pylist() == rows:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        parquet.write_table(
+            table.replace_schema_metadata({"report": json.dumps(asdict(report))}),
+            part,
+            compression="zstd",
+        )
+        part.replace(file)
+    return rows, report
+
+
+def first_row(
+    name: str, kind: str, split: str
+) -> dict | None:  # None: nothing can be known of it here
+    """The first record of a data set that is generated or lies on this machine, to see what its
+    rows hold.
+    """
+    if DATASETS[name].hub if name in DATASETS else is_hub_name(name):
+        return None
+    return next(iter(load_records(name, kind=kind, split=split, limit=1)), None)
+
+
+def chosen_answers(
+    pairs: Records,  # of kind pairs
+) -> Records:  # of kind sft
+    "The chosen answers of pairs as rows to imitate: what 'SFT on the chosen answers' trains on."
+    rows = [
+        {"prompt": row["prompt"], "response": row["chosen"], "row": row["row"]} for row in pairs
+    ]
+    return Records(rows, pairs.report)
+
+
+LABELS = ("response", "response_without_end", "conversation")
+
+
+def label_tokens(
+    rows: list[dict],  # encoded, of kind sft: prompt_ids, response_ids
+    labels: str,  # one of `LABELS`
+    end: int,  # id of the token that ends a turn
+) -> list[dict]:  # the same rows, parted anew
+    """Which tokens SFT learns. response: the answer and its end. The two ways of the comparison
+    report (section 4.3; which reading of v1.2 is likelier is argued in the lesson on SFT):
+    response_without_end, its v1.2, and conversation, its v2.6, prompt and answer.
+    """
+    if labels not in LABELS:
+        raise ConfigError(f"labels: {labels!r} is none of {', '.join(LABELS)}.")
+    if labels == "conversation":
+        return [
+            {
+                **row,
+                "prompt_ids": row["prompt_ids"][:1],
+                "response_ids": [*row["prompt_ids"][1:], *row["response_ids"]],
+            }
+            for row in rows
+        ]
+    if labels == "response":
+        return rows
+    bare = [
+        {
+            **row,
+            "response_ids": row["response_ids"][:-1]
+            if row["response_ids"][-1] == end
+            else row["response_ids"],
+        }
+        for row in rows
+    ]
+    return [row for row in bare if row["response_ids"]]
+
+
+def check_training(
+    settings,  # as `training_settings` gives them
+    validation_split: str,  # "": no validation
+):
+    """Raise `ConfigError` for settings that this machine or the lack of a validation split does not
+    allow.
+    """
+    import torch
+    from prefkit.train.settings import choose_precision
+
+    if (settings.keep_best or settings.early_stopping_patience) and not validation_split:
+        raise ConfigError(
+            "keep_best and early_stopping_patience go by the validation loss. Give "
+            "validation_split."
+        )
+    choose_precision(
+        settings, "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    )
+
+
+def _missing_part(folder):  # what a model's folder lacks, in words; "" where nothing
+    if not (folder / "adapter_config.json").exists():
+        try:
+            json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except OSError:
+            return "has no config.json"
+        except ValueError:
+            return "has a broken config.json"
+    if not any(file for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}")):
+        return "has no weights (.safetensors or .bin)"
+    if not any(
+        (folder / name).exists()
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    ):
+        return "has no tokenizer"
+    settings = folder / "tokenizer_config.json"
+    inside = settings.exists() and b'"chat_template"' in settings.read_bytes()
+    return (
+        ""
+        if inside or any(folder.glob("chat_template*"))
+        else "has a tokenizer without a chat template"
+    )
+
+
+def check_model(
+    name: str,  # a folder, stage:NAME, or a name on the Hub
+    where: str = "model",  # stands at the start of a message
+):
+    """Look at a model's files without loading them; raises `ConfigError`.
+
+    A stage's checkpoint and the Hub are not looked at.
+    """
+    way_out = (
+        "Give a folder written by save_pretrained (model and tokenizer), stage:NAME, or owner/name "
+        "on the Hub."
+    )
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"{where}: {name!r} names no model. {way_out}")
+    if name.startswith("stage:"):
+        return
+    folder = input_path(name)
+    if folder.is_dir():
+        if lack := _missing_part(folder):
+            raise ConfigError(f"{where}: the folder {name} {lack}. {way_out}")
+        if (adapter := folder / "adapter_config.json").exists():
+            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+            if base:
+                check_model(base, f"{where}: the base model of {name}")
+    elif folder.exists():
+        raise ConfigError(f"{where}: {name} is a file, not a folder. {way_out}")
+    elif not is_hub_name(name):
+        raise ConfigError(f"{where}: {name} is no folder, and no name on the Hub. {way_out}")
+
+
+def load_model(
+    name: str,  # a folder, or a name on the Hub
+):  # -> model in float32, tokenizer
+    "A causal language model and its tokenizer; raises `ConfigError` where they cannot be loaded."
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = str(input_path(name)) if input_path(name).exists() else name
+    try:
+        model, tokenizer = (
+            AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32),
+            AutoTokenizer.from_pretrained(place),
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"model: {name} cannot be loaded ({str(error).strip().splitlines()[0]}). "
+            "Give a folder written by save_pretrained, stage:NAME, or a name on the Hub."
+        ) from error
+    return model, tokenizer
+
+
+def describe_model(
+    model,  # loaded
+    name: str,  # as it was asked for
+) -> dict:  # for run.json
+    "Name, type and size of a model."
+    return {
+        "start": name,
+        "type": model.config.model_type,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+    }
+
+
+def last_values(
+    metrics: list[dict],  # the lines of metrics.jsonl
+    split: str,  # train or validation
+) -> dict:  # the last line of that split without its times; {} where there is none
+    "What a table of results would show."
+    from prefkit.train.loop import TIME_FIELDS
+
+    lines = [line for line in metrics if line["split"] == split]
+    return (
+        {name: value for name, value in lines[-1].items() if name not in (*TIME_FIELDS, "split")}
+        if lines
+        else {}
+    )
+
+
+def check_sampling(
+    *,
+    prompts: int,  # how many
+    split: str,  # of the tiny world
+    temperature: float,  # 0: greedy
+    top_p: float,  # nucleus
+    max_new_tokens: int,  # answers are cut off there
+    batch_size: int,  # prompts at a time
+):
+    """Raise `ConfigError` for a split that does not exist or has too few prompts, or a number out
+    of its range.
+    """
+    from prefkit.data.world import SPLITS
+    from prefkit.data.world import prompts as prompts_of
+
+    if split not in SPLITS:
+        raise ConfigError(f"split: {split!r} is none of {', '.join(SPLITS)}.")
+    for name, value in {
+        "prompts": prompts,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+    }.items():
+        if value < 1:
+            raise ConfigError(f"{name}: {value} is not at least 1.")
+    if temperature < 0:
+        raise ConfigError(f"temperature: {temperature} is below 0. Write 0 for greedy answers.")
+    if not 0 < top_p <= 1:
+        raise ConfigError(
+            f"top_p: {top_p} is not above 0 and at most 1. Write 1 to keep every token."
+        )
+    if split != "train" and prompts > (there := len(prompts_of(split))):
+        raise ConfigError(
+            f"prompts: the {split} split has {there} prompts, {prompts} are wanted. Ask for fewer."
+        )
+
+
+def decoding_ways(
+    # name -> settings, or a name of `prefkit.model.sampling.DECODING`; {}: one way, without a name
+    decodings: dict,
+    token_limits: list[int],  # []: the one of `sampling`
+    seed: int,  # of the draws
+    **sampling,  # temperature, top_p and max_new_tokens where nothing else is said
+) -> list[dict]:  # decoding and token_limit, where there are several, and sampling: all settings
+    "Every decoding with every limit; raises `ConfigError` naming the one that cannot be."
+    from prefkit.model.sampling import DECODING, decoding
+
+    ways = []
+    for name, values in (
+        decodings or {"": {key: sampling[key] for key in ("temperature", "top_p")}}
+    ).items():
+        if isinstance(values, str) and values not in DECODING:
+            raise ConfigError(
+                f"decodings, {name}: {values!r} is none of {', '.join(DECODING)}. Or give "
+                f"settings, such as {{temperature: 0.6, top_p: 0.95}}."
+            )
+        given = DECODING[values] if isinstance(values, str) else values
+        if not isinstance(given, dict):
+            raise ConfigError(
+                f"decodings, {name}: give settings, such as {{temperature: 0.6, top_p: 0.95}}, not "
+                f"{given!r}."
+            )
+        for limit in token_limits or [sampling["max_new_tokens"]]:
+            try:
+                full = decoding({**given, "max_new_tokens": limit, "seed": seed})
+            except ConfigError as error:
+                raise ConfigError(f"decodings, {name}: {error}" if name else str(error)) from None
+            ways.append(
+                {
+                    **({"decoding": name} if name else {}),
+                    **({"token_limit": limit} if token_limits else {}),
+                    "sampling": full,
+                }
+            )
+    return ways
+
+
+def evaluation_prompts(
+    dataset: str,  # any that `prefkit.data.records` reads
+    split: str,  # of it
+    prompts: int,  # how many
+    prompts_seed: int = 0,  # which draw of the tiny world's
+    # prompt_id and prompt; of the tiny world also kind and held_out; of others the row's own
+    # columns under record
+) -> list[dict]:
+    "The prompts that every model answers; raises `DataError` where there are fewer."
+    if dataset == "tiny-world":
+        from prefkit.data.world import tiny_records
+
+        return tiny_records("prompts", split, prompts, prompts_seed)
+    rows = load_records(dataset, kind="prompts", split=split, limit=prompts)
+    if len(rows) < prompts:
+        raise DataError(
+            f"prompts: {dataset} ({split}) has {len(rows)} that can be asked, {prompts} are "
+            f"wanted. Ask for fewer. ({rows.report})"
+        )
+    return [
+        {
+            "prompt_id": str(row.get("record", {}).get("prompt_id", number)),
+            "prompt": row["prompt"],
+            "record": row.get("record", {}),
+        }
+        for number, row in enumerate(rows)
+    ]
+
+
+def check_evaluation(
+    *,
+    models: dict,  # name -> checkpoint, or a server's settings
+    references: list[str],  # of the models
+    judges: dict,  # name -> options
+    dataset: str,  # where the prompts come from
+    split: str,  # of it
+    prompts: int,  # how many
+    batch_size: int,  # prompts at a time
+    seed: int,  # of the draws
+    **ways,  # of `decoding_ways`
+) -> list[dict]:  # what `decoding_ways` returns
+    """Raise `ConfigError` or `DataError` for what an evaluation could not do; nothing is loaded or
+    asked.
+    """
+    from prefkit.judging.judges import check_judge
+    from prefkit.judging.served import Served
+
+    if not models:
+        raise ConfigError("models: name at least one, such as {base: data/tiny/base}.")
+    for name, value in models.items():
+        if not isinstance(value, dict):
+            check_model(value, f"models, {name}")
+            continue
+        try:
+            Served(**value)
+        except (ConfigError, TypeError) as error:
+            raise ConfigError(f"models, {name}: {error}") from None
+    for name in references:
+        if name not in models:
+            raise ConfigError(f"references: {name!r} is none of the models {', '.join(models)}.")
+    if references and not any(name in references for name in list(models)[:-1]):
+        raise ConfigError(
+            f"references: {', '.join(references)} stands after every other model, so that nothing "
+            "is compared. Name it before them in models."
+        )
+    if dataset == "tiny-world":
+        check_sampling(
+            prompts=prompts,
+            split=split,
+            temperature=1.0,
+            top_p=1.0,
+            max_new_tokens=1,
+            batch_size=batch_size,
+        )
+    else:
+        if prompts < 1 or batch_size < 1:
+            raise ConfigError(f"prompts {prompts} and batch_size {batch_size} must be at least 1.")
+        check_dataset(dataset, kind="prompts", split=split, limit=prompts)
+    if not judges:
+        raise ConfigError("judges: name at least one, such as {gold: {}, second: {}}.")
+    for name, options in judges.items():
+        if not isinstance(options, dict):
+            raise ConfigError(
+                f"judges, {name}: give options, such as {name}: {{}}, not {options!r}."
+            )
+        kind = options.get("kind", name)
+        if kind in ("gold", "second") and dataset != "tiny-world":
+            raise ConfigError(
+                f"judges, {name}: it knows the tiny world only, not {dataset!r}. Use another "
+                "judge, or dataset: tiny-world."
+            )
+        if name == "gold" and kind != "gold":
+            raise ConfigError(
+                f"judges: gold is the name of the tiny world's true reward. Call the {kind} judge "
+                "otherwise."
+            )
+        check_judge(kind, **{key: value for key, value in options.items() if key != "kind"})
+    return decoding_ways(seed=seed, **ways)
+
+
+def answer_prompts(
+    model,  # a causal language model
+    tokenizer,  # its tokenizer
+    asked: list[dict],  # records of the tiny world of kind prompts
+    *,
+    label: str = "",  # what the model is called
+    seed: int = 0,  # of the draws: equal for all models that are compared
+    # max_new_tokens, temperature, top_p, batch_size, as `prefkit.model.sampling.generate` takes
+    # them
+    **options,
+) -> list[dict]:  # each record with model, answer, tokens and ended
+    "One sampled answer to every prompt."
+    from prefkit.model.sampling import generate
+
+    chats = [[{"role": "user", "content": record["prompt"]}] for record in asked]
+    made = generate(model, tokenizer, chats, seed=seed, label=label or "answers", **options)
+    return [
+        {
+            "model": label,
+            **record,
+            "answer": answer["text"],
+            "tokens": answer["tokens"],
+            "ended": answer["ended"],
+        }
+        for record, answer in zip(asked, made)
+    ]
+
+
+def judge_answers(
+    rows: list[dict],  # with prompt and answer; changed in place
+) -> list[dict]:  # the same rows with gold (a dict) and second (a number)
+    "What the two judges of the tiny world think of each answer."
+    from prefkit.data.world import gold_reward, second_judge
+
+    for row in rows:
+        row |= {
+            "gold": gold_reward(row["prompt"], row["answer"]).to_dict(),
+            "second": second_judge(row["prompt"], row["answer"]),
+        }
+    return rows

@@ -1,0 +1,658 @@
+"""What an experiment will need, before anything is loaded: memory part by part, and time.
+
+Memory is counted, not guessed: each stage's step is gone through with tensors that have shapes and
+no content, and every storage that would be alive is added up. What the count cannot see (Python,
+its libraries) is looked up in this process.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+import weakref
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from prefkit.model.batches import ANSWERS, autocast, batch_logps, batch_rewards, collate
+from prefkit.runs.config import Stage, load_config
+from prefkit.core import ConfigError, resolve_path
+from prefkit.data.records import DATASETS, encode_records, kind_to_read, load_records
+from prefkit.model.kernels import assume_halves, use_rows
+from prefkit.data.sources import is_hub_name
+
+GIB = 2**30
+TRAINING = ("sft", "preference", "reward_model", "rollout")  # pipelines whose steps are planned
+SAMPLE = 512  # rows that are looked at for their lengths
+# bytes of memory; operations a second of large products (the makers' data sheets, without
+# sparsity); bf16 or not
+DEVICES = {
+    "T4": (15.6 * 1e9, 8.1e12, False),
+    "L4": (24e9, 121e12, True),
+    "A100": (40e9, 312e12, True),
+}
+CONTEXT = 0.6 * GIB  # of a GPU's memory for the driver and its libraries: an assumption
+# share of those operations that training reaches: an assumption; `make bench` on such a card
+# measures it
+USED = 0.3
+# Models of the reports' own configs, so that a plan needs no network (their config.json on the
+# Hub).
+KNOWN = {
+    "Qwen/Qwen2.5-0.5B": dict(
+        model_type="qwen2",
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151_936,
+        tie_word_embeddings=True,
+    )
+}
+
+
+class Alive(TorchDispatchMode):
+    "Bytes of the storages that are alive, and the most there were."
+
+    def __init__(self, tensors=()):
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, weakref.WeakKeyDictionary()
+        for tensor in tensors:
+            self.see(tensor)
+
+    def see(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage in self.known:
+            return
+        self.known[storage] = size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.gone, size)
+
+    def gone(self, size):
+        self.now -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.see(leaf)
+        return out
+
+
+@dataclass
+class StepMemory:
+    "Bytes of one training step, part by part."
+
+    weights: int
+    reference: int  # a second model, where one is kept
+    gradients: int
+    optimiser: int  # AdamW's two averages
+    step: int  # activations, scores, and what else lives for a moment
+    trained: int  # numbers that are trained
+    parameters: int  # numbers in all
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.reference + self.gradients + self.optimiser + self.step
+
+
+def new_model(config, scalar: bool, dtype=torch.float32):
+    "A model of this shape with random weights; under `torch.device('meta')` without any."
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    config = copy.deepcopy(config)
+    if scalar:
+        config.num_labels, config.pad_token_id = 1, 0
+    return (AutoModelForSequenceClassification if scalar else AutoModelForCausalLM).from_config(
+        config, dtype=dtype
+    )
+
+
+def hollow(model):
+    """Under `FakeTensorMode`: every tensor of a model on the device meta becomes one that claims to
+    lie in memory; what is tied stays tied.
+    """
+    made = {}
+    for module in model.modules():
+        for table, wrap in (
+            (module._parameters, torch.nn.Parameter),
+            (module._buffers, lambda x, grad: x),
+        ):
+            for name, old in table.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    made[id(old)] = wrap(torch.empty_like(old, device="cpu"), old.requires_grad)
+                table[name] = made[id(old)]
+
+
+_COUNTED = {}  # what was counted already: stages of an experiment are often alike
+
+
+def step_memory(
+    config, lengths, answers, settings, *, precision="float32", scalar=False, reference=False
+) -> StepMemory:
+    "`count_memory`, once for each shape."
+    key = (
+        config.to_json_string(use_diff=False),
+        tuple(lengths),
+        answers,
+        settings.lora,
+        settings.lora_rank,
+        str(settings.lora_targets),
+        settings.gradient_checkpointing,
+        settings.layout,
+        precision,
+        scalar,
+    )
+    if key not in _COUNTED:
+        _COUNTED[key] = count_memory(
+            config, batch_of(lengths, answers), answers, settings, precision, scalar
+        )
+    return replace(_COUNTED[key], reference=_COUNTED[key].weights if reference else 0)
+
+
+def count_memory(
+    config,  # of the model, from transformers
+    rows: list[dict],  # one batch, encoded
+    answers: tuple[str, ...],  # names of their answers
+    settings,  # TrainSettings: lora, gradient_checkpointing, layout
+    precision: str = "float32",  # or bf16
+    scalar: bool = False,  # a reward model
+) -> StepMemory:
+    """Go through two steps of training with tensors that have shapes only, and count; no weights,
+    no work.
+    """
+    from prefkit.train.loop import add_lora
+
+    # as train_model has them
+    with torch.device("meta"):
+        model = new_model(
+            config,
+            scalar,
+            torch.bfloat16 if settings.lora and precision == "bf16" else torch.float32,
+        )
+    if settings.lora:
+        model = add_lora(model, settings)
+    batch = collate(rows, answers, 0, settings.layout if use_rows(model) else "apart")
+    assume_halves(model)
+    if settings.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        hollow(model.train())
+        batch = tree_map_only(torch.Tensor, fake.from_tensor, batch)
+        weights, trained = (
+            list(model.parameters()),
+            [weight for weight in model.parameters() if weight.requires_grad],
+        )
+        with Alive(weights) as alive:
+            held = alive.now
+            optimiser = torch.optim.AdamW(trained, lr=1e-4)
+            for _ in range(2):  # the averages exist from the second on
+                with autocast(model, precision):
+                    values = (batch_rewards if scalar else batch_logps)(model, batch)
+                (values**2).mean().backward()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimiser.step()
+                optimiser.zero_grad()
+    size = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    gradients = size(trained)
+    return StepMemory(
+        held,
+        0,
+        gradients,
+        2 * gradients,
+        alive.peak - held - 3 * gradients,
+        sum(w.numel() for w in trained),
+        sum(w.numel() for w in weights),
+    )
+
+
+def first_model(stage: Stage, stages: dict[str, Stage]) -> str:  # a folder, or a name on the Hub
+    "The model that a stage starts from, through the stages before it."
+    name = stage.parameters["model"]
+    while name.startswith("stage:"):
+        name = stages[name.removeprefix("stage:")].parameters["model"]
+    return str(resolve_path(name)) if resolve_path(name).exists() else name
+
+
+def model_config(name: str):  # name: from `first_model` -> a config of transformers
+    "The shape of a model; raises `ConfigError` where it cannot be known."
+    from transformers import AutoConfig
+
+    if name in KNOWN:
+        return AutoConfig.for_model(**KNOWN[name])
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model: the shape of {name} cannot be read ({str(error).strip().splitlines()[0]}). "
+            "Give a folder with a config.json, or a name on the Hub with a network."
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def _lengths(dataset, split, kind, place, max_length, max_prompt_length, min_response_tokens):
+    """Lengths of (prompt, answers...) of the first rows of data on this machine, and the share of
+    them that is kept.
+    """
+    from transformers import AutoTokenizer
+
+    records = load_records(dataset, kind=kind, split=split, limit=SAMPLE)
+    rows, _ = encode_records(
+        records,
+        AutoTokenizer.from_pretrained(place),
+        kind=kind,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        min_response_tokens=min_response_tokens,
+    )
+    return [
+        (len(row["prompt_ids"]), *(len(row[f"{name}_ids"]) for name in ANSWERS.get(kind, ())))
+        for row in rows
+    ], len(rows) / max(1, len(records))
+
+
+def batch_of(
+    lengths: list[tuple], names: tuple[str, ...]
+) -> list[dict]:  # encoded rows of one token again and again
+    "Rows of these lengths."
+    return [
+        {
+            "prompt_ids": [3] * prompt,
+            **{f"{name}_ids": [3] * length for name, length in zip(names, answers)},
+        }
+        for prompt, *answers in lengths
+    ]
+
+
+@dataclass
+class StagePlan:
+    "What one stage will need on one device."
+
+    stage: str
+    device: str
+    memory: StepMemory
+    base: float  # bytes that are there before: Python and libraries, or a GPU's context
+    room: float  # bytes that the device has
+    steps: int | None  # None: the number of rows is not known here
+    step_seconds: float
+    lengths: str  # where they come from
+    advice: str = ""  # what would make it fit
+
+    @property
+    def total(self) -> float:
+        return self.base + self.memory.total
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.room
+
+
+# the lengths, the share of rows that is kept, where both are from
+def stage_lengths(
+    stage: Stage, kind: str, names: tuple[str, ...], place: str
+) -> tuple[list[tuple], float, str]:
+    """Lengths of a stage's rows: those of its first rows where they lie here, else the longest that
+    its limits allow.
+    """
+    p = stage.parameters
+    prompts, longest = p.get("max_prompt_length") or p["max_length"], p["max_length"]
+    limits = (p["max_length"], p.get("max_prompt_length"), p.get("min_response_tokens", 1))
+    here = not is_hub_name(p["dataset"]) and not (
+        p["dataset"] in DATASETS and DATASETS[p["dataset"]].hub
+    )
+    kept = 1.0
+    if here:
+        found, kept = _lengths(p["dataset"], p["split"], kind, place, *limits)
+    elif kind == "prompts":
+        found = [(prompts,)]
+    else:
+        found = [(min(prompts, longest // 2), *[longest - min(prompts, longest // 2)] * len(names))]
+    # drawn besides: like the first
+    if here and names and len(names) > len(ANSWERS.get(kind, names)):
+        found = [
+            (prompt, *answers, *answers[:1] * (len(names) - len(answers)))
+            for prompt, *answers in found
+        ]
+    if kind == "prompts":
+        found = [(prompt, *[p["max_new_tokens"]] * len(names)) for (prompt,) in found]
+    if kind == "sft" and p.get("labels") == "conversation":
+        found = [(1, prompt + answer - 1) for prompt, answer in found]
+    return found, kept, f"the first {len(found)} rows" if here else "the longest allowed"
+
+
+# -> kind of data, names of a row's answers, settings, scalar head?, second model?
+def stage_job(stage: Stage):
+    "What a training stage does, as far as memory and time go."
+    from prefkit.train.methods import get_method
+    from prefkit.train.online_methods import rollout_settings
+    from prefkit.runs.pipelines import training_settings
+
+    p = stage.parameters
+    if stage.pipeline.stem == "rollout":
+        settings = rollout_settings(p)
+        return (
+            "prompts",
+            tuple(f"s{i}" for i in range(settings.samples)),
+            settings,
+            False,
+            not settings.lora,
+        )
+    method = get_method(p.get("method", "sft"))
+    return method.kind, method.answers(), training_settings(p), method.output == "rewards", False
+
+
+def number_of_steps(
+    stage: Stage, settings, kind: str, kept: float = 1.0
+) -> int | None:  # kept: share of the rows
+    "Optimiser steps, as far as the number of rows can be known without reading them all."
+    from prefkit.train.online_methods import online_steps
+    from prefkit.train.settings import total_steps
+
+    if settings.max_steps is not None:
+        return settings.max_steps
+    name, given = stage.parameters["dataset"], stage.parameters.get("from_pairs")
+    rows = stage.parameters["limit"] or (1000 if name == "tiny-world" else None)
+    if rows is None:
+        return None
+    # two from each pair
+    if kind == "binary" and (
+        kind_to_read(name, kind, given) == "pairs" if name in DATASETS else given
+    ):
+        rows *= 2
+    rows = round(kept * rows)
+    return (
+        online_steps(rows, settings)
+        if stage.pipeline.stem == "rollout"
+        else total_steps(rows, settings)
+    )
+
+
+def seconds_here(config, rows, answers, settings, scalar) -> float:
+    """A probe: a step of a model of that shape with random weights, on this machine's CPU; the
+    second of two.
+    """
+    model = new_model(config, scalar)
+    layout = settings.layout if use_rows(model) else "apart"
+    optimiser, batch = (
+        torch.optim.AdamW(model.parameters(), lr=0.0),
+        collate(rows, answers, 0, layout),
+    )
+    for _ in range(2):
+        start = time.perf_counter()
+        ((batch_rewards if scalar else batch_logps)(model, batch) ** 2).mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return time.perf_counter() - start
+
+
+def operations(config, memory: StepMemory, lengths) -> float:
+    """Floating-point operations of a step: 6 for each weight and token (2 forward, 4 back), and
+    attention's products.
+    """
+    tokens = sum(prompt + sum(answers) for prompt, *answers in lengths)
+    squares = sum((prompt + answer) ** 2 for prompt, *answers in lengths for answer in answers)
+    return (
+        6 * memory.parameters * tokens + 6 * config.num_hidden_layers * config.hidden_size * squares
+    )
+
+
+def resident(peak: bool = False) -> int:
+    """Bytes of memory that this process has, or the most it has had; 0 where that cannot be asked
+    (not on Linux).
+    """
+    if not sys.platform.startswith("linux"):
+        return 0
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith("VmHWM" if peak else "VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+def machine_memory() -> int:
+    "Bytes of memory of this machine."
+    import os
+
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def advise(config, lengths, names, settings, precision, scalar, reference, fits) -> str:
+    "The first change, of those a practitioner would try in turn, after which the stage fits."
+    rows = len(lengths)
+    while rows > 1:
+        rows //= 2
+        memory = step_memory(
+            config,
+            lengths[:rows],
+            names,
+            settings,
+            precision=precision,
+            scalar=scalar,
+            reference=reference,
+        )
+        if fits(memory):
+            return (
+                f"batch_size: {rows}, gradient_accumulation: "
+                f"{settings.gradient_accumulation * settings.batch_size // rows}"
+            )
+    for change in (
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "lora": True},
+    ):
+        for count in dict.fromkeys((len(lengths), 1)):
+            memory = step_memory(
+                config,
+                lengths[:count],
+                names,
+                replace(settings, **change),
+                precision=precision,
+                scalar=scalar,
+                reference=reference and "lora" not in change,
+            )
+            text = ", ".join(f"{name}: true" for name in change)
+            if fits(memory):
+                return text if count == len(lengths) else f"{text}, batch_size: 1"
+    return "nothing known here is enough: a smaller model or a shorter max_length"
+
+
+def plan_stage(
+    stage: Stage, stages: dict[str, Stage], devices: tuple[str, ...], base: float
+) -> list[StagePlan]:
+    "Plan one training stage for some devices."
+    kind, names, settings, scalar, reference = stage_job(stage)
+    root = first_model(stage, stages)
+    config = model_config(root)
+    if layers := stage.parameters.get("layers"):
+        config.num_hidden_layers = layers
+    lengths, kept, source = stage_lengths(stage, kind, names, root)
+    order = sorted(lengths, key=lambda row: -sum(row))
+    # a few rows stand for more
+    worst = (
+        (order * settings.batch_size)[: settings.batch_size]
+        if len(order) < settings.batch_size
+        else order[: settings.batch_size]
+    )
+    usual = (lengths * settings.batch_size)[: settings.batch_size]
+    steps, plans = number_of_steps(stage, settings, kind, kept), []
+    for device in devices:
+        here = device == "this"
+        room, speed, bf16 = (machine_memory(), 0, False) if here else DEVICES[device]
+        precision = "bf16" if bf16 and settings.precision != "float32" else "float32"
+        memory = step_memory(
+            config, worst, names, settings, precision=precision, scalar=scalar, reference=reference
+        )
+        below = base if here else CONTEXT
+        work = operations(config, memory, usual)
+        seconds = (
+            (
+                seconds_here(config, batch_of(usual, names), names, settings, scalar)
+                if memory.parameters < 5e7
+                else work / measured_speed()
+            )
+            if here
+            else work / (speed * USED)
+        )
+        found = StagePlan(
+            stage.name,
+            device,
+            memory,
+            below,
+            room,
+            steps,
+            seconds * settings.gradient_accumulation,
+            source,
+        )
+        if not found.fits:
+            found.advice = advise(
+                config,
+                worst,
+                names,
+                settings,
+                precision,
+                scalar,
+                reference,
+                lambda m: below + m.total <= room,
+            )
+        plans.append(found)
+    return plans
+
+
+@lru_cache(maxsize=1)
+def measured_speed() -> float:
+    "Operations a second of a large product on this machine."
+    x = torch.randn(1024, 1024)
+    x @ x
+    start = time.perf_counter()
+    for _ in range(8):
+        x @ x
+    return 8 * 2 * 1024**3 / (time.perf_counter() - start)
+
+
+def warm_memory() -> int:
+    """What a training process holds before its model is loaded: a step of the smallest model, so
+    that every library is there.
+    """
+    from transformers import Qwen2Config
+    from prefkit.train.settings import TrainSettings
+    from prefkit.train.loop import train_model  # noqa: F401 it loads what training loads
+
+    small = Qwen2Config(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    seconds_here(small, batch_of([(2, 2)], ("response",)), ("response",), TrainSettings(), False)
+    return resident()
+
+
+def plan(
+    config,  # a YAML file
+    settings=(),  # texts of --set
+    devices: tuple[str, ...] | None = None,  # of DEVICES and "this"; None: all
+    # the plans, stage by stage; names of the stages that are not planned
+) -> tuple[list[StagePlan], list[str]]:
+    """What every training stage of an experiment needs; nothing is trained and no weights are
+    loaded.
+    """
+    checked = load_config(config, settings)
+    stages = {stage.name: stage for stage in checked.stages}
+    for name in devices or ():
+        if name not in ("this", *DEVICES):
+            raise ConfigError(f"device: {name!r} is none of this, {', '.join(DEVICES)}.")
+    base, plans, others = warm_memory(), [], []
+    for stage in checked.stages:
+        if stage.pipeline.stem not in TRAINING:
+            others.append(stage.name)
+        else:
+            plans += plan_stage(stage, stages, devices or ("this", *DEVICES), base)
+    return plans, others
+
+
+def plan_text(plans: list[StagePlan], others: list[str]) -> str:
+    "The plan as a table, with what to change where a stage does not fit."
+    columns = ["weights", "reference", "gradients", "AdamW", "step", "base", "total", "of"]
+    name = max(len(one.stage) for one in plans) if plans else 0
+    lines = [
+        f"{'stage':<{name}}  device"
+        + "".join(f"{column:>11}" for column in columns)
+        + "  fits  s/step    steps      time"
+    ]
+    for one in plans:
+        m, spent = (
+            one.memory,
+            "?" if one.steps is None else clock_text(one.steps * one.step_seconds),
+        )
+        sizes = (
+            m.weights,
+            m.reference,
+            m.gradients,
+            m.optimiser,
+            m.step,
+            one.base,
+            one.total,
+            one.room,
+        )
+        lines.append(
+            f"{one.stage:<{name}}  {one.device:<6}"
+            + "".join(f"{size_text(size):>11}" for size in sizes)
+            + (
+                f"  {'yes' if one.fits else 'NO':<4}{one.step_seconds:>8.2f}{one.steps or '?':>9}"
+                f"{spent:>10}"
+            )
+        )
+        if one.advice:
+            lines.append(
+                f"{'':<{name}}  "
+                + (
+                    one.advice
+                    if one.advice.startswith("nothing")
+                    else f"would fit with {one.advice}"
+                )
+            )
+    sources = [
+        (
+            "lengths: "
+            f"{text}: {', '.join(dict.fromkeys(one.stage for one in plans if one.lengths == text))}"
+        )
+        for text in dict.fromkeys(one.lengths for one in plans)
+    ]
+    notes = (
+        [
+            (
+                f"time on a GPU: {USED:.0%} of its data sheet, an assumption; sampling and "
+                "validation are not in it"
+            )
+        ]
+        if any(one.device in DEVICES for one in plans)
+        else []
+    )
+    if others:
+        notes.append(f"not planned, as they do not train: {', '.join(others)}")
+    return "\n".join([*lines, *sources, *notes])
+
+
+def size_text(size: float) -> str:
+    "Bytes for people."
+    return (
+        "-" if not size else f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
+    )
+
+
+def clock_text(seconds: float) -> str:
+    "Minutes or hours, for people."
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,231 @@
+"""One experiment over several random seeds: run it for each, gather what its evaluations found, and
+say how far seeds differ.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+import yaml
+
+from prefkit.core import ConfigError, fingerprint, project_root, resolve_path, write_json
+from prefkit.runs.runner import open_run, run
+
+
+def mean_interval(values: list[float]) -> dict:
+    """Mean over seeds with its 95 % interval by Student's t, which knows that three seeds are few;
+    one seed has none.
+    """
+    from prefkit.report import figures
+
+    mean, *bounds = figures.mean_interval(values)
+    low, high = bounds if len(values) > 1 else (None, None)
+    return {"mean": mean, "low": low, "high": high, "seeds": len(values)}
+
+
+# What an evaluation finds: table -> columns that name a row. All other columns are numbers, but for
+# intervals and counts within one seed.
+TABLES = {
+    "win_rates": ("model", "reference", "judge"),
+    "differences": ("model", "reference"),
+    "scores": ("model",),
+    "best_of_n": ("chosen_by", "n"),
+}
+WAYS = ("decoding", "token_limit")  # name a row too, where an evaluation had several
+WITHIN = ("n", "wins", "ties")
+
+
+# What a picture of training needs of metrics.jsonl, where the lines are kept.
+LINES = (
+    "step",
+    "split",
+    "loss",
+    "logps_chosen",
+    "logps_rejected",
+    "logratio_chosen",
+    "logratio_rejected",
+    "reward",
+    "reward_accuracy",
+    "kl_k1",
+    "reward_gold",
+    "seconds",
+    "seconds_sampling",
+)
+
+
+def training_lines(metrics) -> list[dict]:  # of a run's metrics, a DataFrame
+    "Its lines with the columns of `LINES` that they have, four significant digits."
+    keep = [name for name in LINES if name in metrics]
+    return [
+        {
+            name: float(f"{value:.4g}")
+            if isinstance(value, float) and not value.is_integer()
+            else value
+            for name, value in line.items()
+            if value == value
+        }
+        for line in metrics[keep].to_dict("records")
+    ]
+
+
+def findings(
+    folders: dict[str, Path],  # stage -> its run folder
+    lines: bool = False,  # keep the course of training too
+) -> dict:
+    """What the evaluations of one finished experiment found, the curves of its stages where they
+    tell one, and their wall times.
+    """
+    runs = {name: open_run(folder) for name, folder in folders.items()}
+    metrics = {name: one.info.get("metrics", {}) for name, one in runs.items()}
+    if not any(name in one for one in metrics.values() for name in (*TABLES, "curve")):
+        raise ConfigError(
+            "the experiment has no stage that evaluates, or tells a curve: there is nothing to "
+            "compare over seeds."
+        )
+    found = {
+        table: [
+            {"stage": name, **row} for name, one in metrics.items() for row in one.get(table, [])
+        ]
+        for table in TABLES
+    }
+    course = (
+        {
+            "training": {
+                name: training_lines(one.metrics) for name, one in runs.items() if len(one.metrics)
+            }
+        }
+        if lines
+        else {}
+    )
+    return {
+        **{table: rows for table, rows in found.items() if rows},
+        **course,
+        "curves": {name: one["curve"] for name, one in metrics.items() if "curve" in one},
+        "examples": {
+            name: last
+            for name, one in runs.items()
+            if (last := last_answers(getattr(one, "samples", [])))
+        },
+        "wall_seconds": {name: round(one.info["wall_seconds"], 1) for name, one in runs.items()},
+    }
+
+
+def last_answers(samples: list[dict]) -> list[dict]:  # the lines of samples.jsonl
+    "The answers of the last validation where they have rewards, as plain text."
+    last = max((line["step"] for line in samples), default=0)
+    return [
+        {
+            "prompt": line["prompt"][-1]["content"],
+            **{name: line[name] for name in ("answer", "tokens", "ended", "reward")},
+        }
+        for line in samples
+        if line["step"] == last and "reward" in line
+    ]
+
+
+def over_seeds(found: dict[int, dict]) -> dict:
+    "Means over seeds of every number in every table, with intervals."
+
+    def gathered(table, keys):
+        rows = {}
+        for seed in found.values():
+            for row in seed.get(table, []):
+                rows.setdefault(
+                    tuple((key, row[key]) for key in (*keys, *WAYS) if key in row), []
+                ).append(row)
+        return [
+            {
+                **dict(name),
+                **{
+                    column: mean_interval([row[column] for row in group])
+                    for column in numbers(group[0])
+                },
+            }
+            for name, group in rows.items()
+        ]
+
+    def numbers(row):
+        return [
+            name
+            for name, value in row.items()
+            if isinstance(value, (int, float))
+            and name not in (*WITHIN, *WAYS)
+            and not name.endswith(("low", "high"))
+        ]
+
+    return {
+        table: gathered(table, keys)
+        for table, keys in TABLES.items()
+        if any(table in seed for seed in found.values())
+    }
+
+
+def run_seeds(
+    config: str | Path,  # a YAML file
+    seeds: list[int],  # one whole experiment each
+    output: str | Path | None = None,  # the JSON; None: data/results/seeds/<experiment>.json
+    settings: tuple = (),  # texts of --set
+    output_root: str | Path | None = None,  # holds the experiments' folders; None: data/runs
+    progress: str = "auto",  # bar | lines | quiet
+    jobs: int = 1,  # stages at a time
+    lines: bool = False,  # keep the course of training too: for pictures of it
+) -> Path:  # the JSON
+    """Run an experiment for each seed (finished stages are skipped) and write what was found;
+    raises `PrefkitError`s.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds: give different whole numbers, such as 0,1,2, not {seeds}.")
+    text = (
+        resolve_path(config).read_text(encoding="utf-8") if resolve_path(config).is_file() else ""
+    )
+    name = (
+        next((word.split("=", 1)[1] for word in settings if word.startswith("experiment=")), None)
+        or (yaml.safe_load(text) or {}).get("experiment")
+        or "seeds"
+    )
+    found, folders = {}, {}
+    for seed in seeds:
+        folders = run(
+            config,
+            (*settings, f"seed={seed}", f"experiment={name}-seed{seed}"),
+            output_root,
+            progress,
+            jobs=jobs,
+        )
+        found[seed] = findings(folders, lines)
+    info = open_run(next(iter(folders.values()))).info
+    made = {
+        "command": shlex.join(
+            [
+                "prefkit",
+                "seeds",
+                str(config),
+                "--seeds",
+                ",".join(map(str, seeds)),
+                *(word for setting in settings for word in ("--set", setting)),
+                *(["--lines"] if lines else []),
+            ]
+        ),
+        "date": time.strftime("%Y-%m-%d"),
+        "config": fingerprint(text),
+        **{key: info[key] for key in ("git", "versions", "device", "threads") if key in info},
+        "over_seeds": over_seeds(found),
+        "seeds": {str(seed): value for seed, value in found.items()},
+    }
+    return write_json(output or project_root() / "data/results/seeds" / f"{name}.json", made)
+
+
+def open_results(
+    name: str,  # below data/results, such as seeds/online.json
+    command: str,  # that makes it
+) -> dict:
+    """Results that were measured and committed; raises `ConfigError` naming the command where they
+    are missing.
+    """
+    path = project_root() / "data/results" / name
+    if not path.is_file():
+        raise ConfigError(f"data/results/{name} is not there. Make it: {command}")
+    return json.loads(path.read_text(encoding="utf-8"))

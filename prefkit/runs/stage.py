@@ -1,0 +1,476 @@
+"""How a pipeline is executed so that it ends when its runner ends, is never run twice at once, says
+how far it is, and fails in one clear sentence.
+"""
+
+import ast, gc, json, os, platform, signal, sys, threading, time
+from contextlib import suppress
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+
+from prefkit.core import (
+    ConfigError,
+    DataError,
+    PrefkitError,
+    cache_folder,
+    inputs_so_far,
+    project_root,
+    write_json,
+)
+
+
+class StageLock:
+    "A lock on a stage, held until every process that inherited it has ended."
+
+    def __init__(
+        self,
+        path: Path,  # the lock file; it is made, and stays
+        wait: float = 15.0,  # seconds to wait for another holder
+    ):
+        self.path, self.wait = Path(path), wait
+
+    def __enter__(self):
+        import fcntl  # not on Windows
+
+        self.handle, until = (
+            os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666),
+            time.monotonic() + self.wait,
+        )
+        while True:
+            try:
+                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.2)
+                    continue
+                os.close(self.handle)
+                raise ConfigError(
+                    f"another run (process {self.path.read_text()}) is at work here: {self.path}. "
+                    "Wait for it, or end it."
+                ) from None
+        os.ftruncate(self.handle, 0)
+        os.write(self.handle, str(os.getpid()).encode())
+        return self
+
+    def __exit__(self, *exception):
+        os.close(self.handle)
+
+
+def import_first(
+    names: list[str],  # of modules
+):
+    """Import what the cells will ask for, without Python looking for garbage among the million
+    objects of PyTorch and transformers, now and later.
+    """
+    gc.disable()
+    for name in names:
+        # the cell that needs it fails in the same way, where it can be seen
+        with suppress(Exception):
+            import_module(name)
+    gc.freeze()
+    gc.enable()
+
+
+def imported_modules(
+    notebook: Path,  # a pipeline or a report
+) -> list[str]:  # in the order in which its cells name them
+    "The modules that the cells of a notebook import, those inside of functions and blocks aside."
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    parts = [
+        part
+        for cell in cells
+        if cell["cell_type"] == "code"
+        for part in statements("".join(cell["source"])) or ()
+    ]
+    names = [
+        [alias.name for alias in part.names] if isinstance(part, ast.Import) else [part.module]
+        for part in parts
+        if isinstance(part, (ast.Import, ast.ImportFrom))
+    ]
+    return list(dict.fromkeys(name for group in names for name in group))
+
+
+def statements(source: str) -> list | None:  # None where it is more than Python, such as a magic
+    "The statements of a cell."
+    try:
+        return ast.parse(source).body
+    except SyntaxError:
+        return None
+
+
+def kernel_main():
+    "What a stage's process runs: bind its life to the runner's, then be a Jupyter kernel."
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+    if os.getppid() != int(os.environ["JPY_PARENT_PID"]):
+        os._exit(1)
+    # for this process, not for what it starts
+    os.set_inheritable(int(os.environ["PREFKIT_LOCK"]), False)
+    import_first(os.environ.get("PREFKIT_IMPORTS", "").split())
+    from ipykernel.kernelapp import IPKernelApp
+
+    IPKernelApp.launch_instance()
+
+
+def _environment(lock, extra):
+    "Variables of a stage's kernel."
+    import prefkit
+
+    paths = [str(Path(prefkit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    # sets have one order; no threads before a fork
+    own = {
+        "PREFKIT_LOCK": str(lock),
+        "PREFKIT_ROOT": str(project_root()),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONHASHSEED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return {**os.environ, **own, **extra}
+
+
+def stage_kernel(
+    lock: int,  # the open lock file, which the kernel inherits
+    environment: dict,  # more variables for the kernel
+    log: Path,  # takes what the process prints outside of cells, such as the last words of a crash
+) -> type:  # for papermill
+    "A kernel manager that starts `kernel_main`."
+    from jupyter_client import AsyncKernelManager
+
+    class StageKernel(AsyncKernelManager):
+        def format_kernel_cmd(self, extra_arguments=None):
+            start = "from prefkit.runs.stage import kernel_main; kernel_main()"
+            return [
+                sys.executable,
+                "-c",
+                start,
+                "-f",
+                os.path.realpath(self.connection_file),
+                "--log-level=ERROR",
+                *(extra_arguments or []),
+            ]
+
+        async def start_kernel(self, **options):
+            with open(log, "ab") as output:
+                await super().start_kernel(
+                    pass_fds=(lock,),
+                    env=_environment(lock, environment),
+                    stdout=output,
+                    stderr=output,
+                    **options,
+                )
+
+    return StageKernel
+
+
+class StageError(PrefkitError):
+    "A stage that failed for a reason other than the user's input."
+
+
+def _in_one_sentence(error, where, output):
+    "A papermill error as one of ours."
+    kind = {"DataError": DataError, "ConfigError": ConfigError}.get(error.ename, StageError)
+    what = (
+        error.evalue
+        if kind is not StageError or error.ename in ("PrefkitError", "StageError")
+        else f"{error.ename}: {error.evalue}"
+    )
+    return kind(f"{where}: {what}\n(the executed notebook: {output})")
+
+
+def execute(
+    notebook: Path,  # the pipeline
+    output: Path,  # the executed notebook
+    parameters: dict,  # all of them
+    where: str,  # stands at the start of a message
+    lock: int,  # an open lock file
+    environment: dict,  # more variables for the kernel
+):
+    "Run a notebook in a kernel of its own; raises what the notebook raised, in one sentence."
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.log import logger as papermill_log
+
+    patient = {"start_timeout": 300, "iopub_timeout": 120}  # a busy machine is no error
+    # it calls a parameter unknown whose type is `int | None`; we have checked them
+    papermill_log.setLevel("ERROR")
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(output),
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            kernel_manager_class=stage_kernel(
+                lock,
+                {**environment, "PREFKIT_IMPORTS": " ".join(imported_modules(notebook))},
+                output.with_name("kernel.log"),
+            ),
+            **patient,
+        )
+    except PapermillExecutionError as error:
+        raise _in_one_sentence(error, where, output) from None
+    except DeadKernelError:
+        raise StageError(
+            f"{where}: its process was ended from outside, perhaps for want of memory. Started "
+            "again it goes on.\n"
+            f"(its last words, if any: {output.with_name('kernel.log')})"
+        ) from None
+
+
+def in_notebook() -> bool:
+    "Whether a person sees us in a notebook."
+    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def clock(seconds: float) -> str:  # such as 1:02 or 2:03:04
+    "A duration as a clock shows it."
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def progress_line(
+    title: str,  # such as `sft [2/4]`
+    state: dict,  # label, done, total, note: what core.Progress writes
+    first: int,  # how much was done when we began to look
+    seconds: float,  # that have passed since
+) -> str:
+    "How far a stage is, as a line of text."
+    pace = (state["done"] - first) / max(seconds, 1e-9)
+    left = f", {clock((state['total'] - state['done']) / pace)} left" if pace > 0 else ""
+    count = f" {state['done']}/{state['total']}" if state["total"] else ""
+    return f"{title} {state['label']}{count}{left}{', ' + state['note'] if state['note'] else ''}"
+
+
+class Display:
+    "The one place where the runner speaks."
+
+    def __init__(
+        self,
+        # bar | lines | quiet; auto: a bar in a terminal or a notebook, else lines
+        kind: str = "auto",
+        every: float = 30.0,  # seconds between two lines
+    ):
+        if kind == "auto":
+            kind = "bar" if in_notebook() or sys.stderr.isatty() else "lines"
+        self.kind, self.every, self.bar, self.job, self.spoken = (
+            kind,
+            every,
+            None,
+            None,
+            time.monotonic(),
+        )
+
+    def say(self, text):
+        "A line that stays."
+        if self.kind != "quiet":
+            print(text, flush=True)
+
+    def show(self, title, state):
+        "Draw how far a stage is."
+        if self.job != (title, state["label"], state["total"]):
+            self.job, self.first, self.since = (
+                (title, state["label"], state["total"]),
+                state["done"],
+                time.monotonic(),
+            )
+            if self.kind == "bar":
+                self._new_bar(title, state)
+        if self.bar is not None:
+            self._move_bar(state)
+        elif self.kind == "lines" and time.monotonic() - self.spoken >= self.every:
+            self.spoken = time.monotonic()
+            print(progress_line(title, state, self.first, self.spoken - self.since), flush=True)
+
+    def close(self):
+        "Take the bar away."
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = self.job = None
+
+
+def _new_bar(self, title, state):
+    "A bar for another job of the stage, in place of the last."
+    from tqdm.auto import tqdm
+
+    if self.bar is not None:
+        self.bar.close()
+    form = (
+        "{desc} {bar} {n_fmt}/{total_fmt} {remaining} left{postfix}"
+        if state["total"]
+        else "{desc} ({elapsed})"
+    )
+    self.bar = tqdm(
+        total=state["total"] or None,
+        desc=f"{title} {state['label']}",
+        initial=state["done"],
+        leave=False,
+        bar_format=form,
+        dynamic_ncols=True,
+    )
+
+
+def _move_bar(self, state):
+    "Put the bar where the stage is; no new count still moves the clock."
+    if state["note"]:
+        self.bar.set_postfix_str(state["note"], refresh=False)
+    self.bar.update(state["done"] - self.bar.n)
+    self.bar.refresh()
+
+
+Display._new_bar, Display._move_bar = _new_bar, _move_bar
+
+
+class Watch:
+    """A thread that looks at a stage's folder while its kernel works: draws how far it is, and
+    keeps the time.
+    """
+
+    def __init__(
+        self,
+        folder: Path,  # holds stage.json with the seconds of earlier attempts, and progress.json
+        title: str,  # such as `sft [2/4]`
+        display: Display,  # where to draw
+    ):
+        self.folder, self.title, self.display, self.over = folder, title, display, threading.Event()
+        self.state, self.begin = json.loads((folder / "stage.json").read_text()), time.monotonic()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def seconds(self):
+        return self.state["seconds"] + time.monotonic() - self.begin
+
+    def save(self):
+        write_json(self.folder / "stage.json", {**self.state, "seconds": round(self.seconds(), 1)})
+
+    def _watch(self):
+        saved = self.begin
+        while not self.over.wait(0.25):
+            try:
+                state = json.loads((self.folder / "progress.json").read_text())
+            except (OSError, json.JSONDecodeError):
+                state = {"label": "starting", "done": 0, "total": 0, "note": ""}
+            self.display.show(self.title, state)
+            # a killed attempt's time counts too
+            if time.monotonic() - saved > 5:
+                self.save()
+                saved = time.monotonic()
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.over.set()
+        self.thread.join()
+        self.display.close()
+        self.save()
+
+
+def seconds_to_start(
+    notebook: Path,  # executed by papermill, whole
+) -> float:  # until the first cell that does more than import, check and name parameters
+    "What a stage's own process cost before its work began: the kernel's start, and the imports."
+    book = json.loads(Path(notebook).read_text(encoding="utf-8"))
+    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    start = datetime.fromisoformat(book["metadata"]["papermill"]["start_time"])
+    for cell in cells:
+        tags = {*cell["metadata"].get("tags", ())}
+        if not tags & {"parameters", "injected-parameters", "check"} and not only_imports(
+            "".join(cell["source"])
+        ):
+            break
+    return (
+        datetime.fromisoformat(cell["metadata"]["papermill"]["start_time"]) - start
+    ).total_seconds()
+
+
+def only_imports(
+    source: str,  # of a cell
+) -> bool:
+    "Does a cell import and do nothing else?"
+    parts = statements(source)
+    return parts is not None and all(
+        isinstance(part, (ast.Import, ast.ImportFrom)) for part in parts
+    )
+
+
+PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy", "papermill")
+
+
+def versions() -> dict[str, str]:
+    "Versions of Python and of the packages that can change a number."
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass
+    return found
+
+
+def machine() -> dict:  # device, threads, peak_memory_mb and, on a GPU, peak_gpu_memory_mb
+    "Where this process runs, and the most memory that it ever held."
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
+    info, torch = (
+        {"device": "cpu", "threads": os.cpu_count(), "peak_memory_mb": round(peak)},
+        sys.modules.get("torch"),
+    )
+    if torch is None:
+        return info
+    info["threads"] = torch.get_num_threads()
+    if not torch.cuda.is_available():
+        return info
+    return info | {
+        "device": torch.cuda.get_device_name(),
+        "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20),
+    }
+
+
+def output_folder(
+    output_dir: str,  # the parameter of that name; "" where a person runs the notebook by hand
+    stage: str,  # names the folder in that case
+) -> Path:  # it exists
+    "Where a pipeline writes: what the runner gave it, else a new folder under data/cache/by-hand."
+    folder = (
+        Path(output_dir)
+        if output_dir
+        else cache_folder() / "by-hand" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir {folder}: {error.strerror}. Choose a folder that you may write to."
+        ) from None
+    return folder
+
+
+def finish(
+    output_dir: str | Path,  # the stage's folder
+    *,
+    metrics: dict,  # the numbers that a table would show
+    data: dict | None = None,  # which rows were used, kept, shortened, dropped
+    model: dict | None = None,  # what the model is
+) -> dict:  # what was written
+    "Write `result.json`, the last thing that a pipeline does."
+    result = {
+        "metrics": metrics,
+        "data": data or {},
+        "model": model or {},
+        **machine(),
+        "versions": versions(),
+        "inputs": {name: str(path) for name, path in inputs_so_far().items() if path.exists()},
+    }
+    write_json(Path(output_dir) / "result.json", result)
+    return result

@@ -1,0 +1,1 @@
+"""What can be said from judged answers, with intervals."""
