@@ -12,7 +12,17 @@ from pathlib import Path
 
 
 class PrefkitError(ValueError):
-    "Something the user can mend; the message names the place and the way out."
+    """Something the user can mend; the message names the place and the way out. `field` is the
+    parameter, column or option at fault, `reason` what is wrong with it, in a fixed phrase.
+    """
+
+    def __init__(self, message: str = "", *, field: str | None = None, reason: str | None = None):
+        super().__init__(message)
+        self.field, self.reason = field, reason
+
+    def at(self, where: str) -> "PrefkitError":
+        "The same error with a place in front of its message."
+        return type(self)(f"{where}: {self}", field=self.field, reason=self.reason)
 
 
 class DataError(PrefkitError):
