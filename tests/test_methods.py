@@ -20,7 +20,7 @@ from prefkit.train.methods import (
     add_method,
     get_method,
     loss_inputs,
-    method_hyperparameters,
+    methods,
     own_metrics,
 )
 from prefkit.train.settings import TrainSettings
@@ -28,7 +28,8 @@ from prefkit.train.loop import train_model
 
 torch.set_num_threads(1)
 BASE = project_root() / "data/tiny/base"
-PREFERENCE = [name for name, row in METHODS.items() if row.kind != "sft" and row.output == "logps"]
+OFFLINE = methods(online=False)
+PREFERENCE = [name for name, row in OFFLINE.items() if row.kind != "sft" and row.output == "logps"]
 OWN = {
     "xpo": {"bonus", "logratio_explore"},
     "kto": {"kl"},
@@ -87,7 +88,7 @@ def test_the_table_has_every_offline_method():
         "topr",
         "reward_model",
     }
-    for row in METHODS.values():
+    for row in OFFLINE.values():
         assert set(row.defaults) <= set(row.sources), f"{row.name}: a default without its source"
 
 
@@ -221,8 +222,8 @@ def test_kto_refuses_a_batch_of_one(tmp_path, tokenizer, rows):
 
 def test_samples_of_the_reference_are_drawn_once_and_kept(tmp_path, tokenizer, rows, monkeypatch):
     result = trained(tmp_path, tokenizer, rows, "xpo", keep_checkpoints=True)
-    monkeypatch.setitem(
-        EXTRA_ANSWERS, "explore", lambda *args, **kwargs: pytest.fail("drawn again")
+    monkeypatch.setattr(
+        "prefkit.train.methods.sample_ids", lambda *args, **kwargs: pytest.fail("drawn again")
     )
     (tmp_path / "training.json").write_text(
         (tmp_path / "training.json").read_text().replace('"finished": true', '"finished": false')
@@ -234,9 +235,11 @@ def test_samples_of_the_reference_are_drawn_once_and_kept(tmp_path, tokenizer, r
 
 def test_topr_reads_rewards_from_rows_and_one_over_the_labels(tokenizer, rows):
     labelled = collate(rows["binary"], ("response",), 0)
-    assert labelled["rewards"].tolist() == [1.0 if row["label"] else -1.0 for row in rows["binary"]]
+    assert labelled.labels["rewards"].tolist() == [
+        1.0 if row["label"] else -1.0 for row in rows["binary"]
+    ]
     scored = collate([{**row, "reward": -0.25} for row in rows["binary"]], ("response",), 0)
-    assert set(scored["rewards"].tolist()) == {-0.25}
+    assert set(scored.labels["rewards"].tolist()) == {-0.25}
 
 
 @pytest.mark.parametrize(
@@ -275,7 +278,7 @@ def test_a_nan_is_traced_to_where_it_arose(place, match, tmp_path, tokenizer, ro
 )
 def test_hyperparameters_are_checked_before_training(method, given, name):
     with pytest.raises(ConfigError, match=name):
-        method_hyperparameters(get_method(method), given)
+        get_method(method).hyperparameters(given)
 
 
 def test_dpo_by_way_of_the_table_is_the_loss_itself(tokenizer, rows):
@@ -289,7 +292,11 @@ def test_dpo_by_way_of_the_table_is_the_loss_itself(tokenizer, rows):
     inputs = loss_inputs(get_method("dpo"), batch, values)
     torch.testing.assert_close(
         dpo_loss(*(inputs[name] for name in get_method("dpo").inputs())),
-        dpo_loss(*values.chunk(2), batch["ref_chosen_logps"], batch["ref_rejected_logps"]),
+        dpo_loss(
+            *values.chunk(2),
+            batch.reference["ref_chosen_logps"],
+            batch.reference["ref_rejected_logps"],
+        ),
     )
 
 
@@ -480,7 +487,9 @@ def test_labels_and_rewards_may_each_be_missing():
         {"prompt_ids": [1], "response_ids": [2], "label": False, "reward": None},
     ]
     batch = collate(rows, ("response",), 0)
-    assert batch["desirable"].tolist() == [True, False] and batch["rewards"].tolist() == [0.5, -1.0]
+    assert batch.labels["desirable"].tolist() == [True, False] and batch.labels[
+        "rewards"
+    ].tolist() == [0.5, -1.0]
 
 
 @pytest.mark.parametrize(
@@ -510,17 +519,17 @@ def test_added_answers_survive_a_crash_and_the_run_ends_in_the_same_weights(
 
     options = dict(max_steps=4, save_steps=2, keep_checkpoints=True)
     whole = trained(tmp_path / "whole", tokenizer, rows, method, **options)
-    original = train.PreferenceTrainer._get_grad_norm
+    original = train.learning_rate_at
 
-    def stop(self, *args, **kwargs):
-        if self.state.global_step == 3:
+    def stop(step, *args):
+        if step == 3:
             raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
+        return original(step, *args)
 
-    monkeypatch.setattr(train.PreferenceTrainer, "_get_grad_norm", stop)
+    monkeypatch.setattr(train, "learning_rate_at", stop)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "killed", tokenizer, rows, method, **options)
-    monkeypatch.setattr(train.PreferenceTrainer, "_get_grad_norm", original)
+    monkeypatch.setattr(train, "learning_rate_at", original)
     again = trained(tmp_path / "killed", tokenizer, rows, method, **options)
     assert again.resumed_from == 2
     for a, b in zip(whole.model.parameters(), again.model.parameters()):

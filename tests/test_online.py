@@ -10,29 +10,28 @@ import pytest, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.core import ConfigError, DataError, PrefkitError, project_root
+from prefkit.judging.rewards import RewardSource, reward_source
 from prefkit.model.batches import scored_logps
-from prefkit.train.rounds import OnlineTrainer, train_online
-from prefkit.train.online_methods import (
-    ONLINE_METHODS,
-    OnlineMethod,
-    RolloutSettings,
-    add_online_method,
-    get_online_method,
-    loss_inputs,
-    online_hyperparameters,
-    online_steps,
+from prefkit.train import rounds
+from prefkit.train.log import TIME_FIELDS
+from prefkit.train.methods import (
+    METHODS,
+    Method,
+    add_method,
+    get_method,
+    methods,
     prepare_pairs,
     prepare_ppo,
     prepare_rloo,
 )
-from prefkit.judging.rewards import RewardSource, reward_source
 from prefkit.train.rollout import Reference, padded
-from prefkit.train.settings import training_arguments
-from prefkit.train.loop import TIME_FIELDS
+from prefkit.train.rounds import Rounds, online_steps, round_inputs, train_online
 from prefkit.train.saves import find_checkpoints
+from prefkit.train.settings import RolloutSettings
 
 torch.set_num_threads(1)
 BASE = project_root() / "data/tiny/base"
+ONLINE = methods(online=True)
 QUESTIONS = [
     "What colour is the fox?",
     "How much is 7 plus 5?",
@@ -74,7 +73,7 @@ def base():
 
 
 def settings(method="rloo", **changes):
-    samples = len(get_online_method(method).writers) or 3
+    samples = len(get_method(method).writers) or 3
     return RolloutSettings(
         **{
             **dict(
@@ -137,22 +136,19 @@ def same_weights(one, other):
     )
 
 
-def trainer_for(
-    tokenizer, rows, folder, method="rloo", model=None, hyperparameters=None, **changes
-):
-    "A trainer that has not begun, to look at one round of."
-    row, s = get_online_method(method), settings(method, **changes)
+def source_for(tokenizer, rows, method="rloo", model=None, hyperparameters=None, **changes):
+    "The source of a run that has not begun, to look at one round of."
+    row, s = get_method(method), settings(method, **changes)
     model = model or base()
-    return OnlineTrainer(
+    return Rounds(
         model,
         tokenizer,
         row,
-        online_hyperparameters(row, hyperparameters),
+        row.hyperparameters(hyperparameters),
         s,
-        training_arguments(s, folder / "checkpoints", s.max_steps),
         rows,
         reward_source("gold"),
-        reference=Reference(model),
+        Reference(model),
     )
 
 
@@ -184,7 +180,7 @@ EVERY = {
 
 
 def test_the_table_has_the_methods_and_each_default_a_source():
-    assert set(ONLINE_METHODS) >= {
+    assert set(ONLINE) >= {
         "reinforce",
         "rloo",
         "rloo_kl",
@@ -194,11 +190,11 @@ def test_the_table_has_the_methods_and_each_default_a_source():
         "online_topr",
         "sft_length",
     }
-    for method in ONLINE_METHODS.values():
+    for method in ONLINE.values():
         assert method.sources and set(method.sources) <= set(method.defaults), method.name
 
 
-@pytest.mark.parametrize("method", list(ONLINE_METHODS))
+@pytest.mark.parametrize("method", list(ONLINE))
 def test_every_method_trains_and_logs_what_it_is_watched_for(method, tmp_path, tokenizer, rows):
     before = base()
     result = fit(tmp_path, tokenizer, rows, method, judges=[reward_source("second")], eval_steps=2)
@@ -269,21 +265,21 @@ def test_the_gradient_of_a_round_is_reinforces_with_leave_one_out_rewards(
     """Trainer's gradient against a plain loop: one sequence at a time, nothing shared, advantages
     in NumPy.
     """
-    trainer = trainer_for(
+    source = source_for(
         tokenizer,
         rows,
-        tmp_path,
         hyperparameters={"kl_coef": 0.0},
         batch_size=4,
         gradient_accumulation=2,
     )
-    batches, items = trainer.get_batch_samples(iter([0, 1]), 2, "cpu")
-    assert items == 8 * 3
+    batches = source.batches(0)
+    assert sum(batch.items for batch in batches) == 8 * 3
     for batch in batches:
-        trainer.compute_loss(trainer.model, batch, num_items_in_batch=items).backward()
-    mine = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+        losses, _ = source.losses(source.learner, batch)
+        (losses.sum() / 24).backward()
+    mine = {name: p.grad.clone() for name, p in source.model.named_parameters()}
     model = base()
-    for row, group in zip(trainer.rollouts.rows, trainer.rollouts.samples):
+    for row, group in zip(source.rollouts.rows, source.rollouts.samples):
         rewards = np.array([s.reward for s in group])
         for j, sample in enumerate(group):
             advantage = rewards[j] - np.delete(rewards, j).mean()
@@ -379,33 +375,33 @@ def test_xpo_takes_the_second_answer_from_the_reference_and_pushes_it_away(
     tmp_path, tokenizer, rows
 ):
     model = base()
-    trainer = trainer_for(
-        tokenizer, rows, tmp_path, "online_xpo", model=model, batch_size=4, gradient_accumulation=1
+    source = source_for(
+        tokenizer, rows, "online_xpo", model=model, batch_size=4, gradient_accumulation=1
     )
     with torch.no_grad():
         # the policy has moved
-        for p in trainer.model.parameters():
+        for p in source.model.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    (batch,), items = trainer.get_batch_samples(iter([0]), 1, "cpu")
+    (batch,) = source.batches(0)
     assert (
-        items == 4
-        and [[s.by for s in group] for group in trainer.rollouts.samples]
+        batch.items == 4
+        and [[s.by for s in group] for group in source.rollouts.samples]
         == [["policy", "reference"]] * 4
     )
-    for group in trainer.rollouts.samples:
+    for group in source.rollouts.samples:
         # drawn from the reference
         torch.testing.assert_close(
             torch.tensor(group[1].logps), torch.tensor(group[1].ref_logps), rtol=1e-4, atol=1e-4
         )
         assert abs(sum(group[0].logps) - sum(group[0].ref_logps)) > 1e-2
-    logps, _ = scored_logps(trainer.model, batch)
-    inputs = loss_inputs(batch, padded(logps, batch))
+    logps, _ = scored_logps(source.model, batch.batch)
+    inputs = round_inputs(batch, padded(logps, batch.batch))
     first, second = inputs["policy_logps"].chunk(2)
     assert torch.equal(inputs["explore_logps"], second)
-    of_first, of_second = batch["rewards"].chunk(2)  # prompts in the order of the batch
+    of_first, of_second = batch.rewards.chunk(2)  # prompts in the order of the batch
     assert (
         sorted(of_first.tolist())
-        == pytest.approx(sorted(group[0].reward for group in trainer.rollouts.samples))
+        == pytest.approx(sorted(group[0].reward for group in source.rollouts.samples))
         and (of_first != of_second).any()
     )
     for i in (of_first != of_second).nonzero().flatten().tolist():
@@ -418,18 +414,17 @@ def test_xpo_takes_the_second_answer_from_the_reference_and_pushes_it_away(
 
 def test_temperature_is_accounted_for_unless_told_otherwise(tmp_path, tokenizer, rows):
     for correct in (True, False):
-        trainer = trainer_for(
+        source = source_for(
             tokenizer,
             rows,
-            tmp_path / str(correct),
             temperature=0.5,
             temperature_high=1.5,
             correct_temperature=correct,
         )
-        batch = trainer.get_batch_samples(iter([0, 1]), 2, "cpu")[0][0]
-        assert [s.temperature for s in trainer.rollouts.samples[0]] == [0.5, 1.0, 1.5]
-        logps, _ = scored_logps(trainer.model, batch)
-        inputs = loss_inputs(batch, padded(logps, batch))
+        batch = source.batches(0)[0]
+        assert [s.temperature for s in source.rollouts.samples[0]] == [0.5, 1.0, 1.5]
+        logps, _ = scored_logps(source.model, batch.batch)
+        inputs = round_inputs(batch, padded(logps, batch.batch))
         ratio = (inputs["policy_logps"] - inputs["old_logps"]).exp().reshape(3, -1)
         assert torch.allclose(ratio[1], torch.ones(2), atol=1e-4) and (
             torch.allclose(ratio, torch.ones(3, 2), atol=1e-4) != correct
@@ -437,10 +432,9 @@ def test_temperature_is_accounted_for_unless_told_otherwise(tmp_path, tokenizer,
 
 
 def test_prompts_come_once_an_epoch_and_samples_of_a_round_once_a_pass(tmp_path, tokenizer, rows):
-    trainer = trainer_for(
+    source = source_for(
         tokenizer,
         rows,
-        tmp_path,
         "grpo",
         batch_size=1,
         gradient_accumulation=2,
@@ -448,7 +442,7 @@ def test_prompts_come_once_an_epoch_and_samples_of_a_round_once_a_pass(tmp_path,
         passes=2,
         max_steps=8,
     )
-    s = trainer.settings
+    s = source.settings
     assert (
         s.prompts_per_round(),
         s.steps_per_round(),
@@ -456,20 +450,20 @@ def test_prompts_come_once_an_epoch_and_samples_of_a_round_once_a_pass(tmp_path,
             8, settings(batch_size=2, gradient_accumulation=1, passes=3, epochs=2.0, max_steps=None)
         ),
     ) == (4, 4, 24)
-    orders = [trainer.prompt_order(number) for number in range(4)]
+    orders = [source.prompt_order(number) for number in range(4)]
     assert (
         sorted(orders[0] + orders[1]) == sorted(orders[2] + orders[3]) == list(range(8))
         and orders[0] + orders[1] != orders[2] + orders[3]
     )
     seen = []
     for step in range(4):
-        trainer.state.global_step = step
-        batches, items = trainer.get_batch_samples(iter([0, 1]), 2, "cpu")
-        assert items == 6 and [b["first"] for b in batches] == [step == 0] * 2
-        seen.append([b["rewards"].tolist() for b in batches])
+        batches = source.batches(step)
+        assert sum(b.items for b in batches) == 6
+        assert [b.first for b in batches] == [step == 0] * 2
+        seen.append([b.rewards.tolist() for b in batches])
     assert (
         sorted(map(str, seen[0] + seen[1])) == sorted(map(str, seen[2] + seen[3]))
-        and trainer.rollouts.round == 0
+        and source.rollouts.round == 0
     )
 
 
@@ -503,9 +497,7 @@ def test_with_lora_and_dropout_the_reference_has_no_adapters_and_the_check_no_dr
 
 
 def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path, tokenizer, rows, monkeypatch):
-    import prefkit.train.rounds
-
-    whole = prefkit.train.rollout.sample_answers
+    whole = rounds.sample_answers
 
     def wrong(*args, **kwargs):
         groups = whole(*args, **kwargs)
@@ -514,7 +506,7 @@ def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path, tokenizer, row
                 sample.model_logps = [x - 0.5 for x in sample.model_logps]
         return groups
 
-    monkeypatch.setattr(prefkit.train.rounds, "sample_answers", wrong)
+    monkeypatch.setattr(rounds, "sample_answers", wrong)
     with pytest.raises(PrefkitError, match="between the sampler and the forward pass"):
         fit(tmp_path, tokenizer, rows)
 
@@ -538,9 +530,9 @@ def test_what_cannot_work_is_refused_before_anything_is_drawn(tmp_path, tokenize
     ):
         with pytest.raises(ConfigError, match=match):
             fit(tmp_path / "x", tokenizer, rows, method, **changes)
-    with pytest.raises(ConfigError, match="did you mean rloo"):
-        get_online_method("rlo")
-    with pytest.raises(ConfigError, match="did you mean kl_coef"):
+    with pytest.raises(ConfigError, match="Did you mean `rloo`"):
+        get_method("rlo")
+    with pytest.raises(ConfigError, match="Did you mean `kl_coef`"):
         fit(tmp_path / "x", tokenizer, rows, hyperparameters={"kl_coeff": 0.1})
     with pytest.raises(ConfigError, match="clip"):
         fit(tmp_path / "x", tokenizer, rows, "grpo", hyperparameters={"clip": -1.0})
@@ -564,14 +556,15 @@ def test_a_made_up_method_takes_six_lines(tmp_path, tokenizer, rows):
         return {"advantages": (seen["rewards"] - seen["rewards"].mean()).sign() * power}
 
     try:
-        add_online_method(OnlineMethod("mine", loss, prepare, {"strength": 0.5, "power": 1.0}))
+        defaults = {"strength": 0.5, "power": 1.0}
+        add_method(Method("mine", loss, "prompts", prepare=prepare, defaults=defaults))
         assert len(train_lines(fit(tmp_path, tokenizer, rows, "mine", max_steps=1))) == 1
         with pytest.raises(ConfigError, match="asks for nothing_like_it"):
-            add_online_method(OnlineMethod("bad", lambda nothing_like_it: 0, prepare))
+            add_method(Method("bad", lambda nothing_like_it: 0, "prompts", prepare=prepare))
         with pytest.raises(ConfigError, match="neither loss nor prepare"):
-            add_online_method(OnlineMethod("bad", loss, prepare, {"beta": 1}))
+            add_method(Method("bad", loss, "prompts", prepare=prepare, defaults={"beta": 1}))
     finally:
-        ONLINE_METHODS.pop("mine", None)
+        METHODS.pop("mine", None)
 
 
 # -- the same run, whatever happens
@@ -612,27 +605,27 @@ def test_a_run_broken_off_in_the_middle_of_a_round_goes_on_with_its_samples(
     class Stop(Exception):
         pass
 
-    step = OnlineTrainer.compute_loss
+    batches = Rounds.batches
 
-    def breaking(self, *args, **kwargs):
-        if self.state.global_step == 6:
+    def breaking(self, step):
+        if step == 6:
             raise Stop
-        return step(self, *args, **kwargs)
+        return batches(self, step)
 
-    monkeypatch.setattr(OnlineTrainer, "compute_loss", breaking)
+    monkeypatch.setattr(Rounds, "batches", breaking)
     with pytest.raises(Stop):
         fit(tmp_path / "broken", tokenizer, rows, method, **options)
-    monkeypatch.setattr(OnlineTrainer, "compute_loss", step)
+    monkeypatch.setattr(Rounds, "batches", batches)
     state = json.loads(
         (
             max(find_checkpoints(tmp_path / "broken/checkpoints").items())[1] / "prefkit.json"
         ).read_text()
     )
-    assert state["rollouts"]["round"] == 1  # in the middle of the second round
+    assert state["source"]["rollouts"]["round"] == 1  # in the middle of the second round
     drawn = []
-    draw = OnlineTrainer.draw_round
+    draw = Rounds.draw_round
     monkeypatch.setattr(
-        OnlineTrainer, "draw_round", lambda self, number: drawn.append(number) or draw(self, number)
+        Rounds, "draw_round", lambda self, number: drawn.append(number) or draw(self, number)
     )
     resumed = fit(tmp_path / "broken", tokenizer, rows, method, **options)
     # the samples of round 1 were in the checkpoint

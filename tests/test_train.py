@@ -18,8 +18,9 @@ from prefkit.model.logps import sequence_logps
 from prefkit.losses import dpo_loss, sft_loss
 from prefkit.train.schedule import epoch_batches, learning_rate_factor
 from prefkit.model.batches import ANSWERS
-from prefkit.train.methods import METHODS, Method, add_method, get_method, method_hyperparameters
-from prefkit.train.loop import TIME_FIELDS, train_model
+from prefkit.train.methods import METHODS, Method, add_method, get_method, measure
+from prefkit.train.log import TIME_FIELDS
+from prefkit.train.loop import train_model
 from prefkit.train.settings import TrainSettings
 from prefkit.model.batches import batch_logps, collate, reference_logps
 from prefkit.train.saves import find_checkpoints
@@ -217,7 +218,7 @@ def test_gradient_of_micro_batches_equals_that_of_the_big_batch_and_naive_averag
             batch = collate(part, ANSWERS["sft"], END)
             (
                 sft_loss(batch_logps(model, batch)).sum()
-                / (batch["response_tokens"] * len(parts) if naive else total)
+                / (batch.response_tokens * len(parts) if naive else total)
             ).backward()
         return model.model.embed_tokens.weight.grad
 
@@ -371,7 +372,7 @@ def test_weights_stored_as_bf16_are_trained_as_float32(tmp_path):
 
 
 def test_reference_is_computed_once_and_kept_for_a_resume(tmp_path, monkeypatch):
-    calls, original = [], train.reference_logps
+    calls, original = [], reference_logps
     monkeypatch.setattr(
         prefkit.train.saves, "reference_logps", lambda *a, **k: calls.append(1) or original(*a, **k)
     )
@@ -393,7 +394,7 @@ def test_validation_keeps_no_logits_and_leaves_the_training_untouched(tmp_path):
             seen.append(weakref.ref(out)) or alive.append(sum(r() is not None for r in seen))
         )
     )
-    train.measure(model, encoded_rows(40, "sft"), get_method("sft"), {}, END, batch_size=4)
+    measure(model, encoded_rows(40, "sft"), get_method("sft"), {}, END, batch_size=4)
     # the look whether the head is one, then this batch's and at most the last one's
     assert len(seen) == 11 and max(alive) <= 2
     often = fit(
@@ -416,14 +417,14 @@ class Crash(BaseException):
 
 
 def crash_at(monkeypatch, step):
-    original = train.PreferenceTrainer._get_grad_norm
+    original = train.learning_rate_at
 
-    def stop(self, *args, **kwargs):
-        if self.state.global_step == step:
+    def stop(number, *args):
+        if number == step:
             raise Crash
-        return original(self, *args, **kwargs)
+        return original(number, *args)
 
-    monkeypatch.setattr(train.PreferenceTrainer, "_get_grad_norm", stop)
+    monkeypatch.setattr(train, "learning_rate_at", stop)
 
 
 KILLED = dict(
@@ -441,7 +442,7 @@ KILLED = dict(
 def killed_run(folder):
     "30 steps whose lines, validations and checkpoints do not fall together."
     # an answer that depends on every weight
-    prefkit.model.sampling.generate = lambda model, tokenizer, prompts, **kwargs: [
+    train.generate = lambda model, tokenizer, prompts, **kwargs: [
         {
             "text": repr(sum(p.double().sum().item() for p in model.parameters())),
             "tokens": 1,
@@ -460,9 +461,9 @@ def killed_run(folder):
 CHILD = """
 import sys, time; sys.path.insert(0, sys.argv[1])
 import test_train, prefkit.train.methods
-forward = prefkit.model.batches.batch_logps
+forward = prefkit.train.methods.batch_logps
 def slow(*args): time.sleep(0.02); return forward(*args)
-prefkit.model.batches.batch_logps = slow
+prefkit.train.methods.batch_logps = slow
 result = test_train.killed_run(sys.argv[2])
 print("resumed from", result.resumed_from)
 """
@@ -470,7 +471,7 @@ print("resumed from", result.resumed_from)
 
 def test_a_run_killed_at_three_random_points_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     # put back afterwards
-    monkeypatch.setattr(prefkit.model.sampling, "generate", prefkit.model.sampling.generate)
+    monkeypatch.setattr(train, "generate", train.generate)
     whole = killed_run(tmp_path / "whole")
     folder, points, resumed = (
         tmp_path / "killed",
@@ -565,7 +566,7 @@ def test_a_kill_between_the_last_step_and_the_end_only_finishes(tmp_path, monkey
         tmp_path / "whole", validation=encoded_rows(4, "sft", 1), keep_best=True, eval_steps=2
     )
     with monkeypatch.context() as patch:
-        patch.setattr(train, "finish_run", lambda *args: (_ for _ in ()).throw(Crash()))
+        patch.setattr(train.TrainingRun, "finish", lambda *args: (_ for _ in ()).throw(Crash()))
         with pytest.raises(Crash):
             fit(
                 tmp_path / "run", validation=encoded_rows(4, "sft", 1), keep_best=True, eval_steps=2
@@ -583,7 +584,7 @@ def test_a_kill_between_the_last_step_and_the_end_only_finishes(tmp_path, monkey
 
 def test_a_finished_run_is_read_and_not_run_again(tmp_path, monkeypatch):
     first = fit(tmp_path / "run")
-    monkeypatch.setattr(train, "PreferenceTrainer", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "fit", lambda *a, **k: pytest.fail("trained again"))
     again = fit(tmp_path / "run")
     assert again.metrics == first.metrics
     assert_same_weights(weights(again.model), weights(first.model))
@@ -666,13 +667,13 @@ def test_early_stopping_ends_with_the_weights_of_the_best_validation(tmp_path):
         result.best_step == min(losses, key=losses.get)
         and result.steps == result.best_step + 6 < 80
     )
-    assert train.measure(result.model, validation, get_method("sft"), {}, END)[
-        "loss"
-    ] == pytest.approx(result.best_loss, rel=1e-6)
+    assert measure(result.model, validation, get_method("sft"), {}, END)["loss"] == pytest.approx(
+        result.best_loss, rel=1e-6
+    )
     last = fit(tmp_path / "last", early_stopping_patience=3, **changes)
-    assert train.measure(last.model, validation, get_method("sft"), {}, END)[
-        "loss"
-    ] == pytest.approx(losses[result.steps], rel=1e-6)
+    assert measure(last.model, validation, get_method("sft"), {}, END)["loss"] == pytest.approx(
+        losses[result.steps], rel=1e-6
+    )
 
 
 def test_patience_is_remembered_over_a_resume(tmp_path, monkeypatch):
@@ -800,12 +801,12 @@ def test_rows_of_the_table_that_cannot_work_are_refused():
 
 
 def test_unknown_methods_and_hyperparameters_are_named_with_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean dpo"):
+    with pytest.raises(ConfigError, match="Did you mean `dpo`"):
         get_method("dpoo")
-    with pytest.raises(ConfigError, match="did you mean beta"):
-        method_hyperparameters(get_method("dpo"), {"betta": 1.0})
+    with pytest.raises(ConfigError, match="Did you mean `beta`"):
+        get_method("dpo").hyperparameters({"betta": 1.0})
     with pytest.raises(ConfigError, match="beta must be"):
-        method_hyperparameters(get_method("dpo"), {"beta": -1.0})
+        get_method("dpo").hyperparameters({"beta": -1.0})
 
 
 @pytest.mark.parametrize(
@@ -835,13 +836,27 @@ def test_settings_take_whole_numbers_for_floats():
     )
 
 
-def test_bf16_without_a_gpu_and_rows_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="bf16"):
-        fit(tmp_path / "bf16", precision="bf16")
+def test_rows_of_another_kind_are_refused(tmp_path):
     with pytest.raises(DataError, match="train_rows, row 0: chosen_ids, rejected_ids missing"):
         fit(tmp_path / "kind", "dpo", encoded_rows(4, "sft"))
     with pytest.raises(DataError, match="no rows"):
         fit(tmp_path / "none", rows=[])
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"precision": "fp16"}, "precision"),
+        ({"sharding": "fsdp"}, "sharding"),
+        ({"tf32": True}, "tf32"),
+        ({"processes": 2}, "processes"),
+        ({"tracker": "wandb_"}, "tracker"),
+    ],
+)
+def test_what_a_cpu_would_ignore_is_refused_by_name(tmp_path, changes, field):
+    with pytest.raises(ConfigError) as error:
+        fit(tmp_path / "run", **changes)
+    assert field in str(error.value) and not (tmp_path / "run" / "training.json").exists()
 
 
 # ---- LoRA

@@ -8,11 +8,15 @@ one, with a mask, it is computed once, and not a number changes.
 __all__ = [
     "LAYOUTS",
     "ANSWERS",
-    "LABELS",
+    "AUTOCAST",
     "row_length",
     "share_segments",
     "segment_mask",
     "scored_tokens",
+    "Batch",
+    "moved",
+    "is_desirable",
+    "reward_of",
     "collate",
     "reading_of",
     "scored_logps",
@@ -23,7 +27,6 @@ __all__ = [
     "evaluating",
     "autocast",
     "length_batches",
-    "to_device",
     "logps_name",
     "check_finite",
     "reference_logps",
@@ -32,6 +35,7 @@ __all__ = [
 # %% ../../nbs/lib/model/11_batches.ipynb #79c2f47f
 import math
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
@@ -135,14 +139,55 @@ def scored_tokens(
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #19f0163a
-LABELS = {  # what labelled single answers bring along: a label, a reward, or both
-    "desirable": lambda row: (
-        bool(row["label"]) if row.get("label") is not None else row["reward"] >= 0
-    ),
-    "rewards": lambda row: float(
-        row["reward"] if row.get("reward") is not None else 1 if row["label"] else -1
-    ),
-}
+@dataclass
+class Batch:
+    "Some rows as one forward pass reads them. Answers are numbered answer * rows + row."
+
+    layout: str  # one of LAYOUTS
+    # input_ids, and by layout attention_mask; position_ids and segments; position_ids, blocks, back
+    reads: dict[str, Tensor | list[Tensor]]
+    places: Tensor  # (response tokens,) place of each one's score in the flattened batch
+    targets: Tensor  # (response tokens,) ids
+    owners: Tensor  # (response tokens,) number of the answer
+    ends: Tensor  # (answers,) place of the last token
+    lengths: Tensor  # (answers,) response tokens
+    longest: int  # of the lengths
+    rows: int
+    tokens: int  # that are read, padding aside
+    # (rows,) log-probs that came with the rows, by the names that losses give them: ref_chosen_logps
+    reference: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[str, Tensor] = field(default_factory=dict)  # (rows,) desirable, rewards
+
+    @property
+    def response_tokens(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        "The same on a device; a GPU is not waited for."
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: moved(value, device) for name, value in values.items()})
+
+
+def moved(value, device):
+    "Every tensor in a value on a device."
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, list):
+        return [moved(x, device) for x in value]
+    if isinstance(value, dict):
+        return {name: moved(x, device) for name, x in value.items()}
+    return value
+
+
+# %% ../../nbs/lib/model/11_batches.ipynb #b7d20c51
+def is_desirable(row: dict) -> bool:
+    "The label of a labelled answer, or whether its reward is not negative."
+    return bool(row["label"]) if row.get("label") is not None else row["reward"] >= 0
+
+
+def reward_of(row: dict) -> float:
+    "The reward of a labelled answer: 1 and -1 where it has only a label."
+    return float(row["reward"] if row.get("reward") is not None else 1 if row["label"] else -1)
 
 
 def collate(
@@ -152,76 +197,62 @@ def collate(
     answers: tuple[str, ...],  # names of their answers, such as ("chosen", "rejected")
     pad_token_id: int,  # any token: what is padded is neither seen nor scored
     layout: str = "apart",  # one of LAYOUTS
-) -> dict:  # tensors for one forward pass; answers are numbered answer * rows + row
-    """One batch: ids, where its response tokens are scored, lengths, reference log-probs, labels
-    and rewards.
-    """
+) -> Batch:  # answers are numbered answer * rows + row
+    "Rows as one batch: ids, where response tokens are scored, lengths, reference, labels."
+    prompts = [row["prompt_ids"] for row in rows]
+    responses = [row[f"{answer}_ids"] for answer in answers for row in rows]
     if layout == "packed":
-        batch = pack_rows(rows, answers)
+        reads = pack_rows(rows, answers)
     elif layout == "shared":
-        batch = share_segments(rows, answers, pad_token_id)
+        reads = share_segments(rows, answers, pad_token_id)
     else:
-        batch = pad_batch(
-            [row["prompt_ids"] for row in rows] * len(answers),
-            [row[f"{name}_ids"] for name in answers for row in rows],
-            pad_token_id,
-        )
-    kept = {
-        name: batch[name]
-        for name in ("input_ids", "attention_mask", "position_ids", "segments", "blocks", "back")
-        if name in batch
-    }
-    places, targets, owners, ends = scored_tokens(
-        rows, answers, layout, batch["input_ids"].shape[1]
+        padded = pad_batch(prompts * len(answers), responses, pad_token_id)
+        reads = {name: padded[name] for name in ("input_ids", "attention_mask")}
+    width = reads["input_ids"].shape[1]
+    places, targets, owners, ends = scored_tokens(rows, answers, layout, width)
+    lengths = owners.bincount(minlength=len(responses))
+    copies = len(answers) if layout == "apart" else 1  # of each prompt
+    known = [logps_name("ref", answer) for answer in answers] + ["behaviour_logps"]
+    reference = {name: [row[name] for row in rows] for name in known if name in rows[0]}
+    labels = {}
+    if rows[0].get("label") is not None or rows[0].get("reward") is not None:
+        labels["desirable"] = [is_desirable(row) for row in rows]
+        labels["rewards"] = [reward_of(row) for row in rows]
+    return Batch(
+        layout=layout,
+        reads=reads,
+        places=places,
+        targets=targets,
+        owners=owners,
+        ends=ends,
+        lengths=lengths,
+        longest=int(lengths.max()),
+        rows=len(rows),
+        tokens=copies * sum(map(len, prompts)) + sum(map(len, responses)),
+        reference={name: torch.tensor(values) for name, values in reference.items()},
+        labels={name: torch.tensor(values) for name, values in labels.items()},
     )
-    prompts, count = [len(row["prompt_ids"]) for row in rows], len(rows) * len(answers)
-    tokens = sum(prompts) * (len(answers) if layout == "apart" else 1) + sum(
-        len(row[f"{answer}_ids"]) for answer in answers for row in rows
-    )
-    extra = {
-        name: torch.tensor([row[name] for row in rows])
-        for name in rows[0]
-        if name.endswith("_logps")
-    }
-    if "label" in rows[0] or "reward" in rows[0]:
-        extra |= {
-            name: torch.tensor([value(row) for row in rows]) for name, value in LABELS.items()
-        }
-    return {
-        **kept,
-        "places": places,
-        "targets": targets,
-        "owners": owners,
-        "ends": ends,
-        "lengths": owners.bincount(minlength=count),
-        "tokens": tokens,
-        "response_tokens": len(targets),
-        "rows": len(rows),
-        **extra,
-    }
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #5529856c
 def reading_of(
     model,  # that is to read
-    batch: dict,  # from `collate`
+    batch: Batch,  # from `collate`
 ) -> dict:  # keyword arguments for the model, or for its body
     "The tokens, and what the layout says about them."
-    told = {"input_ids": batch["input_ids"], "use_cache": False}
-    if "blocks" in batch:
-        told |= reading(model, batch)
-    if "segments" in batch:
-        told |= {
-            "position_ids": batch["position_ids"],
-            "attention_mask": segment_mask(batch["segments"]),
-        }
-    return told
+    told = {"input_ids": batch.reads["input_ids"], "use_cache": False}
+    if batch.layout == "packed":
+        return told | reading(model, batch.reads)
+    if batch.layout == "shared":
+        positions, segments = batch.reads["position_ids"], batch.reads["segments"]
+        return told | {"position_ids": positions, "attention_mask": segment_mask(segments)}
+    return told  # padding stands behind every answer, where causal attention does not look
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #14bd7ec1
 def scored_logps(
     model,  # a causal language model, adapters and all
-    batch: dict,  # from `collate`
+    batch: Batch,  # from `collate`
     hidden: bool = False,  # the last hidden states, too
     # (response tokens,) log-probs, at least float32; (response tokens, width) what they were made
     # from, or None
@@ -232,46 +263,39 @@ def scored_logps(
     told = reading_of(model, batch)
     if found := halves(model):
         body, head = found
-        states = F.embedding(batch["places"], body(**told).last_hidden_state.flatten(0, 1))
-        return head_logps(head, states, batch["targets"]), states if hidden else None
+        states = F.embedding(batch.places, body(**told).last_hidden_state.flatten(0, 1))
+        return head_logps(head, states, batch.targets), states if hidden else None
     out = model(**told, output_hidden_states=hidden)
-    scores = out.logits.flatten(0, 1)[batch["places"]]
+    scores = out.logits.flatten(0, 1)[batch.places]
     logps = -F.cross_entropy(
         scores.to(torch.promote_types(scores.dtype, torch.float32)),
-        batch["targets"],
+        batch.targets,
         reduction="none",
     )
-    return logps, out.hidden_states[-1].flatten(0, 1)[batch["places"]] if hidden else None
+    return logps, out.hidden_states[-1].flatten(0, 1)[batch.places] if hidden else None
 
 
 def batch_logps(
     model,  # a causal language model, adapters and all
-    batch: dict,  # from `collate`
+    batch: Batch,  # from `collate`
 ) -> Tensor:  # (answers,) sum of response-token log-probs, at least float32
     "Log-probability of every answer in a batch."
     logps, _ = scored_logps(model, batch)
-    return logps.new_zeros(len(batch["lengths"])).index_add(0, batch["owners"], logps)
+    return logps.new_zeros(len(batch.lengths)).index_add(0, batch.owners, logps)
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #da723f37
 def batch_rewards(
     model,  # a sequence classifier with one label, adapters and all
-    batch: dict,  # from `collate`
+    batch: Batch,  # from `collate`
 ) -> Tensor:  # (answers,) at least float32
     "Reward of every answer in a batch."
-    if "position_ids" not in batch:
-        return (
-            model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                use_cache=False,
-            )
-            .logits[:, 0]
-            .float()
-        )
+    if batch.layout == "apart":
+        mask = batch.reads["attention_mask"]  # the model looks in it for the last token
+        return model(**reading_of(model, batch), attention_mask=mask).logits[:, 0].float()
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     states = inner.base_model(**reading_of(model, batch)).last_hidden_state
-    return inner.score(F.embedding(batch["ends"], states.flatten(0, 1)))[:, 0].float()
+    return inner.score(F.embedding(batch.ends, states.flatten(0, 1)))[:, 0].float()
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #73b20f51
@@ -304,7 +328,7 @@ def can_read(
     device = next(model.parameters()).device
     with evaluating(model):
         apart, other = (
-            read(model, to_device(collate(few, ("a", "b"), pad_token_id, each), device))
+            read(model, collate(few, ("a", "b"), pad_token_id, each).to(device))
             for each in ("apart", layout)
         )
     exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
@@ -356,11 +380,14 @@ def evaluating(
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #fc064e2f
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # float32: none
+
+
 def autocast(model, precision: str):
-    "bf16 for the matrix products if `precision` says so; the weights stay as they are."
-    if precision != "bf16":
+    "Matrix products in the type that `precision` names; the weights stay as they are."
+    if precision == "float32":
         return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
+    return torch.autocast(next(model.parameters()).device.type, dtype=AUTOCAST[precision])
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #52d92374
@@ -373,19 +400,6 @@ def length_batches(
     "Batches of like length for passes that learn nothing, where the order does not matter."
     order = sorted(range(len(rows)), key=lambda i: -row_length(rows[i], answers, layout))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-# %% ../../nbs/lib/model/11_batches.ipynb #465dca2e
-def to_device(batch: dict, device) -> dict:
-    "A batch with its tensors on a device."
-    moved = lambda value: (
-        value.to(device, non_blocking=True)
-        if isinstance(value, Tensor)
-        else [moved(x) for x in value]
-        if isinstance(value, list)
-        else value
-    )
-    return {name: moved(value) for name, value in batch.items()}
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #87a60430
@@ -430,9 +444,8 @@ def reference_logps(
     found, device = [None] * len(rows), next(model.parameters()).device
     with evaluating(model, precision), plain, Progress(len(rows), label) as progress:
         for numbers in length_batches(rows, answers, batch_size, layout):
-            batch = to_device(
-                collate([rows[i] for i in numbers], answers, pad_token_id, layout), device
-            )
+            part = [rows[i] for i in numbers]
+            batch = collate(part, answers, pad_token_id, layout).to(device)
             values = batch_logps(model, batch).float().reshape(len(names), -1).T.tolist()
             for i, row in zip(numbers, values):
                 found[i] = dict(zip(names, row))

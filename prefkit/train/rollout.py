@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from ..model.batches import collate, evaluating, scored_logps, to_device
+from ..model.batches import Batch, collate, evaluating, scored_logps
 from ..core import ConfigError, DataError, NotFinite, derive_seed
 from ..model.sampling import next_token_probs, stop_tokens
 
@@ -184,48 +184,37 @@ def sample_answers(
     seed: int = 0,  # of the draws
     batch_size: int = 64,  # prompts at a time
     by: str = "policy",  # who the model is
+    numbers: list[int] | None = None,  # of the prompts' random streams; their positions if None
     precision: str = "float32",  # or bf16
 ) -> list[list[Sample]]:  # k for each prompt, in order
     """Answers with the log-probs that they were drawn with; the same for a seed, no global random
     state is touched. Raises `ConfigError`.
     """
-    temperatures = (
-        list(temperatures) if isinstance(temperatures, (list, tuple)) else [temperatures] * k
-    )
+    given = isinstance(temperatures, (list, tuple))
+    temperatures = list(temperatures) if given else [temperatures] * k
     check_draws(k, temperatures, top_p, max_new_tokens)
-    order, answers = (
-        sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i])),
-        [None] * len(prompt_ids),
-    )
-    stops = stop_tokens(tokenizer)
+    streams = range(len(prompt_ids)) if numbers is None else numbers
+    order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
+    answers, stops = [None] * len(prompt_ids), stop_tokens(tokenizer)
     with evaluating(model, precision):
         for start in range(0, len(order), batch_size):
-            numbers = order[start : start + batch_size]
-            uniforms = torch.stack(
-                [uniform_stream(seed, i, j, n=max_new_tokens) for i in numbers for j in range(k)]
-            )
+            part = order[start : start + batch_size]
+            names = [(streams[i], j) for i in part for j in range(k)]
+            uniforms = torch.stack([uniform_stream(seed, *x, n=max_new_tokens) for x in names])
             found, lengths = _decode(
                 model,
-                [prompt_ids[i] for i in numbers],
+                [prompt_ids[i] for i in part],
                 k,
                 uniforms,
-                torch.tensor(temperatures * len(numbers)),
+                torch.tensor(temperatures * len(part)),
                 top_p,
                 stops,
                 tokenizer.pad_token_id,
             )
-            for place, i in enumerate(numbers):
+            for place, i in enumerate(part):
                 answers[i] = [
-                    _sample(
-                        tokenizer,
-                        found,
-                        place * k + j,
-                        int(lengths[place * k + j]),
-                        stops,
-                        temperatures[j],
-                        by,
-                    )
-                    for j in range(k)
+                    _sample(tokenizer, found, row, int(lengths[row]), stops, temperatures[j], by)
+                    for j, row in enumerate(range(place * k, place * k + k))
                 ]
     return answers
 
@@ -290,9 +279,9 @@ def sample_names(k: int) -> tuple[str, ...]:  # s0, s1, ...
     return tuple(f"s{j}" for j in range(k))
 
 
-def token_places(batch: dict) -> Tensor:  # (response tokens,) int64, on the device of the batch
-    "The place of each scored token within its answer, in the order of `batch['owners']`."
-    owners = batch["owners"]
+def token_places(batch: Batch) -> Tensor:  # (response tokens,) int64, on the device of the batch
+    "The place of each scored token within its answer, in the order of `batch.owners`."
+    owners = batch.owners
     new = torch.ones_like(owners, dtype=torch.bool)
     new[1:] = owners[1:] != owners[:-1]
     number = torch.arange(len(owners), device=owners.device)
@@ -301,19 +290,17 @@ def token_places(batch: dict) -> Tensor:  # (response tokens,) int64, on the dev
 
 def padded(
     values: Tensor,  # (response tokens,) one number for each scored token, gradient and all
-    batch: dict,  # from `collate`
+    batch: Batch,  # from `collate`
 ) -> Tensor:  # (answers, longest), zeros behind each answer's end
     "Numbers of tokens as a matrix with one answer a row."
-    longest = batch.get("longest") or int(batch["lengths"].max())
-    return values.new_zeros(len(batch["lengths"]), longest).index_put(
-        (batch["owners"], token_places(batch)), values
-    )
+    empty = values.new_zeros(len(batch.lengths), batch.longest)
+    return empty.index_put((batch.owners, token_places(batch)), values)
 
 
-def token_mask(batch: dict) -> Tensor:  # (answers, longest) bool
+def token_mask(batch: Batch) -> Tensor:  # (answers, longest) bool
     "Which places of `padded` hold a token."
-    longest = batch.get("longest") or int(batch["lengths"].max())
-    return torch.arange(longest, device=batch["lengths"].device) < batch["lengths"][:, None]
+    places = torch.arange(batch.longest, device=batch.lengths.device)
+    return places < batch.lengths[:, None]
 
 
 # %% ../../nbs/lib/train/45_rollout.ipynb #b9fd7f18
@@ -330,27 +317,22 @@ def score_tokens(
     # for each row and answer the log-probs of its tokens; with a head, pairs (log-probs, numbers)
 ) -> list[list[list]]:
     "Log-probs of every token of every answer by a fresh forward pass, no gradient."
-    found = [None] * len(rows)
+    found, device = [None] * len(rows), next(model.parameters()).device
     with evaluating(model, precision):
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
-            batch = to_device(
-                collate(part, names, pad_token_id, layout), next(model.parameters()).device
-            )
+            batch = collate(part, names, pad_token_id, layout).to(device)
             logps, hidden = scored_logps(model, batch, hidden=head is not None)
-            columns = [padded(logps.float(), batch).tolist()] + (
-                [padded(head(hidden).squeeze(-1).float(), batch).tolist()]
-                if head is not None
-                else []
-            )
+            columns = [padded(logps.float(), batch).tolist()]
+            if head is not None:
+                columns.append(padded(head(hidden).squeeze(-1).float(), batch).tolist())
             for i, row in enumerate(part):
-                answers = [
-                    [column[j * len(part) + i][: len(row[f"{name}_ids"])] for column in columns]
-                    for j, name in enumerate(names)
-                ]
-                found[start + i] = (
-                    answers if head is not None else [answer[0] for answer in answers]
-                )
+                answers = []
+                for j, name in enumerate(names):
+                    n = len(row[f"{name}_ids"])
+                    told = [column[j * len(part) + i][:n] for column in columns]
+                    answers.append(told if head is not None else told[0])
+                found[start + i] = answers
     return found
 
 
@@ -463,6 +445,12 @@ class Rollouts(Watched):
             [[sample.reward for sample in group] for group in self.samples], dtype=torch.float64
         )
 
+    def asked(self) -> tuple[list[dict], list[dict]]:  # a row for each answer, and the answers
+        "The samples as rewards and judges are asked about them."
+        rows = [row for row, group in zip(self.rows, self.samples) for _ in group]
+        flat = [sample for group in self.samples for sample in group]
+        return rows, [{"text": s.text, "tokens": len(s.ids), "ended": s.ended} for s in flat]
+
     def state(self) -> dict:  # plain numbers, for json
         "For a checkpoint; `Rollouts.load` takes it back to the last bit."
         return {
@@ -496,9 +484,8 @@ def reward_samples(
     source,  # as `prefkit.judging.rewards.reward_source` makes them
 ):
     "Ask the source for the reward of every sample; raises `NotFinite` where one is none."
-    rows = [row for row, group in zip(rollouts.rows, rollouts.samples) for _ in group]
     flat = [sample for group in rollouts.samples for sample in group]
-    scores = source(rows, [{"text": s.text, "tokens": len(s.ids), "ended": s.ended} for s in flat])
+    scores = source(*rollouts.asked())
     if len(scores) != len(flat):
         raise DataError(
             f"the reward {source.name} gave {len(scores)} scores for {len(flat)} answers."

@@ -1,24 +1,51 @@
 """A run is killed in the middle of a step, of a line, of a file.
 
 Started again, it has to end in the same weights, to the last bit, and in the same log. That takes
-four small rules.
+four small rules: a file is written under another name and renamed; a checkpoint holds all that the
+next step depends on, and a sum for each of its files; lines after the checkpoint are dropped; and a
+folder belongs to one run.
 """
 
-import hashlib, json, os, shutil
+import hashlib
+import json
+import os
+import random
+import shutil
 from array import array
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable
 
+import numpy
 import torch
 import transformers
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.utils import logging as transformers_logging
 
-from prefkit.core import ConfigError, code_behind, fingerprint, iter_jsonl, write_json, write_jsonl
+from prefkit.core import (
+    ConfigError,
+    PrefkitError,
+    code_behind,
+    fingerprint,
+    fingerprint_files,
+    iter_jsonl,
+    write_json,
+    write_jsonl,
+)
 from prefkit.model.batches import reference_logps
+from prefkit.train.devices import Share
 
 # in a checkpoint; it is written last, so its presence says that the checkpoint is whole
 STATE_FILE = "prefkit.json"
+WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"  # as save_pretrained calls them
+OTHERS = "others.safetensors"  # what is trained beside the model: a value head
 
 
 def find_checkpoints(
@@ -63,6 +90,174 @@ def save_folder(folder: Path, *savers: Callable):
             save(partial)
     discard(folder)
     os.replace(partial, folder)
+
+
+class Saves:
+    """Checkpoints of a run, each whole or not there: folders checkpoint-N that are written under
+    another name, checked by a sum for each file, and renamed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,  # holds checkpoint-N
+        learner: torch.nn.Module,  # its trainable weights are what is saved
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        parts: dict[str, object],  # name -> something with `state()` and `load(state)`
+        share: Share,
+    ):
+        self.folder, self.learner, self.optimizer, self.scaler = folder, learner, optimizer, scaler
+        self.parts, self.share = parts, share
+
+    def write(self, step: int, finished: bool, keep: set[int | None]):
+        "Write a checkpoint and discard all but it and those of `keep`."
+        state = {name: part.state() for name, part in self.parts.items()}
+        state |= {"step": step, "finished": finished, "random": self.share.each(random_states())}
+        weights, memory = whole_state(self.learner, self.optimizer)  # all processes take part
+        if self.share.rank == 0:
+            self._write_files(step, state, weights, memory)
+            for other, path in find_checkpoints(self.folder).items():
+                if other != step and other not in keep:
+                    discard(path)
+        self.share.wait()
+
+    def _write_files(self, step: int, state: dict, weights: dict | None, memory: dict):
+        writing = self.folder / ".writing"
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        with no_bars():
+            self.learner.model.save_pretrained(writing, state_dict=weights)
+        if others := self.learner.others():
+            save_file(others, writing / OTHERS)
+        torch.save(memory, writing / "optimizer.pt")
+        torch.save(self.scaler.state_dict(), writing / "scaler.pt")
+        sums = {file.name: fingerprint_files(file) for file in sorted(writing.iterdir())}
+        write_json(writing / STATE_FILE, {**state, "files": sums})
+        whole = self.folder / f"checkpoint-{step}"
+        shutil.rmtree(whole, ignore_errors=True)
+        os.replace(writing, whole)
+
+    def newest(self) -> int | None:
+        "Step of the last checkpoint whose files are as they were written; damaged ones are named."
+        for step, path in reversed(find_checkpoints(self.folder).items()):
+            damaged = damaged_files(path)
+            if not damaged:
+                return step
+            if self.share.rank == 0:
+                print(f"{path}: {', '.join(damaged)} is damaged. The checkpoint is not used.")
+        return None
+
+    def load(self, step: int) -> bool:  # whether the run was at its end
+        "Everything as it was at a checkpoint."
+        path = self.folder / f"checkpoint-{step}"
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        self.load_weights(step)
+        memory = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        load_memory(self.learner, self.optimizer, memory)
+        self.scaler.load_state_dict(torch.load(path / "scaler.pt", weights_only=True))
+        for name, part in self.parts.items():
+            part.load(state[name])
+        states = state["random"]
+        set_random_states(states[self.share.rank if len(states) == self.share.of else 0])
+        return state["finished"]
+
+    def load_weights(self, step: int):
+        "The weights of a checkpoint; raises `PrefkitError` if it is another model's."
+        path, model = self.folder / f"checkpoint-{step}", self.learner.model
+        if (path / ADAPTER).exists():
+            set_peft_model_state_dict(model, load_file(path / ADAPTER))
+        else:
+            copy_weights(load_file(path / WEIGHTS), model, path)
+        if (path / OTHERS).exists():
+            self.learner.load_others(load_file(path / OTHERS))
+
+
+def copy_weights(stored: dict[str, torch.Tensor], model, path: Path):
+    "Into a model, from a checkpoint of it; tied weights are stored once."
+    mine, known = trainable(model), model.state_dict()
+    other = sorted((mine.keys() - stored.keys()) | (stored.keys() - known.keys()))
+    if other:
+        raise PrefkitError(f"{path} is of another model ({other[0]}).")
+    with torch.no_grad():
+        for name, value in stored.items():
+            known[name].copy_(like(value, known[name]))
+
+
+def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    "What training changes: parameters with a gradient, by name. Tied ones come once."
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def is_cut(weight: torch.Tensor) -> bool:
+    "Whether a weight lies in parts on several devices (FSDP)."
+    return isinstance(weight, DTensor)
+
+
+def like(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    "A whole tensor as the weight lies: on its device, in parts if that is."
+    value = value.to(weight.device)
+    return (
+        distribute_tensor(value, weight.device_mesh, weight.placements) if is_cut(weight) else value
+    )
+
+
+def whole_state(learner, optimizer) -> tuple[dict | None, dict]:
+    "Weights, None where the model has them whole, and the optimiser's memory, put together."
+    weights = trainable(learner.model)
+    if not any(map(is_cut, weights.values())):
+        return None, optimizer.state_dict()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    memory = get_optimizer_state_dict(learner, optimizer, options=options)
+    return {name: weight.full_tensor().data.cpu() for name, weight in weights.items()}, memory
+
+
+def load_memory(learner, optimizer, memory: dict):
+    "The optimiser's memory from `whole_state`."
+    if any(map(is_cut, trainable(learner).values())):
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(learner, optimizer, memory, options=options)
+    else:
+        optimizer.load_state_dict(memory)  # it moves it to where the weights are
+
+
+def damaged_files(
+    checkpoint: Path,  # a folder with a state file
+) -> list[str]:  # names; empty: whole
+    "Files of a checkpoint that are missing or not what was written."
+    try:
+        sums = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return [STATE_FILE]
+    files = {checkpoint / name: sum_ for name, sum_ in sums.items()}
+    return [file.name for file, was in files.items() if not same_file(file, was)]
+
+
+def same_file(file: Path, was: str) -> bool:
+    "Whether a file is there and has a fingerprint."
+    return file.is_file() and fingerprint_files(file) == was
+
+
+def random_states() -> dict:  # plain numbers, for json
+    "Python's, NumPy's and torch's random state of this process."
+    name, keys, *rest = numpy.random.get_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": [state.tolist() for state in devices],
+    }
+
+
+def set_random_states(states: dict):
+    "Take up what `random_states` gave, after a journey through json or not."
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    numpy.random.set_state(tuple(states["numpy"]))
+    torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+    if torch.cuda.is_available() and states["cuda"]:
+        devices = [torch.tensor(state, dtype=torch.uint8) for state in states["cuda"]]
+        torch.cuda.set_rng_state_all(devices)
 
 
 LEFTOVERS = (

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
 
-import torch
-from transformers import TrainingArguments
 
 from prefkit.model.batches import LAYOUTS
 from prefkit.core import ConfigError
-from prefkit.train.schedule import SCHEDULES, learning_rate_factor
+from prefkit.losses import varied_temperatures
+from prefkit.train.rollout import check_draws
+from prefkit.train.schedule import SCHEDULES
 
 
 @dataclass
@@ -70,6 +70,9 @@ class TrainSettings(StepSettings):
     # of batches: packed, shared or apart; the same numbers, in ever more time; a model that cannot
     # read one gets the next
     layout: str = "packed"
+    tracker: str = "none"  # where the numbers go besides metrics.jsonl: trackio, wandb, tensorboard
+    processes: int = 1  # on this machine, each with its share of every batch
+    sharding: str = "ddp"  # of several: ddp, or fsdp on GPUs
     sample_tokens: int = 64  # longest sampled answer
     show_samples: int = 2  # sampled answers printed at each validation
 
@@ -101,12 +104,15 @@ RANGES = {
     "lora_dropout": (0, 1),
     "seed": (0, None),
     "sample_tokens": (1, None),
+    "processes": (1, None),
     "show_samples": (0, None),
 }
 CHOICES = {
     "schedule": SCHEDULES,
     "layout": LAYOUTS,
-    "precision": ("float32", "bf16", "auto"),
+    "precision": ("float32", "bf16", "fp16", "auto"),
+    "tracker": ("none", "trackio", "wandb", "tensorboard"),
+    "sharding": ("ddp", "fsdp"),
     "device": ("auto", "cpu"),
 }
 
@@ -163,86 +169,59 @@ def total_steps(
     return math.ceil(settings.epochs * -(-batches // settings.gradient_accumulation))
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer,  # whose learning rate follows the schedule
-    settings: TrainSettings,  # schedule, warm-up, decay
-    total: int,  # optimiser steps of the whole run
-) -> torch.optim.lr_scheduler.LambdaLR:  # step it once after each optimiser step
-    "The schedule as an object of torch."
-    warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total)
-    factor = lambda step: learning_rate_factor(
-        step,
-        total,
-        schedule=settings.schedule,
-        warmup=warmup,
-        decay_factor=settings.decay_factor,
-        decay_every=settings.decay_every,
-    )
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def choose_precision(settings: TrainSettings, device) -> str:
-    "float32 or bf16; raises `ConfigError` where bf16 was asked for and there is no GPU for it."
-    able = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(
-        including_emulation=False
-    )
-    if settings.precision == "bf16" and not able:
-        raise ConfigError("precision: bf16 needs a GPU that has it. Write auto or float32.")
-    return "bf16" if able and settings.precision != "float32" else "float32"
-
-
-def _saving(settings: TrainSettings) -> dict:
-    "Options that save memory or time, in the words of the transformers version at hand."
-    if settings.tf32 and not torch.cuda.is_available():
-        raise ConfigError("tf32: needs a GPU. Write false.")
-    found = {"tf32": True} if settings.tf32 else {}
-    names = {f.name for f in fields(TrainingArguments)}
-    if settings.gradient_checkpointing:
-        found[
-            "activation_checkpointing"
-            if "activation_checkpointing" in names
-            else "gradient_checkpointing"
-        ] = True
-    return found
-
-
-def training_arguments(
-    settings: TrainSettings,  # ours
-    folder: str | Path,  # for checkpoints
-    total: int,  # optimiser steps of the whole run
-) -> TrainingArguments:  # what transformers needs to know of them
-    """Our settings in the words of transformers; raises `ConfigError` under a launcher with several
-    processes.
+@dataclass
+class RolloutSettings(TrainSettings):
+    """Settings of a run that learns from its own samples: those of `TrainSettings`, and how samples
+    are drawn and used.
     """
-    s = settings
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=total,
-        per_device_train_batch_size=s.batch_size,
-        gradient_accumulation_steps=s.gradient_accumulation,
-        learning_rate=s.learning_rate,
-        weight_decay=s.weight_decay,
-        max_grad_norm=s.max_grad_norm,
-        adam_beta1=s.adam_beta1,
-        adam_beta2=s.adam_beta2,
-        adam_epsilon=s.adam_epsilon,
-        logging_steps=s.logging_steps,
-        save_strategy="steps",
-        save_steps=s.save_steps or total,
-        eval_strategy="steps",
-        eval_steps=s.eval_steps or total,
-        seed=s.seed,
-        use_cpu=s.device == "cpu",
-        report_to="none",
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,
-        use_cache=True,
-        dataloader_pin_memory=False,
-        **_saving(s),
-    )
-    if arguments.world_size > 1:
-        raise ConfigError(
-            "train_model runs in one process. Start it without a distributed launcher."
-        )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # or several GPUs would be used by DataParallel
-    return arguments
+
+    batch_size: int = 16  # prompts in one forward pass, each with its samples
+    samples: int = 4  # answers to each prompt
+    temperature: float = 1.0  # they are drawn at; ...
+    # ... where given, the samples of a prompt go from `temperature` to this in even steps
+    temperature_high: float | None = None
+    # log-probs of samples are those they were drawn with; False: the model's own, as if the
+    # temperature had been 1
+    correct_temperature: bool = True
+    top_p: float = 1.0  # 1: nothing is cut off
+    max_new_tokens: int = 64  # answers are cut off there
+    minibatches: int = 1  # optimiser steps in one pass over a round's samples
+    passes: int = 1  # passes over a round's samples before new ones are drawn
+    # of the answers at each validation; KL is measured on them, so 1 unless there is a reason
+    eval_temperature: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_draws(self.samples, self.temperatures(), self.top_p, self.max_new_tokens)
+        if min(self.temperatures()) == 0:
+            raise ConfigError(
+                "temperature: at 0 all samples of a prompt are the same answer, of which nothing "
+                "can be learned. Write 1.0."
+            )
+
+    def temperatures(self) -> list[float]:  # one for each sample of a prompt
+        "From `temperature` to `temperature_high`."
+        if self.temperature_high is None:
+            return [self.temperature] * self.samples
+        try:
+            return varied_temperatures(self.samples, self.temperature, self.temperature_high)
+        except ValueError as error:
+            raise ConfigError(f"temperature_high: {error}") from error
+
+    def prompts_per_round(self) -> int:
+        return self.batch_size * self.gradient_accumulation * self.minibatches
+
+    def steps_per_round(self) -> int:
+        return self.minibatches * self.passes
+
+
+RANGES |= {
+    "samples": (1, None),
+    "temperature": (0, None),
+    "temperature_high": (0, None),
+    "max_new_tokens": (1, None),
+    "minibatches": (1, None),
+    "passes": (1, None),
+    "eval_temperature": (0, None),
+    "top_p": (0, 1),
+}
