@@ -31,7 +31,6 @@ LESSONS = Path(__file__).parent.parent / "nbs" / "lib"
         "34_length_penalty",
         "35_best_of_n",
         "45_rollout",
-        "46_online_methods",
         "47_online",
         "50_generate",
         "51_rewards",

@@ -6,8 +6,9 @@ import pytest
 
 from prefkit.runs.config import load_config
 from prefkit.core import project_root
-from prefkit.train.online_methods import get_online_method, online_hyperparameters, rollout_settings
-from prefkit.runs.runner import check_stage
+from prefkit.train.methods import get_method
+from prefkit.runs.fingerprints import check_stage
+from prefkit.train.settings import RolloutSettings
 
 CONFIGS = project_root() / "data/configs"
 
@@ -17,16 +18,16 @@ def stages(name):
 
 
 @pytest.mark.parametrize("name", ["l4/ppo_orpo", "l4/rloo_countdown", "l4/rloo_kl"])
-def test_a_config_for_a_gpu_passes_its_checks_without_a_download(name, tmp_path):
+def test_a_config_for_a_gpu_passes_its_checks_without_a_download(name):
     for stage in stages(name).values():
-        check_stage(stage, tmp_path)
+        check_stage(stage)
 
 
 def test_ppo_has_the_numbers_of_the_orpo_papers_table_5():
     given = stages("l4/ppo_orpo")["ppo"].parameters
     hyper, s = (
-        online_hyperparameters(get_online_method("ppo"), given["hyperparameters"]),
-        rollout_settings(given),
+        get_method("ppo").hyperparameters(given["hyperparameters"]),
+        RolloutSettings.of(given),
     )
     assert (hyper["kl_coef"], hyper["kl_horizon"], hyper["gamma"], hyper["adaptive_kl"]) == (
         0.1,
@@ -49,7 +50,7 @@ def test_the_length_penalty_report_has_its_numbers():
     found = stages("l4/rloo_kl")
     given = found["rloo_kl"].parameters
     assert (
-        online_hyperparameters(get_online_method("rloo_kl"), given["hyperparameters"])["lam"] == 0.1
+        get_method("rloo_kl").hyperparameters(given["hyperparameters"])["lam"] == 0.1
     )
     assert [
         given[name]
@@ -64,7 +65,7 @@ def test_the_length_penalty_report_has_its_numbers():
             "split",
         )
     ] == [5e-6, 2, 4, 1000, 10, 42, 256, "train_prefs[:50]"]
-    assert len(set(rollout_settings(given).temperatures())) == 4  # varied
+    assert len(set(RolloutSettings.of(given).temperatures())) == 4  # varied
     assert (
         found["sft"].parameters["hyperparameters"] == {"lam": 1e-3}
         and found["sft"].parameters["learning_rate"] == 1e-4

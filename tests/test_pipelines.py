@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from prefkit.runs.config import code_cells, load_config, read_parameters
+from prefkit.runs.config import code_cells, load_config, read_parameters, read_pipeline
 from prefkit.core import (
     ConfigError,
     DataError,
@@ -50,7 +50,7 @@ def weights(folder):
 
 
 def without_times(folder):
-    from prefkit.train.loop import TIME_FIELDS
+    from prefkit.train.log import TIME_FIELDS
 
     return [
         {name: value for name, value in line.items() if name not in TIME_FIELDS}
@@ -169,24 +169,17 @@ FAULTY = {
         {"on_bad_rows": "error"},
         "line 21",
     ),
-    "unknown parameter": (GOOD, {"learningrate": 1e-4}, "Did you mean `learning_rate`?"),
-    "1e-5 read as text": (GOOD, {"learning_rate": "1e-5"}, "write 1.0e-5"),
-    "learning rate below zero": (GOOD, {"learning_rate": -1.0}, "learning_rate"),
     "a method that does not exist": (
         GOOD,
         {"method": "dpoo"},
         "no method 'dpoo'; did you mean dpo?",
     ),
-    "a method of the other pipeline": (GOOD, {"method": "sft"}, "Use the pipeline sft"),
     "a hyper-parameter that does not exist": (
         GOOD,
         {"hyperparameters": {"betta": 0.1}},
         "did you mean beta?",
     ),
-    "an unknown schedule": (GOOD, {"schedule": "cosin"}, "schedule"),
     "a hyper-parameter that is a number": (GOOD, {"hyperparameters": {1: 2}}, "hyper-parameter 1"),
-    "best of no validation": (GOOD, {"keep_best": True}, "validation_split"),
-    "a beta of one": (GOOD, {"adam_beta2": 1.0}, "adam_beta2"),
     "no model": (GOOD, {"model": ""}, "names no model"),
     "a model that is nowhere": (GOOD, {"model": "nomodel"}, "nomodel is no folder"),
     "a folder that is no model": (GOOD, {"model": "nbs"}, "nbs has no config.json"),
@@ -196,10 +189,9 @@ FAULTY = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTY)
-def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
-    content, parameters, says = FAULTY[fault]
-    file = tmp_path / "faulty.jsonl"
+def preference_stage(folder, content, parameters):
+    "Errors of running a config whose second stage has these rows and parameters."
+    file = folder / "faulty.jsonl"
     if isinstance(content, str):
         write_text(file, content)
     elif content is not None:
@@ -217,23 +209,69 @@ def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
     }
     # JSON is YAML
     config = write_text(
-        tmp_path / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": stages})
+        folder / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": stages})
     )
     with pytest.raises((ConfigError, DataError)) as error:
-        run(config, (), tmp_path / "runs", "quiet")
-    assert "stage preference" in str(error.value) and says in str(error.value)
+        run(config, (), folder / "runs", "quiet")
     # not even the stage before it was started
-    assert not list((tmp_path / "runs").glob("faulty/.*.partial"))
+    assert not list((folder / "runs").glob("faulty/.*.partial"))
+    assert "stage preference" in str(error.value)
+    return error.value
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
+    content, parameters, says = FAULTY[fault]
+    assert says in str(preference_stage(tmp_path, content, parameters))
+
+
+@pytest.mark.parametrize(
+    "parameters, field, reason",
+    [
+        ({"learningrate": 1e-4}, "learningrate", "unknown"),
+        ({"learning_rate": "1e-5"}, "learning_rate", "wrong type"),
+        ({"learning_rate": -1.0}, "learning_rate", "out of range"),
+        ({"schedule": "cosin"}, "schedule", "no such choice"),
+        ({"adam_beta2": 1.0}, "adam_beta2", "out of range"),
+        ({"settings": {"seed": -1}}, "seed", "out of range"),
+        ({"keep_best": True}, "validation_split", "missing"),
+        ({"early_stopping_patience": 2}, "validation_split", "missing"),
+        ({"method": "sft"}, "method", "of another pipeline"),
+        ({"method": "reward_model"}, "method", "of another pipeline"),
+        ({"limit": 0}, "limit", "out of range"),
+        ({"on_bad_rows": "drp"}, "on_bad_rows", "no such choice"),
+        ({"split": "train[2:1]"}, "split", "no such split"),
+        ({"validation_split": "test"}, "validation_split", "no such split"),
+    ],
+)
+def test_a_faulty_parameter_is_refused_by_name_before_anything_runs(
+    parameters, field, reason, tmp_path
+):
+    error = preference_stage(tmp_path, GOOD, parameters)
+    assert (error.field, error.reason) == (field, reason)
+
+
+@pytest.mark.parametrize(
+    "given, field",
+    [
+        ({"prompts": 0}, "prompts"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"split": "tst"}, "split"),
+        ({"judges": {}}, "judges"),
+        ({"judges": {"second": 3}}, "judges.second"),
+        ({"references": ["other"]}, "references"),
+        ({"decodings": {"hot": "hottest"}}, "decodings.hot"),
+    ],
+)
+def test_faulty_parameters_of_evaluate_are_refused_by_name(given, field, tmp_path):
+    assert evaluate_stage(tmp_path, given).field == field
 
 
 @pytest.mark.parametrize(
     "given, says",
     [
-        ({"prompts": 0}, "prompts: 0"),
-        ({"batch_size": 0}, "batch_size: 0"),
         ({"models": {"a": 5}}, "models, a: 5"),
         ({"models": {"a": "nope"}}, "nope is no folder"),
-        ({"split": "tst"}, "'tst' is none"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"decodings": {"hot": {"temperature": -1.0}}}, "decodings, hot: temperature"),
@@ -245,17 +283,18 @@ def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
     ],
 )
 def test_faulty_settings_of_evaluate_are_refused_before_anything_runs(given, says, tmp_path):
+    assert says in str(evaluate_stage(tmp_path, given))
+
+
+def evaluate_stage(folder, given):
+    "The error of running a config with this one stage."
+    stages = {"evaluate": {"pipeline": "evaluate", "parameters": given}}
     config = write_text(
-        tmp_path / "faulty.yaml",
-        json.dumps(
-            {
-                "experiment": "faulty",
-                "stages": {"evaluate": {"pipeline": "evaluate", "parameters": given}},
-            }
-        ),
+        folder / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": stages})
     )
-    with pytest.raises(ConfigError, match=says):
-        run(config, (), tmp_path / "runs", "quiet")
+    with pytest.raises(ConfigError) as error:
+        run(config, (), folder / "runs", "quiet")
+    return error.value
 
 
 def test_three_label_constructions_see_three_sets_of_tokens():
@@ -274,8 +313,9 @@ def test_three_label_constructions_see_three_sets_of_tokens():
     assert seen("response_without_end") == [([1, 2, 3], [4, 5]), ([1], [6, 7])]
     assert seen("conversation") == [([1], [2, 3, 4, 5, 9]), ([1], [6, 7]), ([1], [9])]
     assert rows[0]["response_ids"] == [4, 5, 9]  # the rows given are left alone
-    with pytest.raises(ConfigError, match="labels: 'all' is none of"):
+    with pytest.raises(ConfigError) as error:
         label_tokens(rows, "all", end=9)
+    assert (error.value.field, error.value.reason) == ("labels", "no such choice")
 
 
 @pytest.mark.parametrize(
@@ -360,10 +400,101 @@ def test_every_pipeline_keeps_the_conventions(path):
     assert not [name for name, parameter in parameters.items() if not parameter.comment], (
         "every parameter has a comment"
     )
+    assert len(parameters) <= 27, "a cell lists what people turn; the rest stands in settings.py"
+    first = code_cells(path, "check")[0]
+    assert f'given_parameters("{path.stem}", globals())' in first
     assert any("finish(" in source for source in code_cells(path))
     assert not any(cell.get("outputs") for cell in json.loads(path.read_text())["cells"]), (
         "pipelines store no outputs"
     )
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_no_cell_gives_the_name_of_a_parameter_to_something_else(path):
+    "Else a cell that is run again by hand would take that for what a person wrote."
+    known = read_pipeline(path)
+    names = {*known.parameters, *known.specifications}
+    for source in (source for tag in ("check", None, "draw") for source in code_cells(path, tag)):
+        tree = ast.parse(source)
+        local = [
+            inner
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.Lambda | ast.comprehension)
+            for inner in ast.walk(node)
+        ]
+        bound = {
+            node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in local
+        }
+        assert not bound & names, source
+
+
+# -- papermill, without our runner
+
+
+def papermill(path, folder, *words, **options):
+    "A pipeline started as papermill's users start it; returns the process."
+    output = folder / f"{path.stem}.ipynb"
+    command = [sys.executable, "-m", "papermill", str(path), str(output), "--no-progress-bar"]
+    return subprocess.Popen(
+        [*command, "-k", "python3", "-p", "output_dir", str(folder / path.stem), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def misspelt(tmp_path_factory):
+    "Every pipeline started with a name that nobody knows, all at once: folder, exit and words."
+    folder = tmp_path_factory.mktemp("misspelt")
+    started = {path: papermill(path, folder, "-p", "sed", "3") for path in PIPELINES}
+    said = {path: process.communicate(timeout=300)[0] for path, process in started.items()}
+    return folder, {path: (process.returncode, said[path]) for path, process in started.items()}
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_papermill_with_an_unknown_name_fails_before_anything_is_loaded(path, misspelt):
+    folder, ended = misspelt
+    code, said = ended[path]
+    assert code != 0 and "ConfigError" in said and "Did you mean `seed`?" in said
+    book = json.loads((folder / f"{path.stem}.ipynb").read_text())
+    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    ran = [cell for cell in cells if cell["execution_count"]]
+    tags = [cell["metadata"]["tags"] for cell in ran]
+    assert len(ran) == 3 and ["parameters", "injected-parameters", "check"] == [
+        next(tag for tag in each if tag != "papermill-error-cell-tag") for each in tags
+    ]
+    assert not (folder / path.stem).exists()
+
+
+TRAINING = [path for path in PIPELINES if "settings" in read_parameters(path)]
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_papermill_turns_a_setting_flat_and_in_its_dict(path, tmp_path):
+    small = {"pretrain": ("documents", "20")}.get(path.stem, ("limit", "8"))
+    words = ["-p", "learning_rate", "8e-6", "-p", "max_steps", "1", "-p", "lora_rank", "4"]
+    words += ["-p", *small, "-y", "settings: {warmup_steps: 1}"]
+    process = papermill(path, tmp_path, *words)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    result = json.loads((tmp_path / path.stem / "result.json").read_text())
+    assert result["metrics"]["steps"] == 1
+    book = json.loads((tmp_path / f"{path.stem}.ipynb").read_text())
+    (table,) = [
+        "".join(output["data"]["text/markdown"])
+        for cell in book["cells"]
+        if "check" in cell["metadata"]["tags"]
+        for output in cell["outputs"]
+        if "text/markdown" in output.get("data", {})
+    ]
+    for name, value in {"learning_rate": "8e-06", "lora_rank": "4", "warmup_steps": "1"}.items():
+        changed = f"| **{name}** | **`{value}`** |"
+        assert changed in table or name == "warmup_steps" and f"| {name} | `{value}` |" in table
 
 
 @pytest.mark.parametrize(

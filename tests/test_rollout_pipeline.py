@@ -2,13 +2,18 @@
 and faulty input refused before anything runs.
 """
 
-import json, os, random, subprocess, sys, time
+import json
+import os
+import random
+import subprocess
+import sys
+import time
 
 import pytest
 from prefkit.core import ConfigError, DataError, project_root, read_jsonl, write_jsonl, write_text
-from prefkit.train.online_methods import ONLINE_METHODS
+from prefkit.train.methods import methods
 from prefkit.runs.runner import open_run, run
-from prefkit.train.loop import TIME_FIELDS
+from prefkit.train.log import TIME_FIELDS
 from prefkit.train.saves import find_checkpoints
 
 ROOT = project_root()
@@ -270,7 +275,7 @@ def test_faulty_parameters_of_the_judging_pipelines_are_refused(
 
 
 def test_an_online_method_asked_of_the_offline_pipeline_is_sent_to_its_own(tmp_path):
-    for method in ONLINE_METHODS:
+    for method in methods(online=True):
         config = written(
             tmp_path, {"p": {"pipeline": "preference", "parameters": {"method": method}}}, "wrong"
         )

@@ -1,10 +1,17 @@
 """A config names the stages of an experiment and their parameters.
 
-Here it is read, and checked against the notebooks, before anything runs.
+Here it is read, and checked against the notebooks and the specification of settings, before
+anything runs; and so are the parameters of a notebook that papermill runs without a config.
 """
 
-import ast, io, json, math, re, tokenize
-from dataclasses import dataclass
+import ast
+import io
+import json
+import math
+import re
+import tokenize
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from prefkit.core import ConfigError, nearest, project_root, resolve_path
@@ -43,12 +50,12 @@ def write_pipeline(
 
 @dataclass(frozen=True)
 class Parameter:
-    "One line of a pipeline's cell of parameters."
+    "One value that a pipeline takes: a line of its cell of parameters, or of a specification."
 
     name: str  # as written in the config
     type: str  # the annotation, such as `float | None`
     default: object  # the value where the config says nothing
-    comment: str = ""  # what stands behind the # on its line
+    comment: str = ""  # what stands behind the # on its line, or above it
 
 
 def read_notebook(path: str | Path) -> dict:  # the notebook as JSON
@@ -56,9 +63,13 @@ def read_notebook(path: str | Path) -> dict:  # the notebook as JSON
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such notebook.") from None
+        raise ConfigError(
+            f"{path}: no such notebook.", field="pipeline", reason="does not exist"
+        ) from None
     except ValueError:
-        raise ConfigError(f"{path}: not a notebook (not valid JSON).") from None
+        raise ConfigError(
+            f"{path}: not a notebook (not valid JSON).", field="pipeline", reason="cannot be read"
+        ) from None
 
 
 def code_cells(
@@ -76,42 +87,46 @@ def code_cells(
 
 
 def comments(source: str) -> dict[int, str]:  # line number -> comment
-    "The comments of a piece of Python."
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {
-        token.start[0]: token.string.lstrip("# ").rstrip()
-        for token in tokens
-        if token.type == tokenize.COMMENT
-    }
+    "The comments of a piece of Python; those that fill their lines are one, on the last of them."
+    found, above = {}, {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        line, text = token.start[0], token.string.lstrip("# ").rstrip()
+        if not token.line[: token.start[1]].strip():
+            text = f"{above.pop(line - 1)} {text}" if line - 1 in above else text
+            above[line] = text
+        found[line] = text
+    return found
 
 
 def _parameter(node, remarks):
     "A line of the cell as a `Parameter`; None where it is something else."
-    target = (
-        node.target
-        if isinstance(node, ast.AnnAssign)
-        else node.targets[0]
-        if isinstance(node, ast.Assign)
-        else None
-    )
-    if not isinstance(target, ast.Name):
-        return None
+    match node:
+        case ast.AnnAssign(target=ast.Name(id=name), value=value, annotation=annotation):
+            kind = ast.unparse(annotation)
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            kind = None
+        case _:
+            return None
     try:
-        value = ast.literal_eval(node.value)
+        value = ast.literal_eval(value)
     except (ValueError, TypeError):
         return None
-    kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(value).__name__
-    return Parameter(target.id, kind, value, remarks.get(node.end_lineno, ""))
+    remark = remarks.get(node.end_lineno) or remarks.get(node.lineno - 1, "")
+    return Parameter(name, kind or type(value).__name__, value, remark)
 
 
 def read_parameters(
-    path: str | Path,  # a pipeline notebook
+    path: str | Path,  # a notebook
 ) -> dict[str, Parameter]:  # by name, in the notebook's order
-    "The parameters of a pipeline with their types, read without running it; raises `ConfigError`."
+    "The cell of parameters with its types, read without running it; raises `ConfigError`."
     cells, found = code_cells(path, "parameters"), {}
     if len(cells) != 1:
         raise ConfigError(
-            f"{path}: {len(cells)} cells are tagged `parameters`; a pipeline needs exactly one."
+            f"{path}: {len(cells)} cells are tagged `parameters`; a pipeline needs exactly one.",
+            field="pipeline",
+            reason="no cell of parameters",
         )
     remarks = comments(cells[0])
     for node in ast.parse(cells[0]).body:
@@ -119,10 +134,160 @@ def read_parameters(
         if parameter is None:
             raise ConfigError(
                 f"{path}: `{cells[0].splitlines()[node.lineno - 1].strip()}` is no parameter. "
-                "Write `name: type = literal`, and derive in a later cell."
+                "Write `name: type = literal`, and derive in a later cell.",
+                field="pipeline",
+                reason="no parameter",
             )
         found[parameter.name] = parameter
     return found
+
+
+def specified(
+    specification: type,  # a dataclass of `prefkit.train.settings`
+    defaults: dict | None = None,  # in place of its own
+) -> dict[str, Parameter]:
+    "The settings of a specification as parameters."
+    from prefkit.train.settings import default_of, type_name  # loads PyTorch
+
+    return {
+        one.name: Parameter(
+            one.name,
+            type_name(one.type),
+            (defaults or {}).get(one.name, default_of(one)),
+            one.metadata.get("words", ""),
+        )
+        for one in fields(specification)
+    }
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a pipeline takes: the parameters of its cell, and all settings of its specifications
+    (`PIPELINES` of `prefkit.train.settings`), for which the cell has dicts. In a config and for
+    papermill a setting stands flat among the parameters, or in its dict.
+    """
+
+    cell: dict[str, Parameter]  # by name, the dicts of settings among them
+    parameters: dict[str, Parameter]  # by name: those of the cell, then the other settings
+    specifications: dict[str, type]  # name of a dict of settings -> what may stand in it
+
+    def resolve(
+        self,
+        given: dict,  # some parameters, flat or in the dicts
+        where: str,  # stands at the start of a message
+    ) -> dict:  # every parameter with its value, flat
+        "Given values over the defaults; raises `ConfigError`."
+        return check_parameters(self.lay_flat(given, where), self.parameters, where)
+
+    def lay_flat(self, given: dict, where: str) -> dict:
+        "The given values without the dicts; raises `ConfigError` for what stands in two places."
+        check_names(given, [*self.parameters, *self.specifications], where)
+        flat = {name: given[name] for name in given if name not in self.specifications}
+        for place, specification in self.specifications.items():
+            inside = given.get(place, {})
+            if not isinstance(inside, dict):
+                raise ConfigError(
+                    f"{where}: `{place}` must be settings with values, and {inside!r} is "
+                    f"{type(inside).__name__}.",
+                    field=place,
+                    reason="wrong type",
+                )
+            check_names(inside, [one.name for one in fields(specification)], where, f"{place}.")
+            for name in inside:
+                if name in flat:
+                    raise ConfigError(
+                        f"{where}: `{name}` is given twice, as `{name}` and as `{place}.{name}`. "
+                        "Keep one.",
+                        field=name,
+                        reason="given twice",
+                    )
+            flat |= inside
+        return flat
+
+
+SETTINGS = ("settings", "data")  # parameters that are dicts of settings
+
+
+def read_pipeline(
+    path: str | Path,  # a notebook
+) -> Pipeline:
+    "What a pipeline takes, read without running it; raises `ConfigError`."
+    cell = read_parameters(path)
+    places = [place for place in SETTINGS if place in cell]
+    if not places:
+        return Pipeline(cell, cell, {})
+    from prefkit.train.settings import PIPELINES  # loads PyTorch
+
+    own_kind = PIPELINES.get(Path(path).stem, {})
+    specifications = {place: own_kind[place] for place in places if place in own_kind}
+    settings = {}
+    for place, specification in specifications.items():
+        settings |= specified(specification, cell[place].default)
+    own = {name: cell[name] for name in cell if name not in specifications}
+    return Pipeline(cell, own | settings | own, specifications)
+
+
+@dataclass(frozen=True, repr=False)
+class Given:
+    "The parameters of a notebook that runs, held against what its pipeline takes."
+
+    pipeline: Pipeline
+    values: dict  # every parameter with its value, flat
+    settings: object | None = None  # those of its `settings`, as an object
+    data: object | None = None  # those of its `data`
+
+    def __repr__(self) -> str:
+        "A table of all parameters in Markdown; what differs from the default is in bold."
+        lines = ["| parameter | value | default | what it is |", "|---|---|---|---|"]
+        for name, parameter in self.pipeline.parameters.items():
+            value, default = _in_table(self.values[name]), _in_table(parameter.default)
+            if value != default:
+                name, value = f"**{name}**", f"**{value}**"
+            words = parameter.comment.replace("|", "\\|")
+            lines.append(f"| {name} | {value} | {default} | {words} |")
+        return "\n".join(lines)
+
+    _repr_markdown_ = __repr__
+
+
+def _in_table(value) -> str:
+    "A value in a cell of a Markdown table."
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return f"`{text}`".replace("|", "\\|")
+
+
+def given_parameters(
+    pipeline: str,  # its name, or the path of one's own notebook
+    names: dict,  # the notebook's globals()
+) -> Given:
+    """The parameters of the notebook that calls this, whoever gave them: papermill, the runner, or
+    a person in the cell; raises `ConfigError` for one that is not known or cannot be.
+    """
+    known = read_pipeline(find_pipeline(pipeline, Path()))
+    default = {name: one.default for name, one in (known.parameters | known.cell).items()}
+    injected = injected_names(names)
+    # a person has changed the cell, or has set another setting
+    changed = {name for name in default if name in names and names[name] != default[name]}
+    given = {name: names[name] for name in [*default, *injected] if name in injected | changed}
+    values = known.resolve(given, f"pipeline {pipeline}")
+    made = {place: one.of(values) for place, one in known.specifications.items()}
+    return Given(known, values, **made)
+
+
+def injected_names(names: dict) -> set[str]:
+    """Which of a notebook's globals papermill has set: those of the cell that it puts behind the
+    parameters. Without IPython, which remembers cells, all plain values are such.
+    """
+    if "In" not in names:
+        plain = (str, int, float, list, dict, type(None))
+        return {
+            name
+            for name, value in names.items()
+            if isinstance(value, plain) and not name.startswith("_")
+        }
+    cells = [ast.parse(cell) for cell in names["In"] if cell.startswith("# Parameters\n")]
+    assigned = [node.targets[0] for cell in cells for node in cell.body]
+    return {target.id for target in assigned}
 
 
 def fits(value, kind: ast.expr | str) -> bool:
@@ -146,7 +311,8 @@ def fits(value, kind: ast.expr | str) -> bool:
             return type(value).__name__ == name
     raise ConfigError(
         f"`{ast.unparse(kind) if isinstance(kind, ast.AST) else kind}` is no type that a parameter "
-        "can have here."
+        "can have here.",
+        reason="unknown type",
     )
 
 
@@ -177,14 +343,40 @@ def check_value(parameter: Parameter, value, where: str):
     "Raise `ConfigError` unless the value is one that the parameter can have."
     shown = json.dumps(value, default=str, ensure_ascii=False)
     if isinstance(value, float) and not math.isfinite(value) and "float" in parameter.type:
-        raise ConfigError(f"{where}: `{parameter.name}` must be float, and finite, not {value}.")
+        raise ConfigError(
+            f"{where}: `{parameter.name}` must be float, and finite, not {value}.",
+            field=parameter.name,
+            reason="not finite",
+        )
     if not fits(value, parameter.type):
         raise ConfigError(
             f"{where}: `{parameter.name}` must be {parameter.type}, and {shown} is "
-            f"{type(value).__name__}.{number_hint(value)}"
+            f"{type(value).__name__}.{number_hint(value)}",
+            field=parameter.name,
+            reason="wrong type",
         )
     if isinstance(value, (dict, list)) and (hint := "".join(map(number_hint, texts(value)))):
-        raise ConfigError(f"{where}: `{parameter.name}` holds a number as text: {shown}.{hint}")
+        raise ConfigError(
+            f"{where}: `{parameter.name}` holds a number as text: {shown}.{hint}",
+            field=parameter.name,
+            reason="number as text",
+        )
+
+
+def check_names(
+    given,  # names
+    known: Iterable[str],  # those that there are
+    where: str,  # stands at the start of a message
+    place: str = "",  # stands before a name: of the dict that holds it
+):
+    "Raise `ConfigError` for a name that does not exist."
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"{where}: there is no parameter `{place}{name}`.{nearest(name, known)}",
+                field=f"{place}{name}",
+                reason="unknown",
+            )
 
 
 def check_parameters(
@@ -195,9 +387,8 @@ def check_parameters(
     """Given values over the defaults; raises `ConfigError` for a name that does not exist or a
     value that does not fit.
     """
+    check_names(given, known, where)
     for name, value in given.items():
-        if name not in known:
-            raise ConfigError(f"{where}: there is no parameter `{name}`.{nearest(name, known)}")
         check_value(known[name], value, where)
     values = {name: given.get(name, parameter.default) for name, parameter in known.items()}
     # 1 and 1.0 are one learning rate: they must have one fingerprint later
@@ -220,7 +411,9 @@ def read_yaml(text: str, where: str):
             if twice:
                 raise ConfigError(
                     f"{where}, line {node.start_mark.line + 1}: `{twice[0]}` stands twice. Keep "
-                    "one."
+                    "one.",
+                    field=twice[0],
+                    reason="given twice",
                 )
             return super().construct_mapping(node, deep)
 
@@ -230,7 +423,8 @@ def read_yaml(text: str, where: str):
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(
             f"{where}{f', line {mark.line + 1}' if mark else ''}: not valid YAML "
-            f"({getattr(error, 'problem', error)})."
+            f"({getattr(error, 'problem', error)}).",
+            reason="not YAML",
         ) from None
 
 
@@ -240,21 +434,32 @@ def check_keys(value, known: tuple, needed: tuple, where: str):
     """
     if value is None:
         raise ConfigError(
-            f"{where}: nothing stands here." + (f" Write {' and '.join(needed)}." if needed else "")
+            f"{where}: nothing stands here."
+            + (f" Write {' and '.join(needed)}." if needed else ""),
+            reason="missing",
         )
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: keys with values are needed here, not {type(value).__name__}.")
+        raise ConfigError(
+            f"{where}: keys with values are needed here, not {type(value).__name__}.",
+            reason="wrong type",
+        )
     for key in value:
         if not isinstance(key, str):
             raise ConfigError(
                 f"{where}: the key {key!r} is {type(key).__name__}, not text. Put it in quotes, or "
-                "use a name."
+                "use a name.",
+                field=str(key),
+                reason="wrong type",
             )
         if key not in known:
-            raise ConfigError(f"{where}: `{key}` is not known here.{nearest(key, known)}")
+            raise ConfigError(
+                f"{where}: `{key}` is not known here.{nearest(key, known)}",
+                field=key,
+                reason="unknown",
+            )
     for key in needed:
         if value.get(key) is None:
-            raise ConfigError(f"{where}: `{key}` is missing.")
+            raise ConfigError(f"{where}: `{key}` is missing.", field=key, reason="missing")
 
 
 def apply_setting(
@@ -266,25 +471,43 @@ def apply_setting(
     first, *path = key.strip().split(".")
     stages = config.get("stages") or {}
     if not equals:
-        raise ConfigError(f"--set {setting}: write KEY=VALUE.")
+        raise ConfigError(f"--set {setting}: write KEY=VALUE.", reason="no value")
     value = read_yaml(text, f"--set {setting}")
     if not path and first in ("experiment", "seed", "report"):
         config[first] = value
         return
     known = ["experiment", "seed", "report", *(f"{name}.PARAMETER" for name in stages)]
     if not path or first not in stages:
-        raise ConfigError(f"--set {setting}: nothing is called `{key}`.{nearest(key, known)}")
-    place = stages[first]
-    if not isinstance(place, dict):
+        raise ConfigError(
+            f"--set {setting}: nothing is called `{key}`.{nearest(key, known)}",
+            field=key,
+            reason="unknown",
+        )
+    if not isinstance(stages[first], dict):
         raise ConfigError(
             f"--set {setting}: the stage `{first}` has no pipeline. Write {first}: {{pipeline: "
-            f"NAME}} in the config."
+            f"NAME}} in the config.",
+            field=first,
+            reason="missing",
         )
-    for name in ("parameters", *path[:-1]):
-        if not isinstance(place.get(name), dict):
-            place[name] = {}
-        place = place[name]
-    place[path[-1]] = value
+    given = stages[first].get("parameters") or {}
+    for place in SETTINGS:  # where the config may have it
+        if isinstance(given.get(place), dict) and path[0] in given[place]:
+            path = [place, *path]
+    config["stages"] = put(stages, (first, "parameters", *path), value)
+
+
+def put(
+    values: dict,  # may have parts in common with others, as YAML's anchors make them
+    path: tuple[str, ...],  # of keys
+    value,
+) -> dict:  # the same values with this one; nothing of `values` is changed
+    "Put a value deep into a dict of dicts."
+    key, *rest = path
+    if rest:
+        inner = values.get(key)
+        value = put(inner if isinstance(inner, dict) else {}, tuple(rest), value)
+    return {**values, key: value}
 
 
 @dataclass(frozen=True)
@@ -317,7 +540,9 @@ def in_order(stages: dict[str, Stage]) -> tuple[Stage, ...]:
         if name in trail:
             raise ConfigError(
                 "the stages need one another in a circle: "
-                f"{' -> '.join([*trail[trail.index(name) :], name])}."
+                f"{' -> '.join([*trail[trail.index(name) :], name])}.",
+                field=name,
+                reason="in a circle",
             )
         trail.append(name)
         for upstream in stages[name].needs:
@@ -340,9 +565,11 @@ def find_pipeline(name: str, folder: Path) -> Path:
         home = project_root() / "nbs" / "pipelines"
         if (home / f"{name}.ipynb").is_file():
             return home / f"{name}.ipynb"
+        known = sorted(path.stem for path in home.glob("*.ipynb"))
         raise ConfigError(
-            "there "
-            f"is no pipeline `{name}`.{nearest(name, sorted(p.stem for p in home.glob('*.ipynb')))}"
+            f"there is no pipeline `{name}`.{nearest(name, known)}",
+            field="pipeline",
+            reason="unknown",
         )
     return (folder / name).resolve() if (folder / name).is_file() else resolve_path(name)
 
@@ -358,26 +585,34 @@ def make_stage(
     where = f"stage {name}"
     check_keys(entry, ("pipeline", "parameters"), ("pipeline",), where)
     try:
-        known = read_parameters(pipeline := find_pipeline(str(entry["pipeline"]), folder))
+        path = find_pipeline(str(entry["pipeline"]), folder)
+        pipeline = read_pipeline(path)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise error.at(where) from None
     given = entry.get("parameters") or {}
     check_keys(given, tuple(given), (), f"{where}, parameters")
-    if "output_dir" in given or "output_dir" not in known:
+    if "output_dir" in given or "output_dir" not in pipeline.parameters:
         raise ConfigError(
             f"{where}: `output_dir` is a parameter that every pipeline has and that only the "
-            "runner gives."
+            "runner gives.",
+            field="output_dir",
+            reason="not yours to give",
         )
-    parameters = check_parameters(
-        {**({"seed": seed} if "seed" in known else {}), **given}, known, where
-    )
+    given = pipeline.lay_flat(given, where)
+    if "seed" in pipeline.parameters:
+        given = {"seed": seed, **given}
+    parameters = check_parameters(given, pipeline.parameters, where)
     needs = tuple(
         dict.fromkeys(match[1] for text in texts(parameters) if (match := UPSTREAM.fullmatch(text)))
     )
     for need in needs:
         if need not in others:
-            raise ConfigError(f"{where}: there is no stage `{need}`.{nearest(need, others)}")
-    return Stage(name, pipeline, parameters, needs)
+            raise ConfigError(
+                f"{where}: there is no stage `{need}`.{nearest(need, others)}",
+                field=need,
+                reason="unknown",
+            )
+    return Stage(name, path, parameters, needs)
 
 
 def check_report(name):
@@ -385,9 +620,11 @@ def check_report(name):
     home = project_root() / "nbs" / "reports"
     if name is None or (isinstance(name, str) and (home / f"{name}.ipynb").is_file()):
         return
+    known = sorted(path.stem for path in home.glob("*.ipynb"))
     raise ConfigError(
-        "report: there is no report "
-        f"`{name}`.{nearest(name, sorted(p.stem for p in home.glob('*.ipynb')))}"
+        f"report: there is no report `{name}`.{nearest(name, known)}",
+        field="report",
+        reason="unknown",
     )
 
 
@@ -401,16 +638,21 @@ def load_config(
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"{path}: {error.strerror}. Name a config, for example one of data/configs."
+            f"{path}: {error.strerror}. Name a config, for example one of data/configs.",
+            reason="cannot be read",
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text. Save it as UTF-8.") from None
+        raise ConfigError(
+            f"{path}: not UTF-8 text. Save it as UTF-8.", reason="cannot be read"
+        ) from None
     raw = read_yaml(text, str(path))
     check_keys(raw, ("experiment", "seed", "stages", "report"), ("experiment", "stages"), str(path))
     check_keys(raw["stages"], tuple(raw["stages"]), (), f"{path}, stages")
     if not raw["stages"]:
         raise ConfigError(
-            f"{path}: `stages` is empty. Write at least one, such as sft: {{pipeline: sft}}."
+            f"{path}: `stages` is empty. Write at least one, such as sft: {{pipeline: sft}}.",
+            field="stages",
+            reason="missing",
         )
     for setting in settings:
         apply_setting(raw, setting)
@@ -422,11 +664,17 @@ def load_config(
         ):
             raise ConfigError(
                 f"`{name}` cannot name a run folder. Use letters, digits, and _ . - after the "
-                "first (`report` is taken)."
+                "first (`report` is taken).",
+                field=str(name),
+                reason="no name of a folder",
             )
     seed = raw.get("seed", 0)
     if not fits(seed, "int") or seed < 0:
-        raise ConfigError(f"seed must be a whole number from 0 up, not {seed!r}.")
+        raise ConfigError(
+            f"seed must be a whole number from 0 up, not {seed!r}.",
+            field="seed",
+            reason="out of range",
+        )
     check_report(raw.get("report"))
     stages = {
         name: make_stage(name, entry, tuple(raw["stages"]), seed, path.parent)

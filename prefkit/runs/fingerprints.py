@@ -62,7 +62,7 @@ def check_stage(
             for source in code_cells(stage.pipeline, "check"):
                 exec(compile(source, f"{stage.pipeline.name}, check", "exec"), names)
         except PrefkitError as error:
-            raise type(error)(f"stage {stage.name}: {error}") from None
+            raise error.at(f"stage {stage.name}") from None
         for text in filter(looks_like_a_path, texts(stage.parameters)):
             if resolve_path(text).exists():
                 input_path(text)

@@ -1,5 +1,5 @@
-"""What the training pipelines share: their settings out of the notebook's parameters, a look at the
-data before anything runs, the model.
+"""What the pipelines share: a look at the data before anything runs, their rows, the model, what an
+evaluation asks.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prefkit.core import (
@@ -28,19 +28,6 @@ from prefkit.data.records import (
     load_records,
 )
 from prefkit.data.sources import SplitError, is_hub_name, parse_split
-
-
-def training_settings(
-    names: dict,  # the notebook's globals()
-):  # -> prefkit.train.settings.TrainSettings
-    """The notebook's parameters that are training settings, by name; raises `ConfigError` for one
-    out of its range.
-    """
-    from prefkit.train.settings import TrainSettings
-
-    return TrainSettings(
-        **{field.name: names[field.name] for field in fields(TrainSettings) if field.name in names}
-    )
 
 
 def check_dataset(
@@ -64,7 +51,9 @@ def check_dataset(
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ConfigError(
             f"{prefix}limit is {limit!r}, but must be a whole number of at least 1, or null for "
-            "all rows."
+            "all rows.",
+            field=f"{prefix}limit",
+            reason="out of range",
         )
     source = DATASETS.get(name)
     try:
@@ -91,9 +80,37 @@ def check_dataset(
             if prefix == "validation_"
             else ""
         )
-        raise ConfigError(f"{prefix}split: {error}{way_out}") from error
+        raise ConfigError(
+            f"{prefix}split: {error}{way_out}", field=f"{prefix}split", reason="no such split"
+        ) from error
     except (ConfigError, DataError) as error:
-        raise type(error)(f"{prefix}dataset: {error}") from error
+        raise error.at(f"{prefix}dataset") from error
+
+
+def check_rows(
+    data,  # DataSettings of a pipeline
+    kinds: dict[str, str],  # part of the data -> kind of its rows: {"train": "pairs", ...}
+    from_pairs: bool | None = None,  # of binary rows, as `load_records` takes it
+):
+    "`check_dataset` of every part that there is."
+    for part, kind in kinds.items():
+        place = data.part(part)
+        if place is None:
+            continue
+        name, split, limit = place
+        check_dataset(
+            name,
+            kind=kind,
+            split=split,
+            limit=limit,
+            on_bad_rows=data.on_bad_rows,
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+            min_response_tokens=data.min_response_tokens,
+            max_prompt_tokens=data.max_prompt_tokens,
+            prefix="" if part == "train" else f"{part}_",
+            from_pairs=from_pairs,
+        )
 
 
 @contextmanager
@@ -155,6 +172,54 @@ def encode_once(
     return rows, report
 
 
+@dataclass
+class Rows:
+    "A part of the data, read and encoded; all None where there is no such part."
+
+    records: Records | None = None  # as they were read
+    encoded: list[dict] | None = None  # as token ids
+    report: RowReport | None = None  # what became of them
+
+
+def rows_of(
+    data,  # DataSettings of a pipeline
+    part: str,  # train, validation, ...
+    tokenizer,  # a transformers tokenizer with a chat template
+    *,
+    seed: int,  # of the tiny world's draw, unless data_seed is given
+    kind: str,  # that the data are read as: sft, pairs, binary or prompts
+    encoded_as: str = "",  # a kind, where it is another: of pairs, sft takes the chosen answers
+    from_pairs: bool | None = None,  # of binary rows, as `load_records` takes it
+) -> Rows:
+    "The rows of one part of a pipeline's data."
+    place = data.part(part)
+    if place is None:
+        return Rows()
+    name, split, limit = place
+    records = load_records(
+        name,
+        kind=kind,
+        split=split,
+        limit=limit,
+        seed=seed if data.data_seed is None else data.data_seed,
+        on_bad_rows=data.on_bad_rows,
+        from_pairs=from_pairs,
+    )
+    if (kind, encoded_as) == ("pairs", "sft"):
+        records = chosen_answers(records)
+    encoded, report = encode_once(
+        records,
+        tokenizer,
+        kind=encoded_as or kind,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length,
+        min_response_tokens=data.min_response_tokens,
+        max_prompt_tokens=data.max_prompt_tokens,
+        on_bad_rows=data.on_bad_rows,
+    )
+    return Rows(records, encoded, report)
+
+
 def first_row(
     name: str, kind: str, split: str
 ) -> dict | None:  # None: nothing can be known of it here
@@ -189,7 +254,11 @@ def label_tokens(
     response_without_end, its v1.2, and conversation, its v2.6, prompt and answer.
     """
     if labels not in LABELS:
-        raise ConfigError(f"labels: {labels!r} is none of {', '.join(LABELS)}.")
+        raise ConfigError(
+            f"labels: {labels!r} is none of {', '.join(LABELS)}.",
+            field="labels",
+            reason="no such choice",
+        )
     if labels == "conversation":
         return [
             {
@@ -214,19 +283,21 @@ def label_tokens(
 
 
 def check_training(
-    settings,  # as `training_settings` gives them
+    settings,  # TrainSettings
     validation_split: str,  # "": no validation
 ):
     """Raise `ConfigError` for settings that this machine or the lack of a validation split does not
     allow.
     """
     import torch
-    from prefkit.train.settings import choose_precision
+    from prefkit.train.devices import choose_precision
 
     if (settings.keep_best or settings.early_stopping_patience) and not validation_split:
         raise ConfigError(
             "keep_best and early_stopping_patience go by the validation loss. Give "
-            "validation_split."
+            "validation_split.",
+            field="validation_split",
+            reason="missing",
         )
     choose_precision(
         settings, "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -326,7 +397,7 @@ def last_values(
     split: str,  # train or validation
 ) -> dict:  # the last line of that split without its times; {} where there is none
     "What a table of results would show."
-    from prefkit.train.loop import TIME_FIELDS
+    from prefkit.train.log import TIME_FIELDS
 
     lines = [line for line in metrics if line["split"] == split]
     return (
@@ -352,24 +423,31 @@ def check_sampling(
     from prefkit.data.world import prompts as prompts_of
 
     if split not in SPLITS:
-        raise ConfigError(f"split: {split!r} is none of {', '.join(SPLITS)}.")
-    for name, value in {
-        "prompts": prompts,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-    }.items():
-        if value < 1:
-            raise ConfigError(f"{name}: {value} is not at least 1.")
-    if temperature < 0:
-        raise ConfigError(f"temperature: {temperature} is below 0. Write 0 for greedy answers.")
-    if not 0 < top_p <= 1:
         raise ConfigError(
-            f"top_p: {top_p} is not above 0 and at most 1. Write 1 to keep every token."
+            f"split: {split!r} is none of {', '.join(SPLITS)}.",
+            field="split",
+            reason="no such split",
+        )
+    counts = {"prompts": prompts, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    for name, value in counts.items():
+        if value < 1:
+            raise _out_of_range(name, f"{value} is not at least 1.")
+    if temperature < 0:
+        raise _out_of_range("temperature", f"{temperature} is below 0. Write 0 for greedy answers.")
+    if not 0 < top_p <= 1:
+        raise _out_of_range(
+            "top_p", f"{top_p} is not above 0 and at most 1. Write 1 to keep every token."
         )
     if split != "train" and prompts > (there := len(prompts_of(split))):
-        raise ConfigError(
-            f"prompts: the {split} split has {there} prompts, {prompts} are wanted. Ask for fewer."
+        raise _out_of_range(
+            "prompts",
+            f"the {split} split has {there} prompts, {prompts} are wanted. Ask for fewer.",
         )
+
+
+def _out_of_range(name, text):
+    "The error of a number that cannot be."
+    return ConfigError(f"{name}: {text}", field=name, reason="out of range")
 
 
 def decoding_ways(
@@ -382,33 +460,34 @@ def decoding_ways(
     "Every decoding with every limit; raises `ConfigError` naming the one that cannot be."
     from prefkit.model.sampling import DECODING, decoding
 
+    plain = {name: sampling[name] for name in ("temperature", "top_p")}
     ways = []
-    for name, values in (
-        decodings or {"": {key: sampling[key] for key in ("temperature", "top_p")}}
-    ).items():
+    for name, values in (decodings or {"": plain}).items():
+        field = f"decodings.{name}" if name else None
         if isinstance(values, str) and values not in DECODING:
             raise ConfigError(
                 f"decodings, {name}: {values!r} is none of {', '.join(DECODING)}. Or give "
-                f"settings, such as {{temperature: 0.6, top_p: 0.95}}."
+                f"settings, such as {{temperature: 0.6, top_p: 0.95}}.",
+                field=field,
+                reason="unknown",
             )
         given = DECODING[values] if isinstance(values, str) else values
         if not isinstance(given, dict):
             raise ConfigError(
                 f"decodings, {name}: give settings, such as {{temperature: 0.6, top_p: 0.95}}, not "
-                f"{given!r}."
+                f"{given!r}.",
+                field=field,
+                reason="wrong type",
             )
         for limit in token_limits or [sampling["max_new_tokens"]]:
             try:
                 full = decoding({**given, "max_new_tokens": limit, "seed": seed})
             except ConfigError as error:
-                raise ConfigError(f"decodings, {name}: {error}" if name else str(error)) from None
-            ways.append(
-                {
-                    **({"decoding": name} if name else {}),
-                    **({"token_limit": limit} if token_limits else {}),
-                    "sampling": full,
-                }
-            )
+                raise (error.at(f"decodings, {name}") if name else error) from None
+            way = {"decoding": name} if name else {}
+            if token_limits:
+                way["token_limit"] = limit
+            ways.append({**way, "sampling": full})
     return ways
 
 
@@ -429,7 +508,9 @@ def evaluation_prompts(
     if len(rows) < prompts:
         raise DataError(
             f"prompts: {dataset} ({split}) has {len(rows)} that can be asked, {prompts} are "
-            f"wanted. Ask for fewer. ({rows.report})"
+            f"wanted. Ask for fewer. ({rows.report})",
+            field="prompts",
+            reason="out of range",
         )
     return [
         {
@@ -456,27 +537,7 @@ def check_evaluation(
     """Raise `ConfigError` or `DataError` for what an evaluation could not do; nothing is loaded or
     asked.
     """
-    from prefkit.judging.judges import check_judge
-    from prefkit.judging.served import Served
-
-    if not models:
-        raise ConfigError("models: name at least one, such as {base: data/tiny/base}.")
-    for name, value in models.items():
-        if not isinstance(value, dict):
-            check_model(value, f"models, {name}")
-            continue
-        try:
-            Served(**value)
-        except (ConfigError, TypeError) as error:
-            raise ConfigError(f"models, {name}: {error}") from None
-    for name in references:
-        if name not in models:
-            raise ConfigError(f"references: {name!r} is none of the models {', '.join(models)}.")
-    if references and not any(name in references for name in list(models)[:-1]):
-        raise ConfigError(
-            f"references: {', '.join(references)} stands after every other model, so that nothing "
-            "is compared. Name it before them in models."
-        )
+    check_models(models, references)
     if dataset == "tiny-world":
         check_sampling(
             prompts=prompts,
@@ -488,28 +549,91 @@ def check_evaluation(
         )
     else:
         if prompts < 1 or batch_size < 1:
-            raise ConfigError(f"prompts {prompts} and batch_size {batch_size} must be at least 1.")
+            raise ConfigError(
+                f"prompts {prompts} and batch_size {batch_size} must be at least 1.",
+                field="prompts" if prompts < 1 else "batch_size",
+                reason="out of range",
+            )
         check_dataset(dataset, kind="prompts", split=split, limit=prompts)
+    check_judges(judges, dataset)
+    return decoding_ways(seed=seed, **ways)
+
+
+def check_models(
+    models: dict,  # name -> checkpoint, or a server's settings
+    references: list[str],  # of the models
+):
+    "Raise `ConfigError` for models that cannot be asked, or not be compared."
+    from prefkit.judging.served import Served
+
+    if not models:
+        raise ConfigError(
+            "models: name at least one, such as {base: data/tiny/base}.",
+            field="models",
+            reason="missing",
+        )
+    for name, value in models.items():
+        if not isinstance(value, dict):
+            check_model(value, f"models, {name}")
+            continue
+        try:
+            Served(**value)
+        except (ConfigError, TypeError) as error:
+            raise ConfigError(
+                f"models, {name}: {error}", field=f"models.{name}", reason="no server"
+            ) from None
+    for name in references:
+        if name not in models:
+            raise ConfigError(
+                f"references: {name!r} is none of the models {', '.join(models)}.",
+                field="references",
+                reason="unknown",
+            )
+    if references and not any(name in references for name in list(models)[:-1]):
+        raise ConfigError(
+            f"references: {', '.join(references)} stands after every other model, so that nothing "
+            "is compared. Name it before them in models.",
+            field="references",
+            reason="nothing to compare",
+        )
+
+
+def check_judges(
+    judges: dict,  # name -> options
+    dataset: str,  # where the prompts come from
+):
+    "Raise `ConfigError` for judges that cannot be asked about answers to these prompts."
+    from prefkit.judging.judges import check_judge
+
     if not judges:
-        raise ConfigError("judges: name at least one, such as {gold: {}, second: {}}.")
+        raise ConfigError(
+            "judges: name at least one, such as {gold: {}, second: {}}.",
+            field="judges",
+            reason="missing",
+        )
     for name, options in judges.items():
         if not isinstance(options, dict):
             raise ConfigError(
-                f"judges, {name}: give options, such as {name}: {{}}, not {options!r}."
+                f"judges, {name}: give options, such as {name}: {{}}, not {options!r}.",
+                field=f"judges.{name}",
+                reason="wrong type",
             )
         kind = options.get("kind", name)
         if kind in ("gold", "second") and dataset != "tiny-world":
             raise ConfigError(
                 f"judges, {name}: it knows the tiny world only, not {dataset!r}. Use another "
-                "judge, or dataset: tiny-world."
+                "judge, or dataset: tiny-world.",
+                field=f"judges.{name}",
+                reason="cannot judge these prompts",
             )
         if name == "gold" and kind != "gold":
             raise ConfigError(
                 f"judges: gold is the name of the tiny world's true reward. Call the {kind} judge "
-                "otherwise."
+                "otherwise.",
+                field="judges.gold",
+                reason="name is taken",
             )
         check_judge(kind, **{key: value for key, value in options.items() if key != "kind"})
-    return decoding_ways(seed=seed, **ways)
 
 
 def answer_prompts(

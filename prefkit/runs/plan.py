@@ -332,12 +332,11 @@ def stage_lengths(
 def stage_job(stage: Stage):
     "What a training stage does, as far as memory and time go."
     from prefkit.train.methods import get_method
-    from prefkit.train.online_methods import rollout_settings
-    from prefkit.runs.pipelines import training_settings
+    from prefkit.train.settings import RolloutSettings, TrainSettings
 
     p = stage.parameters
     if stage.pipeline.stem == "rollout":
-        settings = rollout_settings(p)
+        settings = RolloutSettings.of(p)
         return (
             "prompts",
             tuple(f"s{i}" for i in range(settings.samples)),
@@ -346,14 +345,14 @@ def stage_job(stage: Stage):
             not settings.lora,
         )
     method = get_method(p.get("method", "sft"))
-    return method.kind, method.answers(), training_settings(p), method.output == "rewards", False
+    return method.kind, method.answers(), TrainSettings.of(p), method.output == "rewards", False
 
 
 def number_of_steps(
     stage: Stage, settings, kind: str, kept: float = 1.0
 ) -> int | None:  # kept: share of the rows
     "Optimiser steps, as far as the number of rows can be known without reading them all."
-    from prefkit.train.online_methods import online_steps
+    from prefkit.train.rounds import online_steps
     from prefkit.train.settings import total_steps
 
     if settings.max_steps is not None:

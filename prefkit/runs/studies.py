@@ -221,7 +221,7 @@ def _make_run(words: str, entry: dict, own: dict, study: dict, where: str, seen:
     "Check one run; `own` is what stands in its entry, `entry` the same over `common`."
     from prefkit.train.methods import check_batch_size
     from prefkit.train.settings import TrainSettings
-    from prefkit.train.methods import get_method, method_hyperparameters
+    from prefkit.train.methods import get_method
 
     known, given = _settings(), entry.get("hyperparameters", {})
     name = " ".join(filter(None, (str(entry.get("name", entry["method"])), words)))
@@ -238,7 +238,7 @@ def _make_run(words: str, entry: dict, own: dict, study: dict, where: str, seen:
             get_method(entry["method"]),
             TrainSettings(**{"seed": study["seed"], **settings}),
         )
-        hyperparameters = method_hyperparameters(row, given)
+        hyperparameters = row.hyperparameters(given)
         check_batch_size(row, made.batch_size)
         check_training(made, "validation" if data["validation_limit"] else "")
     except ConfigError as error:
@@ -678,7 +678,7 @@ def _entry(
     crash: str | None,
 ) -> dict | None:
     "What one run found; None where it has not run."
-    from prefkit.train.loop import TIME_FIELDS
+    from prefkit.train.log import TIME_FIELDS
 
     result = _is_done(folder, job) or ({"error": crash, "seconds": None} if crash else None)
     if result is None:

@@ -1,161 +1,372 @@
-"""A run has some thirty numbers besides its model and data.
+"""The one place of every setting of training: its name, type, range, default and what it does.
 
-They stand in one place, each with a type, a range and a sentence, and a wrong one is found before
-anything is loaded.
+Configs, the pipelines' cells of parameters, their checks and tables, and the command line follow
+what stands here. A setting that is added here is accepted by every training pipeline.
 """
 
 import math
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import MISSING, Field, dataclass, field, fields
 from types import UnionType
 from typing import get_args, get_origin
 
-
-from prefkit.model.batches import LAYOUTS
 from prefkit.core import ConfigError
 from prefkit.losses import varied_temperatures
-from prefkit.train.rollout import check_draws
+from prefkit.model.batches import LAYOUTS
 from prefkit.train.schedule import SCHEDULES
 
-
-@dataclass
-class StepSettings:
-    "How steps are taken: the first part of `TrainSettings`."
-
-    learning_rate: float = 1e-4  # at the top of the schedule
-    schedule: str = "linear"  # constant, linear, cosine or step_decay
-    warmup_ratio: float = 0.0  # share of all steps over which the rate rises from 0 ...
-    warmup_steps: int = 0  # ... or their number
-    decay_factor: float = 0.9  # step_decay: the rate is multiplied by this ...
-    decay_every: int = 1500  # ... every so many steps
-    batch_size: int = 32  # rows (or pairs) in one forward pass
-    gradient_accumulation: int = 1  # forward passes in one optimiser step
-    epochs: float = 1.0  # passes over the data, unless max_steps is given
-    max_steps: int | None = None  # optimiser steps
-    weight_decay: float = 0.0  # AdamW's, on matrices only: not on biases and norms
-    max_grad_norm: float = 1.0  # gradients longer than this are cut to it; 0: never
-    adam_beta1: float = 0.9  # AdamW: memory of the gradient
-    adam_beta2: float = 0.999  # AdamW: memory of its square
-    adam_epsilon: float = 1e-8  # AdamW: added to the denominator
+PRECISIONS = ("float32", "bf16", "fp16", "auto")
+DEVICES = ("auto", "cpu")
+TRACKERS = ("none", "trackio", "wandb", "tensorboard")
+SHARDINGS = ("ddp", "fsdp")
 
 
-@dataclass
-class TrainSettings(StepSettings):
-    """Everything about a run that is neither model, data nor the loss's own hyper-parameters;
-    checked when made.
+def setting(
+    default,  # the value where nothing is said; lists are copied
+    words: str,  # what it does, in a line
+    *,
+    low=None,  # the smallest value that it can have ...
+    high=None,  # ... and the largest
+    above=None,  # every value is greater than this ...
+    below=None,  # ... and smaller than this
+    choices: tuple[str, ...] = (),  # the only values, where they can be listed
+    hint: str = "",  # the way out of a value that is out of range
+) -> Field:
+    "One line of a specification."
+    limits = {"low": low, "high": high, "above": above, "below": below}
+    about = {"words": words, "choices": choices, "hint": hint, **limits}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=about)
+    return field(default=default, metadata=about)
+
+
+def type_name(kind) -> str:  # such as `int | None`
+    "A type as it is written."
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def default_of(one: Field):
+    "The value of a setting where nothing is said."
+    return one.default if one.default_factory is MISSING else one.default_factory()
+
+
+def of_type(one: Field, value):
+    """The value, whole numbers for floats as floats; raises `ConfigError` where it is of another
+    type than the setting.
     """
+    options = get_args(one.type) if isinstance(one.type, UnionType) else [one.type]
+    kinds = [get_origin(kind) or kind for kind in options]
+    if type(value) is int and float in kinds:
+        return float(value)
+    if type(value) in kinds:
+        return value
+    text_for_number = isinstance(value, str) and float in kinds
+    hint = " YAML reads 1e-5 as text: write 1.0e-5." if text_for_number else ""
+    raise ConfigError(
+        f"{one.name}: {value!r} is {type(value).__name__}; {type_name(one.type)} is needed.{hint}",
+        field=one.name,
+        reason="wrong type",
+    )
 
-    logging_steps: int = 10  # a line in metrics.jsonl every so many steps
-    eval_steps: int | None = None  # validation every so many steps, besides the start and the end
-    save_steps: int | None = None  # a checkpoint every so many steps, besides the end
-    # stop after so many validations in a row without a new best loss
-    early_stopping_patience: int | None = None
-    # end with the weights of the best validation loss instead of the last ones
-    keep_best: bool = False
-    keep_checkpoints: bool = False  # leave checkpoints/ there when the run is over
-    lora: bool = False  # train low-rank adapters instead of all weights
-    lora_rank: int = 16  # rank of the adapters
-    lora_alpha: int = 32  # their output is scaled by alpha / rank
-    lora_dropout: float = 0.0  # on their input, while training only
-    lora_targets: str | list[str] = "all-linear"  # names of the layers that get one
-    seed: int = 0  # order of the data, adapters, dropout
-    # float32, bf16 (autocast; weights stay float32) or auto: bf16 where a GPU has it
-    precision: str = "auto"
-    device: str = "auto"  # auto: the GPU if there is one; cpu
-    group_by_length: bool = False  # batches of like length: less padding
-    # keep each layer's input only and compute the rest again: less memory, a third more time
-    gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile: minutes before the first steps, faster ones afterwards
-    tf32: bool = False  # float32 products on a GPU with 10 bits of precision, several times as fast
-    # of batches: packed, shared or apart; the same numbers, in ever more time; a model that cannot
-    # read one gets the next
-    layout: str = "packed"
-    tracker: str = "none"  # where the numbers go besides metrics.jsonl: trackio, wandb, tensorboard
-    processes: int = 1  # on this machine, each with its share of every batch
-    sharding: str = "ddp"  # of several: ddp, or fsdp on GPUs
-    sample_tokens: int = 64  # longest sampled answer
-    show_samples: int = 2  # sampled answers printed at each validation
+
+def range_in_words(low, high, above, below) -> str:  # such as `at least 0 and below 1`
+    "What a number has to be."
+    if low is not None and high is not None:
+        return f"between {low} and {high}"
+    words = {"at least": low, "above": above, "at most": high, "below": below}
+    return " and ".join(f"{word} {limit}" for word, limit in words.items() if limit is not None)
+
+
+def check_range(one: Field, value):
+    "Raise `ConfigError` for a value that the setting cannot have; None is always one it can."
+    if value is None or not one.metadata:
+        return
+    choices = one.metadata["choices"]
+    if choices and value not in choices:
+        raise ConfigError(
+            f"{one.name}: {value!r} is none of {', '.join(choices)}.",
+            field=one.name,
+            reason="no such choice",
+        )
+    low, high, above, below = (one.metadata[name] for name in ("low", "high", "above", "below"))
+    inside = (
+        (low is None or value >= low)
+        and (high is None or value <= high)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+    if inside and not (isinstance(value, float) and math.isinf(value)):
+        return
+    hint = f" {one.metadata['hint']}" if one.metadata["hint"] else ""
+    raise ConfigError(
+        f"{one.name}: {value} is not {range_in_words(low, high, above, below)}.{hint}",
+        field=one.name,
+        reason="out of range",
+    )
+
+
+@dataclass
+class Settings:
+    "A specification: fields made by `setting`, checked when an object is made."
 
     def __post_init__(self):
-        check_settings(self)
+        for one in fields(self):
+            value = of_type(one, getattr(self, one.name))
+            check_range(one, value)
+            setattr(self, one.name, value)
+
+    @classmethod
+    def of(cls, names: dict):  # among others, such as all parameters of a stage
+        "Those of some named values that are settings; raises `ConfigError`."
+        return cls(**{one.name: names[one.name] for one in fields(cls) if one.name in names})
 
 
-RANGES = {
-    "learning_rate": (0, 1),
-    "warmup_ratio": (0, 1),
-    "warmup_steps": (0, None),
-    "decay_factor": (0, 1),
-    "decay_every": (1, None),
-    "batch_size": (1, None),
-    "gradient_accumulation": (1, None),
-    "epochs": (0, None),
-    "max_steps": (1, None),
-    "weight_decay": (0, None),
-    "max_grad_norm": (0, None),
-    "adam_beta1": (0, 1),
-    "adam_beta2": (0, 1),
-    "adam_epsilon": (0, 1),
-    "logging_steps": (1, None),
-    "eval_steps": (1, None),
-    "save_steps": (1, None),
-    "early_stopping_patience": (1, None),
-    "lora_rank": (1, None),
-    "lora_alpha": (1, None),
-    "lora_dropout": (0, 1),
-    "seed": (0, None),
-    "sample_tokens": (1, None),
-    "processes": (1, None),
-    "show_samples": (0, None),
-}
-CHOICES = {
-    "schedule": SCHEDULES,
-    "layout": LAYOUTS,
-    "precision": ("float32", "bf16", "fp16", "auto"),
-    "tracker": ("none", "trackio", "wandb", "tensorboard"),
-    "sharding": ("ddp", "fsdp"),
-    "device": ("auto", "cpu"),
-}
+@dataclass
+class TrainSettings(Settings):
+    "Everything about a run that is neither model, data nor the loss's own hyper-parameters."
 
+    learning_rate: float = setting(1e-4, "at the top of the schedule", low=0, high=1)
+    schedule: str = setting("linear", ", ".join(SCHEDULES), choices=SCHEDULES)
+    warmup_ratio: float = setting(
+        0.0, "share of all steps over which the rate rises from 0", low=0, high=1
+    )
+    warmup_steps: int = setting(0, "steps over which it rises, in place of warmup_ratio", low=0)
+    decay_factor: float = setting(0.9, "step_decay: the rate is multiplied by this", low=0, high=1)
+    decay_every: int = setting(1500, "step_decay: every so many steps", low=1)
+    batch_size: int = setting(32, "rows (or pairs) in one forward pass", low=1)
+    gradient_accumulation: int = setting(1, "forward passes in one optimiser step", low=1)
+    epochs: float = setting(
+        1.0, "passes over the data, unless max_steps is given", low=0, high=1_000_000
+    )
+    max_steps: int | None = setting(
+        None, "optimiser steps; null: as many as the epochs take", low=1, high=10**9
+    )
+    weight_decay: float = setting(0.0, "AdamW's, on matrices only: not on biases and norms", low=0)
+    max_grad_norm: float = setting(1.0, "longer gradients are cut to it; 0: never", low=0)
+    adam_beta1: float = setting(
+        0.9, "AdamW: memory of the gradient", low=0, below=1, hint="Write 0.9, for example."
+    )
+    adam_beta2: float = setting(
+        0.999, "AdamW: memory of its square", low=0, below=1, hint="Write 0.999, for example."
+    )
+    adam_epsilon: float = setting(1e-8, "AdamW: added to the denominator", low=0, high=1)
+    logging_steps: int = setting(10, "a line in metrics.jsonl every so many steps", low=1)
+    eval_steps: int | None = setting(
+        None, "validation every so many steps, besides the start and the end", low=1
+    )
+    save_steps: int | None = setting(
+        None, "a checkpoint every so many steps, besides the end", low=1
+    )
+    early_stopping_patience: int | None = setting(
+        None, "stop after so many validations in a row without a new best", low=1
+    )
+    keep_best: bool = setting(False, "end with the weights of the best validation, not the last")
+    keep_checkpoints: bool = setting(False, "leave checkpoints/ there when the run is over")
+    lora: bool = setting(False, "train low-rank adapters instead of all weights")
+    lora_rank: int = setting(16, "rank of the adapters", low=1)
+    lora_alpha: int = setting(32, "the adapters' output is scaled by alpha / rank", low=1)
+    lora_dropout: float = setting(0.0, "on the adapters' input, while training only", low=0, high=1)
+    lora_targets: str | list[str] = setting(
+        "all-linear", "names of the layers that get one, such as [q_proj, v_proj]"
+    )
+    seed: int = setting(0, "order of the data, adapters, dropout", low=0, high=2**32 - 1)
+    precision: str = setting(
+        "auto",
+        "float32; bf16, fp16 (autocast, weights stay float32); auto: bf16 where a GPU has it",
+        choices=PRECISIONS,
+    )
+    device: str = setting("auto", "auto: the GPU if there is one; cpu", choices=DEVICES)
+    processes: int = setting(1, "that share the work of each step", low=1)
+    sharding: str = setting(
+        "ddp",
+        "several processes: each holds the model (ddp) or a part of it (fsdp)",
+        choices=SHARDINGS,
+    )
+    tracker: str = setting(
+        "none", f"where metrics go besides metrics.jsonl: {', '.join(TRACKERS)}", choices=TRACKERS
+    )
+    group_by_length: bool = setting(False, "batches of like length: less padding")
+    gradient_checkpointing: bool = setting(
+        False, "keep each layer's input only and compute the rest again: less memory, more time"
+    )
+    compile: bool = setting(
+        False, "torch.compile: minutes before the first steps, faster ones afterwards"
+    )
+    tf32: bool = setting(
+        False, "float32 products on a GPU with 10 bits of precision, several times as fast"
+    )
+    layout: str = setting(
+        "packed",
+        "of batches: packed, shared or apart; the same numbers, in ever more time",
+        choices=LAYOUTS,
+    )
+    sample_tokens: int = setting(64, "longest answer that is sampled at a validation", low=1)
+    show_samples: int = setting(2, "sampled answers printed at each validation", low=0)
 
-def check_settings(
-    settings: TrainSettings,  # to be checked; whole numbers given for floats become floats
-):
-    "Raise `ConfigError` at the first setting of a wrong type or out of its range."
-    for f in fields(settings):
-        name, value = f.name, getattr(settings, f.name)
-        kinds = [
-            get_origin(kind) or kind
-            for kind in (get_args(f.type) if isinstance(f.type, UnionType) else [f.type])
-        ]
-        if float in kinds and type(value) is int:
-            setattr(settings, name, value := float(value))
-        if value is None and type(None) in kinds:
-            continue
-        if type(value) not in kinds:
-            hint = (
-                " YAML reads 1e-5 as text: write 1.0e-5."
-                if isinstance(value, str) and float in kinds
-                else ""
-            )
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_ratio and self.warmup_steps:
             raise ConfigError(
-                f"{name}: {value!r} is {type(value).__name__}; "
-                f"{getattr(f.type, '__name__', f.type)} is needed.{hint}"
+                "warmup_ratio and warmup_steps are both set. Set one.",
+                field="warmup_ratio",
+                reason="given twice",
             )
-        low, high = RANGES.get(name, (None, None))
-        if name in ("adam_beta1", "adam_beta2") and value == 1:
-            raise ConfigError(f"{name}: {value} must be below 1, such as 0.999.")
-        if low is not None and not (low <= value and (high is None or value <= high)):
+        if self.epochs == 0 and self.max_steps is None:
             raise ConfigError(
-                f"{name}: "
-                f"{value} "
-                f"is not {f'between {low} and {high}' if high is not None else f'at least {low}'}."
+                "epochs: 0 would train nothing. Set epochs or max_steps.",
+                field="epochs",
+                reason="out of range",
             )
-        if name in CHOICES and value not in CHOICES[name]:
-            raise ConfigError(f"{name}: {value!r} is none of {', '.join(CHOICES[name])}.")
-    if settings.warmup_ratio and settings.warmup_steps:
-        raise ConfigError("warmup_ratio and warmup_steps are both set. Set one.")
-    if settings.epochs == 0 and settings.max_steps is None:
-        raise ConfigError("epochs: 0 would train nothing. Set epochs or max_steps.")
+
+
+@dataclass
+class RolloutSettings(TrainSettings):
+    """Settings of a run that learns from its own samples: those of `TrainSettings`, and how samples
+    are drawn and used.
+    """
+
+    batch_size: int = setting(16, "prompts in one forward pass, each with its samples", low=1)
+    samples: int = setting(4, "answers to each prompt", low=1)
+    temperature: float = setting(1.0, "at which answers are drawn", low=0)
+    temperature_high: float | None = setting(
+        None,
+        "the samples of a prompt go from temperature to this in even steps; null: all at it",
+        low=0,
+    )
+    correct_temperature: bool = setting(
+        True, "log-probs of samples are those they were drawn with; false: as if at 1"
+    )
+    top_p: float = setting(
+        1.0, "nucleus; 1 cuts nothing off", above=0, high=1, hint="Write 1 to keep every token."
+    )
+    max_new_tokens: int = setting(64, "answers are cut off there", low=1)
+    minibatches: int = setting(1, "optimiser steps in one pass over a round's samples", low=1)
+    passes: int = setting(1, "passes over a round's samples before new ones are drawn", low=1)
+    eval_temperature: float = setting(
+        1.0, "of the answers at each validation; KL is measured on them, so best 1", low=0
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.temperatures()) == 0:
+            raise ConfigError(
+                "temperature: at 0 all samples of a prompt are the same answer, of which nothing "
+                "can be learned. Write 1.0.",
+                field="temperature",
+                reason="out of range",
+            )
+
+    def temperatures(self) -> list[float]:  # one for each sample of a prompt
+        "From `temperature` to `temperature_high`."
+        if self.temperature_high is None:
+            return [self.temperature] * self.samples
+        try:
+            return varied_temperatures(self.samples, self.temperature, self.temperature_high)
+        except ValueError as error:
+            raise ConfigError(
+                f"temperature_high: {error}", field="temperature_high", reason="out of range"
+            ) from error
+
+    def prompts_per_round(self) -> int:
+        return self.batch_size * self.gradient_accumulation * self.minibatches
+
+    def steps_per_round(self) -> int:
+        return self.minibatches * self.passes
+
+
+@dataclass
+class DataSettings(Settings):
+    "Which rows a training pipeline reads, and how: what all of them have in common."
+
+    dataset: str = setting(
+        "tiny-world",
+        "a registered name, a name on the Hub, a datasets folder, or a .jsonl, .json or .parquet "
+        "file",
+    )
+    split: str = setting("train", "of the data set, with a slice if wanted: train[:9000]")
+    limit: int | None = setting(64, "rows to read; null: all (the tiny world: 1,000)")
+    validation_dataset: str = setting("", "where it is another than dataset")
+    validation_split: str = setting("validation", '"": no validation')
+    validation_limit: int | None = setting(32, "rows to read; null: all")
+    data_seed: int | None = setting(None, "of the tiny world's draw; null: as seed")
+    max_length: int = setting(512, "most tokens of prompt and answer together")
+    max_prompt_length: int | None = setting(None, "most tokens of the prompt; null: max_length")
+    min_response_tokens: int = setting(16, "an answer that is cut must keep so many")
+    max_prompt_tokens: int | None = setting(
+        None, "leave out rows with a longer prompt (ORPO: 1024)"
+    )
+    on_bad_rows: str = setting(
+        "drop",
+        "drop: leave bad rows out, a tenth at most, and count them; error: stop at the first",
+        choices=("drop", "error"),
+    )
+
+    def part(self, name: str) -> tuple[str, str, int | None] | None:  # None: there is no such part
+        "Data set, split and limit of a part of the data: train, validation, or one of a subclass."
+        if name == "train":
+            return self.dataset, self.split, self.limit
+        if name == "validation" and self.validation_split:
+            held_out = self.validation_dataset or self.dataset
+            return held_out, self.validation_split, self.validation_limit
+        return None
+
+
+@dataclass
+class SftData(DataSettings):
+    "Rows to imitate, and a probe: pairs whose log-probs are only watched."
+
+    probe_dataset: str = setting("", "pairs whose log-probs are watched at every validation")
+    probe_split: str = setting("validation", "of the probe")
+    probe_limit: int | None = setting(64, "pairs in the probe")
+    sample_prompts: list[str] = setting([], "questions answered at every validation")
+
+    def part(self, name: str) -> tuple[str, str, int | None] | None:
+        if name == "probe" and self.probe_dataset:
+            return self.probe_dataset, self.probe_split, self.probe_limit
+        return super().part(name)
+
+
+@dataclass
+class PreferenceData(DataSettings):
+    "Pairs, or single answers with labels."
+
+    from_pairs: bool | None = setting(
+        None,
+        "methods of single answers: two rows from each pair; null: only where the data have no "
+        "labelled answers",
+    )
+    sample_prompts: list[str] = setting([], "questions answered at every validation")
+
+
+@dataclass
+class RewardModelData(DataSettings):
+    "Pairs, and further ones that are looked at once, after training."
+
+    test_split: str = setting("test", 'of validation_dataset, looked at once; "": none')
+    test_limit: int | None = setting(64, "pairs to read; null: all")
+
+    def part(self, name: str) -> tuple[str, str, int | None] | None:
+        if name == "test" and self.test_split:
+            return self.validation_dataset or self.dataset, self.test_split, self.test_limit
+        return super().part(name)
+
+
+@dataclass
+class PromptData(DataSettings):
+    "Prompts, which the model answers itself."
+
+    sample_table: int = setting(
+        8, "validation answers kept at each validation, with their rewards", low=0
+    )
+
+
+# what may stand in the parameters `settings` and `data` of a pipeline, and flat among the others
+PIPELINES = {
+    "pretrain": {"settings": TrainSettings},
+    "sft": {"settings": TrainSettings, "data": SftData},
+    "preference": {"settings": TrainSettings, "data": PreferenceData},
+    "reward_model": {"settings": TrainSettings, "data": RewardModelData},
+    "rollout": {"settings": RolloutSettings, "data": PromptData},
+}
 
 
 def total_steps(
@@ -167,61 +378,3 @@ def total_steps(
         return settings.max_steps
     batches = -(-rows // settings.batch_size)
     return math.ceil(settings.epochs * -(-batches // settings.gradient_accumulation))
-
-
-@dataclass
-class RolloutSettings(TrainSettings):
-    """Settings of a run that learns from its own samples: those of `TrainSettings`, and how samples
-    are drawn and used.
-    """
-
-    batch_size: int = 16  # prompts in one forward pass, each with its samples
-    samples: int = 4  # answers to each prompt
-    temperature: float = 1.0  # they are drawn at; ...
-    # ... where given, the samples of a prompt go from `temperature` to this in even steps
-    temperature_high: float | None = None
-    # log-probs of samples are those they were drawn with; False: the model's own, as if the
-    # temperature had been 1
-    correct_temperature: bool = True
-    top_p: float = 1.0  # 1: nothing is cut off
-    max_new_tokens: int = 64  # answers are cut off there
-    minibatches: int = 1  # optimiser steps in one pass over a round's samples
-    passes: int = 1  # passes over a round's samples before new ones are drawn
-    # of the answers at each validation; KL is measured on them, so 1 unless there is a reason
-    eval_temperature: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_draws(self.samples, self.temperatures(), self.top_p, self.max_new_tokens)
-        if min(self.temperatures()) == 0:
-            raise ConfigError(
-                "temperature: at 0 all samples of a prompt are the same answer, of which nothing "
-                "can be learned. Write 1.0."
-            )
-
-    def temperatures(self) -> list[float]:  # one for each sample of a prompt
-        "From `temperature` to `temperature_high`."
-        if self.temperature_high is None:
-            return [self.temperature] * self.samples
-        try:
-            return varied_temperatures(self.samples, self.temperature, self.temperature_high)
-        except ValueError as error:
-            raise ConfigError(f"temperature_high: {error}") from error
-
-    def prompts_per_round(self) -> int:
-        return self.batch_size * self.gradient_accumulation * self.minibatches
-
-    def steps_per_round(self) -> int:
-        return self.minibatches * self.passes
-
-
-RANGES |= {
-    "samples": (1, None),
-    "temperature": (0, None),
-    "temperature_high": (0, None),
-    "max_new_tokens": (1, None),
-    "minibatches": (1, None),
-    "passes": (1, None),
-    "eval_temperature": (0, None),
-    "top_p": (0, 1),
-}
