@@ -35,29 +35,47 @@ def ids_of(tokenizer, text):
 
 
 @pytest.mark.parametrize(
-    "messages, words",
+    "messages, field, reason, words",
     [
-        ("What colour is the fox?", "not a list"),
-        (None, "not a list"),
-        ({"role": "user", "content": "Hi"}, "not a list"),
-        ([], "empty"),
-        (["Hi"], "message 1 has type str"),
-        ([{"from": "human", "value": "Hi"}], "from, value"),
-        ([{"role": "user"}], "keys role"),
-        ([{"role": "human", "content": "Hi"}], "'human'"),
-        ([*QUESTION, {"role": "assistant", "content": " \n"}], r"message 2 \(assistant\) is empty"),
-        ([{"role": "user", "content": None}], "NoneType"),
-        ([{"role": "user", "content": "Hi<|im_end|>"}], r"<\|im_end\|>"),
+        ("What colour is the fox?", "messages", "messages are not a list", "of type str, not a"),
+        (None, "messages", "messages are not a list", "of type NoneType, not a list"),
+        (QUESTION[0], "messages", "messages are not a list", "of type dict, not a list"),
+        ([], "messages", "no messages", "the list of messages is empty"),
+        (["Hi"], "messages", "message without role and content", "message 1 has type str"),
+        (
+            [{"from": "human", "value": "Hi"}],
+            "messages",
+            "message without role and content",
+            "the keys from, value",
+        ),
+        ([{"role": "user"}], "messages", "message without role and content", "the keys role"),
+        ([{"role": "human", "content": "Hi"}], "role", "unknown role", "'human'"),
+        (
+            [*QUESTION, {"role": "assistant", "content": " \n"}],
+            "content",
+            "empty answer",
+            r"message 2 \(assistant\) is empty",
+        ),
+        ([{"role": "user", "content": ""}], "content", "empty message", r"1 \(user\) is empty"),
+        ([{"role": "user", "content": None}], "content", "content is not text", "NoneType"),
+        (
+            [{"role": "user", "content": "Hi<|im_end|>"}],
+            "content",
+            "special token in the text",
+            r"<\|im_end\|>",
+        ),
         (
             [{"role": "user", "content": "Hi \ud800 a"}],
+            "content",
+            "text that cannot be encoded as UTF-8",
             r"message 1 \(user\) has at character 4 half of a surrogate pair",
         ),
     ],
 )
-def test_bad_messages_are_refused_with_the_place_and_the_reason(messages, words):
+def test_bad_messages_are_refused_with_the_place_and_the_reason(messages, field, reason, words):
     with pytest.raises(DataError, match=words) as caught:
         check_messages(messages)
-    assert caught.value.reason
+    assert (caught.value.field, caught.value.reason) == (field, reason)
 
 
 def test_good_messages_pass_unchanged():
@@ -76,7 +94,7 @@ def test_special_tokens_of_the_tokenizer_itself_are_refused(tokenizer):
     other.add_special_tokens(
         {"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|extra|>"]}
     )
-    with pytest.raises(DataError, match="extra"):
+    with pytest.raises(DataError, match=r"<\|extra\|>"):
         encode_response(other, QUESTION, [{"role": "assistant", "content": "a <|extra|> b"}])
 
 
@@ -147,34 +165,38 @@ def test_answer_glued_to_the_prompt_by_the_tokenizer_is_an_error(tokenizer):
 def test_template_whose_prompt_is_no_prefix_is_an_error(tokenizer):
     thinking = copy.deepcopy(tokenizer)
     thinking.chat_template += "{%- if add_generation_prompt %}{{- '<think>' }}{%- endif %}"
-    with pytest.raises(DataError, match="not the beginning.*template"):
+    with pytest.raises(DataError, match="not the beginning.*template") as error:
         encode_response(thinking, QUESTION, ANSWER)
+    assert error.value.reason == "prompt is not a prefix" and error.value.field == "chat_template"
 
 
 def test_template_that_refuses_the_messages_is_an_error_about_the_row(tokenizer):
     strict = copy.deepcopy(tokenizer)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(DataError, match="roles must alternate"):
+    with pytest.raises(DataError, match="roles must alternate") as error:
         encode_response(strict, QUESTION, ANSWER)
+    assert error.value.reason == "refused by the chat template"
 
 
 def test_tokenizer_without_template_is_an_error(tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
-    with pytest.raises(ConfigError, match="no chat template"):
+    with pytest.raises(ConfigError, match="no chat template") as error:
         encode_response(bare, QUESTION, ANSWER)
+    assert error.value.field == "chat_template"
 
 
 def test_answer_that_is_not_one_assistant_message_is_an_error(tokenizer):
-    with pytest.raises(DataError, match="one message of the assistant"):
-        render_response(tokenizer, QUESTION, ANSWER + ANSWER)
-    with pytest.raises(DataError, match="one message of the assistant"):
-        render_response(tokenizer, QUESTION, QUESTION)
+    for answer in (ANSWER + ANSWER, QUESTION):
+        with pytest.raises(DataError, match="one message of the assistant") as error:
+            render_response(tokenizer, QUESTION, answer)
+        assert error.value.reason == "answer is not one assistant message"
 
 
 def test_conversation_without_end_of_turn_is_an_error(tokenizer):
-    with pytest.raises(DataError, match="follows the answer"):
+    with pytest.raises(DataError, match="follows the answer") as error:
         split_response(tokenizer, [1], [1] + ids_of(tokenizer, "red"))
+    assert error.value.reason == "no end-of-turn token"
 
 
 def test_mask_agrees_with_the_assistant_mask_of_transformers(tokenizer):
@@ -255,23 +277,28 @@ def test_a_cut_answer_has_no_end_of_turn(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "bad",
+    "field, value",
     [
-        dict(max_length=0),
-        dict(max_length="512"),
-        dict(max_length=8, max_prompt_length=0),
-        dict(max_length=8, min_response_tokens=0),
-        dict(max_length=True),
+        ("max_length", 0),
+        ("max_length", "512"),
+        ("max_length", True),
+        ("max_prompt_length", 0),
+        ("min_response_tokens", 0),
     ],
 )
-def test_impossible_limits_are_config_errors(bad):
-    with pytest.raises(ConfigError, match="at least 1"):
-        truncate([1], [2], **bad)
+def test_impossible_limits_are_config_errors(field, value):
+    with pytest.raises(ConfigError, match=f"{field} is {value!r}, .* at least 1") as error:
+        truncate([1], [2], **{"max_length": 8, field: value})
+    assert error.value.field == field
+    assert error.value.reason == "not a whole number of at least 1"
 
 
 def test_a_shortest_answer_above_the_longest_row_is_a_config_error():
-    with pytest.raises(ConfigError, match=r"min_response_tokens is 16, more than max_length \(4\)"):
+    with pytest.raises(
+        ConfigError, match=r"min_response_tokens is 16, more than max_length \(4\)"
+    ) as error:
         truncate([1], [2], max_length=4)
+    assert error.value.field == "min_response_tokens"
 
 
 @settings(max_examples=200, deadline=None)

@@ -19,7 +19,6 @@ from prefkit.core import DataError, project_root
 from prefkit.data.countdown import (
     REASONS,
     SHAPED_WEIGHTS,
-    SPLITS,
     STRATEGIES,
     answer_text,
     countdown_records,
@@ -35,6 +34,7 @@ from prefkit.data.countdown import (
     verify,
     worked_solution,
 )
+from prefkit.data.splits import SPLITS
 
 NUMS, TARGET = [79, 17, 60], 36
 
@@ -400,14 +400,15 @@ def test_solver_needs_fractions_obeys_its_limit_and_refuses_what_it_cannot_take(
         and solve([0, 3], 3)
     )
     assert len(solve([1, 2, 3, 4], 24, limit=5)) == 5 and solve([2, 3], 6, limit=9) == ["3 * 2"]
-    for nums, words in (
-        ([], "0 numbers"),
-        ([1] * 7, "7 numbers"),
-        ([-1, 2], "not negative"),
-        ([1.5], "whole"),
+    for nums, reason, words in (
+        ([], "not 1 to 6 numbers", "0 numbers"),
+        ([1] * 7, "not 1 to 6 numbers", "7 numbers"),
+        ([-1, 2], "not whole numbers from 0", "not negative"),
+        ([1.5], "not whole numbers from 0", "whole"),
     ):
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=words) as error:
             solve(nums, 1)
+        assert (error.value.field, error.value.reason) == ("nums", reason)
 
 
 # ---- generator
@@ -487,15 +488,15 @@ def test_ten_thousand_tiny_puzzles_take_about_a_second_and_come_again_only_in_tr
         == len({(*sorted(p["nums"]), p["target"]) for p in rows[:2847]})
         == 2847
     )
-    with pytest.raises(DataError, match="has 563 puzzles, 564 are wanted"):
-        problems("test", 564)
     assert len(problems("test", 563)) == 563
-    for arguments, words in (
-        (("dev", 1), "splits train, validation, test"),
-        (("train", 1, 0, "big"), "sizes tiny, public"),
+    for arguments, field, words in (
+        (("test", 564), "n", "has 563 puzzles, 564 are wanted"),
+        (("dev", 1), "split", "countdown has the splits train, validation, test, not 'dev'"),
+        (("train", 1, 0, "big"), "size", "sizes tiny, public, not 'big'"),
     ):
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=words) as error:
             problems(*arguments)
+        assert error.value.field == field
 
 
 # ---- prompts and records
@@ -512,8 +513,9 @@ def test_prompts_are_read_back():
     assert prompt_text((79, 17, 60), 36).startswith(
         "Using the numbers [79, 17, 60], create an equation that equals 36. You can use"
     ) and "(1 + 2) / 3" in prompt_text([1], 1)
-    with pytest.raises(DataError, match="not a countdown puzzle"):
+    with pytest.raises(DataError, match="not a countdown puzzle") as error:
         read_prompt("What colour is the fox?")
+    assert error.value.field == "prompt"
 
 
 @pytest.mark.parametrize("style, most, mean", [("answer", 20, 17), ("worked", 40, 36)])
@@ -544,13 +546,14 @@ def test_records_of_both_kinds_ask_the_same_puzzles_and_wrong_arguments_are_refu
     assert 60 < Counter(r["style"] for r in both)["worked"] < 140 and both == countdown_records(
         "sft", "train", 200, styles=("answer", "worked")
     )
-    for arguments, words in (
-        (dict(kind="pairs"), "sft and prompts, not 'pairs'"),
-        (dict(styles=("verbose",)), "styles are answer, worked, trying"),
-        (dict(split="dev"), "splits"),
+    for arguments, field, words in (
+        (dict(kind="pairs"), "kind", "sft and prompts, not 'pairs'"),
+        (dict(styles=("verbose",)), "style", "styles are answer, worked, trying"),
+        (dict(split="dev"), "split", "splits"),
     ):
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=words) as error:
             countdown_records(**{"kind": "sft", "split": "train", "n": 2, **arguments})
+        assert error.value.field == field
 
 
 # ---- worked solutions
@@ -631,12 +634,15 @@ def test_strategies_show_what_they_are_named_for():
         )
         > 1
     )
-    with pytest.raises(DataError, match="strategies are trying"):
+    with pytest.raises(DataError, match="strategies are trying") as error:
         worked_solution(NUMS, TARGET, "guessing", random.Random(0))
-    with pytest.raises(DataError, match="cannot be made"):
+    assert error.value.field == "strategy"
+    with pytest.raises(DataError, match="cannot be made") as error:
         worked_solution([1, 1], 50, "trying", random.Random(0))
-    with pytest.raises(DataError, match="not an expression"):
+    assert error.value.reason == "no solution"
+    with pytest.raises(DataError, match="not an expression") as error:
         steps("1 +")
+    assert error.value.reason == "not an expression"
 
 
 # ---- shaped reward

@@ -32,8 +32,8 @@ from prefkit.stats.text_metrics import (
     verbosity_prompts,
 )
 from prefkit.data.world import (
-    BOILERPLATE as WORLDS,
     STYLES,
+    WORDINGS,
     World,
     dress,
     gold_reward,
@@ -528,7 +528,7 @@ def test_boilerplate_is_found_as_whole_words_in_any_typography():
     )
     # no regular expressions
     assert boilerplate_in("x+y", ("x+",)) == [] and boilerplate_in("so x+ y", ("x+",)) == ["x+"]
-    for phrase in WORLDS:
+    for phrase in WORDINGS["boilerplate"]:
         assert boilerplate_in(phrase.format("The fox is red."))
     found = {
         style: np.mean(

@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.core import DataError, project_root
+from prefkit.core import DataError, fingerprint, project_root
 from prefkit.data.world import (
     ANIMALS,
     END_OF_TEXT,
     IM_END,
-    PHRASINGS,
+    PAIR_STYLES,
     SAMPLES,
+    SPLITS,
     STYLES,
+    TASKS,
+    VERBOSE_STYLES,
+    Task,
     World,
     annotate,
     answer,
@@ -40,7 +44,7 @@ WORLD = World()
 
 
 def some_requests(per_kind=12):
-    for kind in PHRASINGS:
+    for kind in TASKS:
         yield from [request for request in prompts("train") if request.kind == kind][:per_kind]
 
 
@@ -137,13 +141,15 @@ def test_second_judge_differs_from_gold_but_is_related():
 
 
 def test_unknown_prompt_is_a_clear_error():
-    with pytest.raises(DataError, match="not a request of the tiny world"):
+    with pytest.raises(DataError, match="not a request of the tiny world: .How are you.") as error:
         gold_reward("How are you?", "Fine.")
+    assert error.value.field == "prompt"
+    assert error.value.reason == "not a request of the tiny world"
 
 
 def test_train_and_test_share_no_prompt_and_training_never_asks_what_is_held_out():
     train, validation, test = prompts("train"), prompts("validation"), prompts("test")
-    assert len(PHRASINGS) >= 8 and len(test) >= 1000 and len(validation) >= 500
+    assert len(TASKS) >= 8 and len(test) >= 1000 and len(validation) >= 500
     texts = [{request.text for request in split} for split in (train, validation, test)]
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
     assert not any(is_held_out(request.text) for request in train)
@@ -154,7 +160,7 @@ def test_train_and_test_share_no_prompt_and_training_never_asks_what_is_held_out
         for request in (*validation, *test)
         if is_held_out(request.text)
     )
-    for kind in PHRASINGS:
+    for kind in TASKS:
         held = [is_held_out(request.text) for request in test if request.kind == kind]
         assert any(held) and not all(held), kind
 
@@ -227,12 +233,119 @@ def test_same_seed_same_records_other_seed_other_records():
 
 
 def test_unknown_split_kind_or_too_many_test_prompts_are_errors():
-    with pytest.raises(DataError, match="splits train, validation, test"):
+    with pytest.raises(
+        DataError, match="the tiny world has the splits train, .*not 'dev'"
+    ) as error:
         tiny_records("sft", "dev", 1)
-    with pytest.raises(DataError, match="of kind sft"):
+    assert (error.value.field, error.value.reason) == ("split", "unknown split")
+    with pytest.raises(DataError, match="of kind sft, .* not 'triples'") as error:
         tiny_records("triples", "train", 1)
-    with pytest.raises(DataError, match="are wanted"):
+    assert (error.value.field, error.value.reason) == ("kind", "unknown kind of record")
+    with pytest.raises(DataError, match="prompts, 1000000 are wanted") as error:
         tiny_records("prompts", "test", 10**6)
+    assert (error.value.field, error.value.reason) == ("n", "more prompts than there are")
+
+
+def judged(pairs):
+    "Both judges on some prompts and answers, in the order given."
+    return [[gold_reward(*pair).to_dict(), second_judge(*pair)] for pair in pairs]
+
+
+def mixed_answers(n, seed):
+    "Prompts with answers that fit, miss, belong to another prompt, or are a jumble of words."
+    rng, made = random.Random(seed), []
+    requests = list(some_requests())
+    for request in rng.choices(requests, k=n):
+        said = answer(WORLD, request, rng, right=0.5, styles=PAIR_STYLES)
+        other = answer(WORLD, rng.choice(requests), rng)
+        words = (said + " " + other).split()
+        jumble = " ".join(rng.sample(words, len(words)))
+        made.append((request.text, rng.choice([said, other, f"{said} {other}", jumble])))
+    return made
+
+
+# What the generators and judges made before each kind of request became a class; whoever changes
+# the world on purpose replaces these, and regenerates data/tiny.
+GENERATED = {
+    "sft": lambda: [tiny_records("sft", split, 150, 3) for split in SPLITS],
+    "verbose": lambda: tiny_records("sft", "test", 150, styles=VERBOSE_STYLES),
+    "pairs": lambda: [tiny_records("pairs", split, 150, 2, temperature=1.0) for split in SPLITS],
+    "binary": lambda: [tiny_records("binary", split, 150, 5) for split in SPLITS],
+    "prompts": lambda: [tiny_records("prompts", split, 150, 4) for split in SPLITS],
+    "splits": lambda: [[r.text for r in prompts(split, World(1))] for split in SPLITS],
+    "raw text": lambda: raw_documents(400, 1, chat_share=0.2),
+    "judged": lambda: judged(mixed_answers(3000, 0)),
+}
+FINGERPRINTS = {
+    "sft": "2e99a4119efe0a0f",
+    "verbose": "5b931ed04e82c694",
+    "pairs": "7e2138ef540565df",
+    "binary": "6cdce091254bdbf5",
+    "prompts": "1d0794031f3e7e89",
+    "splits": "eff6c7abd3416681",
+    "raw text": "ec1d7a39293254c9",
+    "judged": "cdf4bfaa8b1398d9",
+}
+
+
+@pytest.mark.parametrize("what", GENERATED)
+def test_what_is_generated_stays_as_it_was(what):
+    assert fingerprint(GENERATED[what]()) == FINGERPRINTS[what]
+
+
+class Double(Task):
+    "A kind of request that the world does not have."
+
+    name = "double"
+    phrasings = ("What is twice {first}?", "Double {first}.")
+    slots = {"first": r"\d+"}
+
+    def items(self, world, rng):
+        return [{"first": n} for n in range(400)]
+
+    def truth(self, world, request):
+        return 2 * int(request["first"])
+
+    def say(self, request, value, rng):
+        return f"Twice {request['first']} is {value}."
+
+    def wrong(self, world, request, value, rng):
+        return value + rng.randint(1, 3)
+
+    def claims(self, request, sentence):
+        return list(sentence.numbers[-1:])
+
+
+@pytest.fixture
+def double(monkeypatch):
+    "The world with one kind of request more, while a test runs."
+    prompts.cache_clear()
+    monkeypatch.setitem(TASKS, "double", Double())
+    yield TASKS["double"]
+    prompts.cache_clear()
+
+
+def test_a_new_kind_of_request_is_one_class(double):
+    of_kind = {
+        split: [request for request in prompts(split) if request.kind == "double"]
+        for split in SPLITS
+    }
+    assert sum(map(len, of_kind.values())) == 800
+    assert not any(is_held_out(request.text) for request in of_kind["train"])
+    assert any(is_held_out(request.text) for request in of_kind["test"])
+    request, rng = read_request("Double 21."), random.Random(0)
+    assert truth(WORLD, request) == 42
+    for style in set(STYLES) - {"not_known"}:
+        for value in (42, corrupt(WORLD, request, 42, rng)):
+            text = dress(WORLD, request, value, style, rng)
+            assert gold_reward(request.text, text).right == (value == 42), text
+    assert second_judge("Double 4.", "Sure! Twice 4 is 8.") > second_judge(
+        "Double 4.", "Twice 4 is 9."
+    )
+    for kind in ("sft", "pairs", "binary", "prompts"):
+        text = str(tiny_records(kind, "train", 52))
+        assert "Double" in text or "What is twice" in text
+    assert any(text.startswith("Twice ") for text in raw_documents(400))
 
 
 def test_shipped_sample_is_regenerated_to_the_byte(tmp_path):

@@ -27,6 +27,7 @@ import html
 from collections.abc import Iterable
 
 import torch
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 
 from ..core import ConfigError, DataError
@@ -41,17 +42,21 @@ def bad_row(
     reason: str,
     what: str,  # what is wrong with this row
     way_out: str,  # what the user can do
-) -> DataError:  # with the attribute `reason`
+    field: str | None = None,  # the column, part of a message or parameter at fault
+) -> DataError:
     """An error about one row: its text says what and how to mend it, its `reason` is what a report
     counts.
     """
+    text = f"{what}. {way_out}"
     # names in a row need not be printable
-    error = DataError(f"{what}. {way_out}".encode("utf-8", "backslashreplace").decode())
-    error.reason = reason
-    return error
+    printable = text.encode("utf-8", "backslashreplace").decode()
+    return DataError(printable, field=field, reason=reason)
 
 
 # %% ../../nbs/lib/data/01_chat.ipynb #a06ac41a
+_LAYOUT = 'Write messages as [{"role": "user", "content": "..."}, ...].'
+
+
 def check_messages(
     messages: list[dict],  # [{"role", "content"}, ...]
     special_tokens: Iterable[str] = SPECIAL_TOKENS,  # texts that mean something to the template
@@ -59,68 +64,66 @@ def check_messages(
     """Check a conversation before it is rendered; raises `DataError` naming the message and the way
     out.
     """
-    layout = 'Write messages as [{"role": "user", "content": "..."}, ...].'
     if not isinstance(messages, (list, tuple)):
-        raise bad_row(
-            "messages are not a list",
-            f"messages are of type {type(messages).__name__}, not a list",
-            layout,
-        )
+        found = f"messages are of type {type(messages).__name__}, not a list"
+        raise bad_row("messages are not a list", found, _LAYOUT, "messages")
     if not messages:
-        raise bad_row("no messages", "the list of messages is empty", layout)
+        raise bad_row("no messages", "the list of messages is empty", _LAYOUT, "messages")
     for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            found = (
-                f"the keys {', '.join(map(str, message))}"
-                if isinstance(message, dict)
-                else f"type {type(message).__name__}"
-            )
-            raise bad_row(
-                "message without role and content",
-                f"message {number} has {found} where role and content are needed",
-                layout,
-            )
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise bad_row(
-                "unknown role",
-                f"message {number} has the role {role!r}, which does not exist",
-                f"Roles are {', '.join(ROLES)}.",
-            )
-        if not isinstance(content, str):
-            raise bad_row(
-                "content is not text",
-                f"message {number} ({role}) has content of type {type(content).__name__}",
-                "Give text.",
-            )
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:
-            raise bad_row(
-                "text that cannot be encoded as UTF-8",
-                (
-                    f"message {number} ({role}) has at character {error.start + 1} half of a "
-                    f"surrogate pair ({content[error.start]!r}), which no tokenizer reads"
-                ),
-                "Write the text again from its source, or delete the row.",
-            ) from error
-        if not content.strip():
-            raise bad_row(
-                "empty answer" if role == "assistant" else "empty message",
-                f"message {number} ({role}) is empty",
-                "Fill or delete it.",
-            )
-        for token in special_tokens:
-            if token in content:
-                raise bad_row(
-                    "special token in the text",
-                    (
-                        f"message {number} ({role}) contains {token}, which would be read as a "
-                        "boundary"
-                    ),
-                    "Take it out of the text.",
-                )
+        _check_message(message, f"message {number}", special_tokens)
     return messages
+
+
+def _check_message(message, place, special_tokens):
+    if not isinstance(message, dict):
+        found = f"type {type(message).__name__}"
+    elif not {"role", "content"} <= set(message):
+        found = f"the keys {', '.join(map(str, message))}"
+    else:
+        found = None
+    if found:
+        raise bad_row(
+            "message without role and content",
+            f"{place} has {found} where role and content are needed",
+            _LAYOUT,
+            "messages",
+        )
+    role = message["role"]
+    if role not in ROLES:
+        raise bad_row(
+            "unknown role",
+            f"{place} has the role {role!r}, which does not exist",
+            f"Roles are {', '.join(ROLES)}.",
+            "role",
+        )
+    _check_content(message["content"], role, f"{place} ({role})", special_tokens)
+
+
+def _check_content(content, role, place, special_tokens):
+    if not isinstance(content, str):
+        found = f"{place} has content of type {type(content).__name__}"
+        raise bad_row("content is not text", found, "Give text.", "content")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise bad_row(
+            "text that cannot be encoded as UTF-8",
+            f"{place} has at character {error.start + 1} half of a surrogate pair "
+            f"({content[error.start]!r}), which no tokenizer reads",
+            "Write the text again from its source, or delete the row.",
+            "content",
+        ) from error
+    if not content.strip():
+        reason = "empty answer" if role == "assistant" else "empty message"
+        raise bad_row(reason, f"{place} is empty", "Fill or delete it.", "content")
+    for token in special_tokens:
+        if token in content:
+            raise bad_row(
+                "special token in the text",
+                f"{place} contains {token}, which would be read as a boundary",
+                "Take it out of the text.",
+                "content",
+            )
 
 
 # %% ../../nbs/lib/data/01_chat.ipynb #86add081
@@ -133,12 +136,12 @@ def render(
     """A conversation as the template writes it; raises `ConfigError` without a template,
     `DataError` where the template refuses.
     """
-    from jinja2.exceptions import TemplateError
-
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
             "this tokenizer has no chat template. Use the tokenizer of a chat model, or set "
-            "tokenizer.chat_template."
+            "tokenizer.chat_template.",
+            field="chat_template",
+            reason="no chat template",
         )
     try:
         return tokenizer.apply_chat_template(
@@ -149,6 +152,7 @@ def render(
             "refused by the chat template",
             f"the chat template refuses these messages: {error}",
             "Change the order of the roles.",
+            "messages",
         ) from error
 
 
@@ -165,7 +169,9 @@ def end_of_turn_id(
     if token is None:
         raise ConfigError(
             "this tokenizer has neither <|im_end|> nor an end-of-sequence token. Set "
-            "tokenizer.eos_token."
+            "tokenizer.eos_token.",
+            field="eos_token",
+            reason="no end-of-turn token",
         )
     return token
 
@@ -184,17 +190,17 @@ def render_response(
             "answer is not one assistant message",
             f"the answer has the roles {[message.get('role') for message in answer]}",
             "An answer is one message of the assistant.",
+            "role",
         )
     prompt_text = render(tokenizer, prompt, generation_prompt=True)
     text = render(tokenizer, [*prompt, *answer])
     if not text.startswith(prompt_text):
         raise bad_row(
             "prompt is not a prefix",
-            (
-                "the prompt's text with the generation prompt is not the beginning of the text "
-                "with the answer"
-            ),
+            "the prompt's text with the generation prompt is not the beginning of the text with "
+            "the answer",
             "This chat template rewrites earlier turns; use one that does not.",
+            "chat_template",
         )
     return prompt_text, text
 
@@ -211,11 +217,10 @@ def split_response(
     if ids[: len(prompt_ids)] != prompt_ids:
         raise bad_row(
             "prompt is not a prefix",
-            (
-                "the prompt's tokens are not the beginning of the tokens with the answer, because "
-                "the tokenizer joins the answer's first character to the prompt's last"
-            ),
+            "the prompt's tokens are not the beginning of the tokens with the answer, because the "
+            "tokenizer joins the answer's first character to the prompt's last",
             "Take leading line breaks off the answer.",
+            "content",
         )
     end = end_of_turn_id(tokenizer)
     if end not in ids[len(prompt_ids) :]:
@@ -223,6 +228,7 @@ def split_response(
             "no end-of-turn token",
             f"no {tokenizer.convert_ids_to_tokens(end)} follows the answer",
             "Use a chat template that ends each turn with that token.",
+            "chat_template",
         )
     return ids[len(prompt_ids) : ids.index(end, len(prompt_ids)) + 1]
 
@@ -237,10 +243,10 @@ def encode_response(
     prompt is not a prefix.
     """
     special_tokens = dict.fromkeys([*SPECIAL_TOKENS, *tokenizer.all_special_tokens])
-    check_messages(prompt, special_tokens), check_messages(answer, special_tokens)
-    prompt_ids, ids = tokenizer(
-        list(render_response(tokenizer, prompt, answer)), add_special_tokens=False, verbose=False
-    )["input_ids"]
+    check_messages(prompt, special_tokens)
+    check_messages(answer, special_tokens)
+    texts = list(render_response(tokenizer, prompt, answer))
+    prompt_ids, ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return prompt_ids, split_response(tokenizer, prompt_ids, ids)
 
 
@@ -264,11 +270,17 @@ def check_limits(
         if value is None and name.startswith("max_prompt"):
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+            raise ConfigError(
+                f"{name} is {value!r}, but must be a whole number of at least 1.",
+                field=name,
+                reason="not a whole number of at least 1",
+            )
     if min_response_tokens > max_length:
         raise ConfigError(
             f"min_response_tokens is {min_response_tokens}, more than max_length ({max_length}), "
-            "so that no answer could be shortened. Raise max_length or lower min_response_tokens."
+            "so that no answer could be shortened. Raise max_length or lower min_response_tokens.",
+            field="min_response_tokens",
+            reason="more than max_length",
         )
 
 
@@ -293,6 +305,7 @@ def truncate(
                 f"the answer keeps {room} of its {len(ids)} tokens (prompt {len(prompt)}, "
                 f"max_length {max_length}, min_response_tokens {min_response_tokens})",
                 "Raise max_length, or shorten the prompts by max_prompt_length.",
+                "max_length",
             )
     return prompt, *(ids[:room] for ids in response_ids)
 
@@ -342,19 +355,15 @@ def show_mask(
         raise ValueError(f"{len(input_ids)} ids and {len(labels)} labels: show one row at a time")
     seen = "background:#ffe08a;color:#000;font-weight:bold;text-decoration:underline"
     unseen = "background:#f2f2f2;color:#555"
+    frame = "border:1px solid #ccc;border-radius:3px;padding:0 2px;margin:1px;display:inline-block"
     boxes = []
     for token, label in zip(input_ids, labels):
-        text = (
-            html.escape(tokenizer.decode([token])).replace(" ", "&middot;").replace("\n", "&crarr;")
-        )
+        text = html.escape(tokenizer.decode([token])).replace(" ", "&middot;")
+        text = text.replace("\n", "&crarr;")
         style = unseen if label == -100 else seen
-        boxes.append(
-            (
-                f'<span style="{style};border:1px solid #ccc;border-radius:3px;padding:0 '
-                f'2px;margin:1px;display:inline-block">{text}</span>'
-            )
-            + ("<br>" if "&crarr;" in text else "")
-        )
+        boxes.append(f'<span style="{style};{frame}">{text}</span>')
+        if "&crarr;" in text:
+            boxes.append("<br>")
     counted = sum(label != -100 for label in labels)
     return HTML(
         f'<div style="font-family:monospace;line-height:1.7">{"".join(boxes)}<div '

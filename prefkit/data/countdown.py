@@ -12,11 +12,10 @@ __all__ = [
     "MAX_DIGITS",
     "PRECEDENCE",
     "REASONS",
-    "SPLITS",
     "SIZES",
     "PUBLIC_PROMPT",
     "STRATEGIES",
-    "STYLES",
+    "ANSWER_STYLES",
     "SHAPED_WEIGHTS",
     "Step",
     "steps",
@@ -37,12 +36,18 @@ __all__ = [
 ]
 
 # %% ../../nbs/lib/data/04_countdown.ipynb #1e493759
-import itertools, random, re, unicodedata
+import itertools
+import operator
+import random
+import re
+import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
+
 from ..core import DataError, derive_seed, fingerprint
+from .splits import SPLITS, check_split
 
 # %% ../../nbs/lib/data/04_countdown.ipynb #72052c59
 OPEN, CLOSE = "<answer>", "</answer>"
@@ -185,16 +190,16 @@ class Step:
     made_right: bool  # whether the right one is
 
 
+_OPERATIONS = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,  # of fractions, and so exact
+}
+
+
 def _reckon(left, sign, right):
-    return (
-        left + right
-        if sign == "+"
-        else left - right
-        if sign == "-"
-        else left * right
-        if sign == "*"
-        else left / right
-    )
+    return _OPERATIONS[sign](left, right)
 
 
 def _evaluate(postfix):
@@ -220,7 +225,9 @@ def steps(
         return _evaluate(_postfix(_tokens(expression)))[1]
     except (_Refused, ZeroDivisionError) as error:
         raise DataError(
-            f"not an expression that can be evaluated: {expression[:80]!r} ({error})."
+            f"not an expression that can be evaluated: {expression[:80]!r} ({error}).",
+            field="expression",
+            reason="not an expression",
         ) from error
 
 
@@ -299,10 +306,11 @@ def verify(
         value = _evaluate(postfix)[0]
     except ZeroDivisionError:
         value = None
-    fault = _number_fault([token for token in postfix if token not in PRECEDENCE], nums)
-    reason = fault or (
-        "division by zero" if value is None else "wrong value" if value != target else "correct"
-    )
+    reason = _number_fault([token for token in postfix if token not in PRECEDENCE], nums)
+    if reason is None and value is None:
+        reason = "division by zero"
+    elif reason is None:
+        reason = "correct" if value == target else "wrong value"
     return Verdict(reason == "correct", reason, expression, value)
 
 
@@ -362,18 +370,23 @@ def solve(
     arithmetic; raises `DataError`.
     """
     if not 1 <= len(nums) <= 6:
-        raise DataError(f"{len(nums)} numbers; the solver takes 1 to 6.")
+        raise DataError(
+            f"{len(nums)} numbers; the solver takes 1 to 6.",
+            field="nums",
+            reason="not 1 to 6 numbers",
+        )
     if any(n < 0 or n != int(n) for n in nums):
-        raise DataError(f"the numbers are {nums}, but must be whole and not negative.")
+        raise DataError(
+            f"the numbers are {nums}, but must be whole and not negative.",
+            field="nums",
+            reason="not whole numbers from 0",
+        )
     found: dict[str, None] = {}
     _search([_number(int(n)) for n in nums], Fraction(target), limit, found)
     return list(found)[:limit]
 
 
 # %% ../../nbs/lib/data/04_countdown.ipynb #5fe1de0d
-SPLITS = ("train", "validation", "test")
-
-
 def split_of(
     nums: list[int],  # in any order
     target: int,
@@ -385,11 +398,6 @@ def split_of(
     if derive_seed("split", *key) % 5:
         return "train"
     return "test" if derive_seed("validation", *key) % 4 else "validation"
-
-
-def _check_split(split):
-    if split not in SPLITS:
-        raise DataError(f"countdown has the splits {', '.join(SPLITS)}, not {split!r}.")
 
 
 def random_expression(
@@ -404,7 +412,6 @@ def random_expression(
     return parts[0][1], parts[0][0]
 
 
-# %% ../../nbs/lib/data/04_countdown.ipynb #8a3fd294
 SIZES = {
     "tiny": dict(count=(3,), low=1, high=20, least=10, most=60),
     "public": dict(count=(3, 4), low=1, high=99, least=10, most=100),
@@ -444,7 +451,7 @@ def tiny_problems(
     split: str,  # one of `SPLITS`
 ) -> tuple:  # of (sorted numbers, target, shortest whole solution)
     "Every puzzle of the tiny size; raises `DataError` for an unknown split."
-    _check_split(split)
+    check_split(split, "countdown")
     return tuple(
         (nums, target, text)
         for nums in itertools.combinations_with_replacement(
@@ -462,16 +469,11 @@ def _public_problems(split, n, rng, size):
     while len(found) < n:
         nums = [rng.randint(size["low"], size["high"]) for _ in range(rng.choice(size["count"]))]
         text, value = random_expression(nums, rng)
-        if (
-            value.denominator > 1
-            or not size["least"] <= value <= size["most"]
-            or value in nums
-            or split_of(nums, value) != split
-        ):
+        if value.denominator > 1 or not size["least"] <= value <= size["most"] or value in nums:
             continue
-        found.setdefault(
-            (*sorted(nums), int(value)), {"nums": nums, "target": int(value), "solution": text}
-        )
+        if split_of(nums, value) == split:
+            problem = {"nums": nums, "target": int(value), "solution": text}
+            found.setdefault((*sorted(nums), int(value)), problem)
     return list(found.values())
 
 
@@ -484,15 +486,23 @@ def problems(
     """Puzzles that can be solved, all different while the split lasts (tiny train puzzles then come
     again); raises `DataError`.
     """
-    _check_split(split)
+    check_split(split, "countdown")
     if size not in SIZES:
-        raise DataError(f"countdown has the sizes {', '.join(SIZES)}, not {size!r}.")
+        raise DataError(
+            f"countdown has the sizes {', '.join(SIZES)}, not {size!r}.",
+            field="size",
+            reason="unknown size",
+        )
     rng = random.Random(derive_seed(seed, "countdown", size, split))
     if size == "public":
         return _public_problems(split, n, rng, SIZES[size])
     every, drawn = list(tiny_problems(split)), []
     if split != "train" and n > len(every):
-        raise DataError(f"the split has {len(every)} puzzles, {n} are wanted. Ask for fewer.")
+        raise DataError(
+            f"the split has {len(every)} puzzles, {n} are wanted. Ask for fewer.",
+            field="n",
+            reason="more puzzles than there are",
+        )
     while len(drawn) < n:
         rng.shuffle(every)
         drawn += [
@@ -525,15 +535,16 @@ def prompt_text(
     Jiayi-Pan/TinyZero), or a short one for the tiny model.
     """
     nums, target = [int(n) for n in nums], int(target)
-    return (
-        f"Make {target} from {_listed(nums)}."
-        if size == "tiny"
-        else PUBLIC_PROMPT.format(nums=nums, target=target)
-    )
+    if size == "tiny":
+        return f"Make {target} from {_listed(nums)}."
+    return PUBLIC_PROMPT.format(nums=nums, target=target)
 
 
 _PUZZLES = (
-    re.compile(r"Using the numbers \[([0-9, ]+)\], create an equation that equals ([0-9]+)"),
+    re.compile(
+        r"Using the numbers \[(?P<nums>[0-9, ]+)\], create an equation that equals "
+        r"(?P<target>[0-9]+)"
+    ),
     re.compile(r"Make (?P<target>[0-9]+) from (?P<nums>[0-9]+(?:, [0-9]+)*(?: and [0-9]+)?)\."),
 )
 
@@ -542,14 +553,15 @@ def read_prompt(
     prompt: str,  # a text that asks for a puzzle in one of the two wordings
 ) -> tuple[list[int], int]:  # its numbers and its target
     "The last puzzle that a prompt asks for; raises `DataError` where there is none."
-    for pattern, nums, target in ((_PUZZLES[0], 1, 2), (_PUZZLES[1], "nums", "target")):
+    for pattern in _PUZZLES:
         if found := list(pattern.finditer(prompt)):
-            return [int(n) for n in re.findall("[0-9]{1,12}", found[-1][nums])], int(
-                found[-1][target][:12]
-            )
+            nums = re.findall("[0-9]{1,12}", found[-1]["nums"])
+            return [int(n) for n in nums], int(found[-1]["target"][:12])
     raise DataError(
         f"not a countdown puzzle: {prompt[:100]!r}. Known are the wordings of "
-        "prefkit.data.countdown.prompt_text."
+        "prefkit.data.countdown.prompt_text.",
+        field="prompt",
+        reason="not a countdown puzzle",
     )
 
 
@@ -569,11 +581,8 @@ def _walk(expression):
 def _wrong_tries(nums, target, rng, n):
     "Expressions of all numbers that miss the target."
     tries = (random_expression(nums, rng) for _ in range(50))
-    return list(
-        itertools.islice(
-            (text for text, value in tries if value.denominator == 1 and value != target), n
-        )
-    )
+    misses = (text for text, value in tries if value.denominator == 1 and value != target)
+    return list(itertools.islice(misses, n))
 
 
 def _trying(nums, target, solution, rng):
@@ -642,7 +651,6 @@ def _backtracking(nums, target, solution, rng):
     ]
 
 
-# %% ../../nbs/lib/data/04_countdown.ipynb #cbb8a9e9
 def _subgoals(nums, target, solution, rng):
     lines = []
     for step in reversed(steps(solution)):
@@ -680,10 +688,18 @@ def worked_solution(
     `DataError` where there is no solution.
     """
     if strategy not in STRATEGIES:
-        raise DataError(f"the strategies are {', '.join(STRATEGIES)}, not {strategy!r}.")
+        raise DataError(
+            f"the strategies are {', '.join(STRATEGIES)}, not {strategy!r}.",
+            field="strategy",
+            reason="unknown strategy",
+        )
     solution = solution or next(iter(solve(nums, target)), None)
     if solution is None:
-        raise DataError(f"{target} cannot be made from {_listed(nums)}.")
+        raise DataError(
+            f"{target} cannot be made from {_listed(nums)}.",
+            field="target",
+            reason="no solution",
+        )
     lines = [
         f"I need to make {target} from {_listed(nums)}.",
         *_WRITERS[strategy](nums, target, solution, rng),
@@ -692,12 +708,12 @@ def worked_solution(
 
 
 # %% ../../nbs/lib/data/04_countdown.ipynb #48c3c1b1
-STYLES = ("answer", "worked")
+ANSWER_STYLES = ("answer", "worked")
 
 
 def answer_text(
     problem: dict,  # nums, target and solution
-    style: str,  # one of `STYLES`, or of `STRATEGIES`
+    style: str,  # one of `ANSWER_STYLES`, or of `STRATEGIES`
     rng: random.Random,  # of worked solutions
     size: str = "tiny",  # the tiny size is written without blanks
 ) -> str:  # what the assistant says
@@ -707,31 +723,43 @@ def answer_text(
     solution = problem["solution"]
     if style in STRATEGIES:
         return worked_solution(problem["nums"], problem["target"], style, rng, solution)
-    if style not in STYLES:
-        raise DataError(f"styles are {', '.join(STYLES + STRATEGIES)}, not {style!r}.")
+    if style not in ANSWER_STYLES:
+        raise DataError(
+            f"styles are {', '.join(ANSWER_STYLES + STRATEGIES)}, not {style!r}.",
+            field="style",
+            reason="unknown style",
+        )
     walk = f"{_walk(solution)}. " if style == "worked" else ""
     if size == "tiny":
         walk, solution = walk.replace(" ", ""), solution.replace(" ", "")
     return f"{walk}{OPEN}{solution}{CLOSE}"
 
 
-# %% ../../nbs/lib/data/04_countdown.ipynb #f55c074b
 def _miss(problem, rng):
     """The numbers of a puzzle in some order, added and taken away, with another value than the
     target.
     """
     while True:
-        nums, signs = (
-            rng.sample(problem["nums"], len(problem["nums"])),
-            [1, *(rng.choice((1, -1)) for _ in problem["nums"][1:])],
-        )
-        if sum(n * sign for n, sign in zip(nums, signs)) != problem["target"]:
-            return " ".join(
-                [
-                    str(nums[0]),
-                    *(f"{'+' if sign > 0 else '-'} {n}" for n, sign in zip(nums[1:], signs[1:])),
-                ]
-            )
+        first, *others = rng.sample(problem["nums"], len(problem["nums"]))
+        signs = [rng.choice((1, -1)) for _ in others]
+        value = first + sum(n * sign for n, sign in zip(others, signs))
+        if value != problem["target"]:
+            steps = [f"{'+' if sign > 0 else '-'} {n}" for n, sign in zip(others, signs)]
+            return " ".join([str(first), *steps])
+
+
+def _demonstration(text, problem, styles, right, rng, size):
+    "A puzzle with an answer in one of the styles, or one that misses."
+    style = rng.choice(styles)
+    if right < 1 and rng.random() >= right:
+        style, problem = "missed", {**problem, "solution": _miss(problem, rng)}
+    said = answer_text(problem, "answer" if style == "missed" else style, rng, size)
+    return {
+        "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": said}],
+        "nums": problem["nums"],
+        "target": problem["target"],
+        "style": style,
+    }
 
 
 def countdown_records(
@@ -752,42 +780,25 @@ def countdown_records(
     split, size or style.
     """
     if kind not in ("sft", "prompts"):
-        raise DataError(f"countdown has records of kind sft and prompts, not {kind!r}.")
+        raise DataError(
+            f"countdown has records of kind sft and prompts, not {kind!r}.",
+            field="kind",
+            reason="unknown kind of record",
+        )
     drawn = [(prompt_text(p["nums"], p["target"], size), p) for p in problems(split, n, seed, size)]
     if kind == "prompts":
         return [
             {
                 "prompt": text,
                 "prompt_id": fingerprint(text),
-                "nums": p["nums"],
-                "target": p["target"],
-            }
-            for text, p in drawn
-        ]
-    styles = styles or (STYLES[:1] if size == "tiny" else STRATEGIES)
-    rng, records = random.Random(derive_seed(seed, "countdown", "answers", size, split)), []
-    for text, problem in drawn:
-        style = rng.choice(styles)
-        if right < 1 and rng.random() >= right:
-            style, problem = "missed", {**problem, "solution": _miss(problem, rng)}
-        messages = [
-            {"role": "user", "content": text},
-            {
-                "role": "assistant",
-                "content": answer_text(
-                    problem, style if style != "missed" else "answer", rng, size
-                ),
-            },
-        ]
-        records.append(
-            {
-                "messages": messages,
                 "nums": problem["nums"],
                 "target": problem["target"],
-                "style": style,
             }
-        )
-    return records
+            for text, problem in drawn
+        ]
+    styles = styles or (ANSWER_STYLES[:1] if size == "tiny" else STRATEGIES)
+    rng = random.Random(derive_seed(seed, "countdown", "answers", size, split))
+    return [_demonstration(text, problem, styles, right, rng, size) for text, problem in drawn]
 
 
 # %% ../../nbs/lib/data/04_countdown.ipynb #f73ea47b
@@ -830,10 +841,8 @@ def _read_leniently(completion):
     try:
         text, tagged = _answer(completion), True
     except _Refused:
-        text, tagged = (
-            _THOUGHT.sub("", completion).replace(OPEN, "").replace(CLOSE, "").strip(),
-            False,
-        )
+        text = _THOUGHT.sub("", completion).replace(OPEN, "").replace(CLOSE, "").strip()
+        tagged = False
     try:
         postfix = _postfix(_tokens(text))
     except _Refused:

@@ -7,19 +7,21 @@ them all into one form and says of every row that it dropped or shortened which 
 # %% auto #0
 __all__ = [
     "KINDS",
-    "ANSWERS",
+    "ANSWER_COLUMNS",
     "MOST_DROPPED",
     "SHAREGPT_ROLES",
-    "LAYOUTS",
+    "ROW_LAYOUTS",
     "CONTENT_COLUMNS",
-    "LABELS",
+    "ANSWER_CUES",
     "TRAIN_TEST",
-    "GENERATED",
+    "ALL_SPLITS",
     "DATASETS",
+    "CUT",
+    "TIDIED",
     "RowReport",
     "report_text",
     "report_html",
-    "check_report",
+    "check_kept",
     "parse_hh",
     "read_messages",
     "split_answer",
@@ -34,13 +36,18 @@ __all__ = [
 ]
 
 # %% ../../nbs/lib/data/02_records.ipynb #5bae0a2f
-import copy, html, math, os, re
+import copy
+import html
+import math
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 
+from ..core import ConfigError, DataError, Progress, fingerprint
 from prefkit.data.chat import (
     SPECIAL_TOKENS,
     bad_row,
@@ -51,29 +58,42 @@ from prefkit.data.chat import (
     split_response,
     truncate,
 )
-from ..core import ConfigError, DataError, Progress, fingerprint
-from .countdown import SPLITS
 from prefkit.data.sources import (
-    SplitError,
-    generate,
+    Line,
+    generate_records,
+    no_split,
+    numbered,
     parse_split,
     part_of,
     puzzle_columns,
     read_hub,
     read_source,
 )
+from .splits import SPLITS
 
 # %% ../../nbs/lib/data/02_records.ipynb #55d4c927
 KINDS = ("sft", "pairs", "binary", "prompts")
-ANSWERS = {"sft": ("response",), "pairs": ("chosen", "rejected"), "binary": ("completion",)}
-
-
-# prompts: where there is one
-def _answer_names(row, kind):
-    return ANSWERS[kind] if kind in ANSWERS else ("response",) * ("response" in row)
-
-
+ANSWER_COLUMNS = {
+    "sft": ("response",),
+    "pairs": ("chosen", "rejected"),
+    "binary": ("completion",),
+}
 MOST_DROPPED = 0.1  # a larger share of bad rows is an error
+
+
+def _check_kind(kind):
+    if kind not in KINDS:
+        raise ConfigError(
+            f"kind is {kind!r}, but must be one of {', '.join(KINDS)}.",
+            field="kind",
+            reason="unknown kind",
+        )
+
+
+def _answer_names(row, kind):
+    if kind == "prompts":  # where there is one
+        return ("response",) if "response" in row else ()
+    return ANSWER_COLUMNS[kind]
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #96dd7f5c
@@ -107,15 +127,20 @@ class RowReport:
         asked: bool = False,  # a filter that the user asked for, not a fault
     ):
         "Count a row as dropped; the first three of each reason are kept as examples."
-        entry = self.dropped.setdefault(
-            getattr(error, "reason", str(error)), {"rows": 0, "examples": [], "asked": asked}
-        )
+        new = {"rows": 0, "examples": [], "asked": asked}
+        entry = self.dropped.setdefault(error.reason or str(error), new)
         entry["rows"] += 1
         if len(entry["examples"]) < 3:
             entry["examples"].append(f"{row}: {error}")
 
     def to_dict(self) -> dict:
         return {**asdict(self), "dropped_rows": self.dropped_rows, "text": str(self)}
+
+    def __repr__(self) -> str:
+        return report_text(self)
+
+    def _repr_html_(self) -> str:
+        return report_html(self)
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #33eb59ed
@@ -129,10 +154,8 @@ def report_text(
     "The account in plain sentences."
     share = f" ({report.dropped_rows / report.read:.1%})" if report.dropped_rows else ""
     lines = [
-        (
-            f"{report.source}: read {_rows(report.read)}, kept {report.kept:,}, dropped "
-            f"{report.dropped_rows:,}{share}."
-        )
+        f"{report.source}: read {_rows(report.read)}, kept {report.kept:,}, dropped "
+        f"{report.dropped_rows:,}{share}."
     ]
     if report.shortened:
         lines.append(
@@ -144,12 +167,12 @@ def report_text(
             f"Desirable: {report.desirable:,} of {report.kept:,} "
             f"({report.desirable / report.kept:.1%})."
         )
-    lines += [f"Changed: {what} in {_rows(n)}." for what, n in report.changed.items()]
+    for what, n in report.changed.items():
+        lines.append(f"Changed: {what} in {_rows(n)}.")
     for reason, entry in sorted(report.dropped.items(), key=lambda item: -item[1]["rows"]):
-        lines.append(
-            f"Dropped {_rows(entry['rows'])}{' as asked' if entry['asked'] else ''}: {reason}. For "
-            f"example {entry['examples'][0]}"
-        )
+        asked = " as asked" if entry["asked"] else ""
+        example = entry["examples"][0]
+        lines.append(f"Dropped {_rows(entry['rows'])}{asked}: {reason}. For example {example}")
     return "\n".join(lines)
 
 
@@ -157,30 +180,21 @@ def report_html(
     report: RowReport,  # the account
 ) -> str:  # an HTML table
     "The account as a table."
+    cut = f"prompt in {report.shortened_prompts:,}, answer in {report.shortened_answers:,}"
     lines = [
         ("read", report.read, ""),
         ("kept", report.kept, ""),
-        (
-            "shortened",
-            report.shortened,
-            f"prompt in {report.shortened_prompts:,}, answer in {report.shortened_answers:,}",
-        ),
-        *(
-            [("desirable", report.desirable, "rows with label True")]
-            if report.desirable is not None
-            else []
-        ),
-        *(("changed", n, what) for what, n in report.changed.items()),
-        *(
-            ("dropped", entry["rows"], f"{reason}. {entry['examples'][0]}")
-            for reason, entry in report.dropped.items()
-        ),
+        ("shortened", report.shortened, cut),
     ]
+    if report.desirable is not None:
+        lines.append(("desirable", report.desirable, "rows with label True"))
+    for what, n in report.changed.items():
+        lines.append(("changed", n, what))
+    for reason, entry in report.dropped.items():
+        lines.append(("dropped", entry["rows"], f"{reason}. {entry['examples'][0]}"))
     body = "".join(
-        (
-            f"<tr><td>{what}</td><td style='text-align:right'>{n:,}</td><td "
-            f"style='text-align:left'>{html.escape(note)}</td></tr>"
-        )
+        f"<tr><td>{what}</td><td style='text-align:right'>{n:,}</td><td "
+        f"style='text-align:left'>{html.escape(note)}</td></tr>"
         for what, n, note in lines
     )
     return (
@@ -189,38 +203,37 @@ def report_html(
     )
 
 
-RowReport.__repr__, RowReport._repr_html_ = report_text, report_html
-
-
 # %% ../../nbs/lib/data/02_records.ipynb #d719800a
-def check_report(
+def check_kept(
     report: RowReport,  # the account so far
 ) -> RowReport:  # the same
     "Raise `DataError` with the account if nothing is left or more than a tenth of the rows is bad."
     if not report.read:
         raise DataError(
             f"{report.source}: there are no rows to read. Check the file, the split, limit and "
-            "skip."
+            "skip.",
+            field="records",
+            reason="no rows to read",
         )
-    if report.bad_rows > MOST_DROPPED * report.read or not report.kept:
-        problem = (
-            "no row is left"
-            if not report.kept
-            else (
-                f"{report.bad_rows / report.read:.0%} of the rows are bad, more than "
-                f"{MOST_DROPPED:.0%}"
-            )
-        )
-        room = (
-            " A max_prompt_length below max_length keeps room for the answers."
-            if "too little of the answer left" in report.dropped
-            else ""
-        )
-        raise DataError(
-            f"{report.source}: {problem}. Mend the data, or change the settings that the reasons "
-            f"name.{room}\n{report}"
-        )
-    return report
+    if not report.kept:
+        problem, reason = "no row is left", "no row is left"
+    elif report.bad_rows > MOST_DROPPED * report.read:
+        share = f"{report.bad_rows / report.read:.0%}"
+        problem = f"{share} of the rows are bad, more than {MOST_DROPPED:.0%}"
+        reason = "too many bad rows"
+    else:
+        return report
+    room = (
+        " A max_prompt_length below max_length keeps room for the answers."
+        if "too little of the answer left" in report.dropped
+        else ""
+    )
+    raise DataError(
+        f"{report.source}: {problem}. Mend the data, or change the settings that the reasons "
+        f"name.{room}\n{report}",
+        field="records",
+        reason=reason,
+    )
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #02d4cbf0
@@ -255,26 +268,46 @@ def read_messages(
 ) -> list[dict]:  # messages with role and content
     "Messages from any of the four ways of writing them; raises `DataError`."
     if isinstance(value, str) and role is not None:
-        return (
-            parse_hh(value)
-            if value.startswith("\n\nHuman:")
-            else [{"role": role, "content": value}]
-        )
+        if value.startswith("\n\nHuman:"):
+            return parse_hh(value)
+        return [{"role": role, "content": value}]
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, (list, tuple)):
         return check_messages(value)  # raises: not a list
-    return [
-        {"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
-        if isinstance(turn, dict) and {"from", "value"} <= set(turn)
-        else turn
-        for turn in value
-    ]
+    return [_from_sharegpt(turn) for turn in value]
+
+
+def _from_sharegpt(turn):
+    "A turn of ShareGPT's as a message; others as they are."
+    if not isinstance(turn, dict) or not {"from", "value"} <= set(turn):
+        return turn
+    return {"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #c24a04fe
 def _same_text(one, other):
     return "".join(one.split()) == "".join(other.split())
+
+
+def _agree(prompt, before):
+    "Whether a prompt column says the turns before the answer, their end, or one of them."
+    if prompt[-len(before) :] == before:
+        return True
+    texts = [turn["content"] for turn in before]
+    return len(prompt) == 1 and any(_same_text(prompt[0]["content"], text) for text in texts)
+
+
+def _check_asks(prompt, reason, where):
+    "A prompt has a user's turn and does not end with the assistant's."
+    roles = [turn["role"] for turn in prompt]
+    if roles[-1] == "assistant" or "user" not in roles:
+        raise bad_row(
+            reason,
+            f"{where} has the roles {', '.join(roles)}",
+            "A prompt has a user's turn and does not end with the assistant's.",
+            "role",
+        )
 
 
 def split_answer(
@@ -291,6 +324,7 @@ def split_answer(
             "no answer at the end",
             f"the last message is the {answer[0]['role']}'s",
             "Let each conversation end with the assistant's turn.",
+            "role",
         )
     if prompt is not None:
         check_messages(prompt)
@@ -299,32 +333,25 @@ def split_answer(
             "no prompt",
             "there is an answer but no prompt",
             "Add a prompt column, or the user's turn before the answer.",
+            "prompt",
         )
     if before and prompt:
-        agree = prompt[-len(before) :] == before or (
-            len(prompt) == 1
-            and any(_same_text(prompt[0]["content"], turn["content"]) for turn in before)
-        )
-        if not agree:
+        if not _agree(prompt, before):
             raise bad_row(
                 "two prompts that disagree",
                 "the prompt column and the turns before the answer differ",
                 "Keep one of the two.",
+                "prompt",
             )
         if len(prompt) < len(before):
             prompt = before  # a string that repeats one turn
     prompt = prompt or before
-    if prompt[-1]["role"] == "assistant" or all(turn["role"] != "user" for turn in prompt):
-        raise bad_row(
-            "no question before the answer",
-            f"the prompt has the roles {', '.join(turn['role'] for turn in prompt)}",
-            "A prompt has a user's turn and does not end with the assistant's.",
-        )
+    _check_asks(prompt, "no question before the answer", "the prompt")
     return prompt, answer
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #af0151ee
-LAYOUTS = {  # for messages to the user
+ROW_LAYOUTS = {  # for messages to the user
     "sft": (
         "messages, or conversations, or prompt (or query) and completion, or prompt and chosen, or "
         "chosen"
@@ -350,8 +377,9 @@ def _wrong_columns(record, kind):
     found = ", ".join(map(str, record)) or "none"
     return bad_row(
         "wrong columns",
-        f"the columns {found} do not make a row of kind {kind}, which has {LAYOUTS[kind]}",
+        f"the columns {found} do not make a row of kind {kind}, which has {ROW_LAYOUTS[kind]}",
         "Rename the columns.",
+        "columns",
     )
 
 
@@ -361,9 +389,7 @@ def _column(name):
     try:
         yield
     except DataError as error:
-        named = DataError(f"{name}: {error}")
-        named.reason = getattr(error, "reason", str(error))
-        raise named from error
+        raise DataError(f"{name}: {error}", field=name, reason=error.reason) from error
 
 
 def _messages_of(columns, name, role):
@@ -384,16 +410,15 @@ def _split_column(columns, name, role, prompt=None):
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #d053a5f0
+def _filled(record):
+    "The columns of a record that hold something."
+    return {name: value for name, value in record.items() if value is not None}
+
+
 def _normal_single(columns, record, kind):
     "Prompt and answer of an sft or binary row."
-    answer = next(
-        (
-            key
-            for key in (("chosen",) if kind == "sft" else ()) + ("completion", "response")
-            if key in columns
-        ),
-        None,
-    )
+    names = ("chosen",) * (kind == "sft") + ("completion", "response")
+    answer = next((key for key in names if key in columns), None)
     if answer:
         return _split_column(columns, answer, "assistant", _prompt_of(columns))
     whole = next((key for key in ("messages", "conversations") if key in columns), None)
@@ -410,12 +435,7 @@ def _normal_prompt(columns, record):
     messages = _messages_of(columns, key, "user" if key == "prompt" else None)
     if len(messages) > 1 and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    if messages[-1]["role"] == "assistant" or all(turn["role"] != "user" for turn in messages):
-        raise bad_row(
-            "no question in the prompt",
-            f"{key} has the roles {', '.join(turn['role'] for turn in messages)}",
-            "A prompt has a user's turn and does not end with the assistant's.",
-        )
+    _check_asks(messages, "no question in the prompt", key)
     return messages
 
 
@@ -423,14 +443,10 @@ def _beside(record, prompt):
     """What travels with a prompt: its record's other columns, and the answer to it where there is
     one.
     """
-    columns = puzzle_columns({name: value for name, value in record.items() if value is not None})
-    found = {
-        "record": {
-            name: value
-            for name, value in columns.items()
-            if name not in CONTENT_COLUMNS - {"prompt", "label"}
-        }
-    }
+    read_elsewhere = CONTENT_COLUMNS - {"prompt", "label"}
+    columns = puzzle_columns(_filled(record))
+    others = {name: value for name, value in columns.items() if name not in read_elsewhere}
+    found = {"record": others}
     with suppress(DataError):
         row = normalise(record, "sft")
         if row["prompt"] == prompt:
@@ -445,8 +461,48 @@ def _checked_reward(value):
             "reward is not a number",
             f"reward is {value!r}",
             "Give a finite number, or leave the column out.",
+            "reward",
         )
     return float(value)
+
+
+def _normal_pair(columns):
+    "Prompt and answers of a row of pairs."
+    if not {"chosen", "rejected"} <= set(columns):
+        raise _wrong_columns(columns, "pairs")
+    before = _prompt_of(columns)
+    prompt, chosen = _split_column(columns, "chosen", "assistant", before)
+    other, rejected = _split_column(columns, "rejected", "assistant", before)
+    if prompt != other:
+        raise bad_row(
+            "answers to two prompts",
+            "the turns before the chosen and the rejected answer differ",
+            "A pair has one prompt.",
+            "rejected",
+        )
+    if chosen[0]["content"].strip() == rejected[0]["content"].strip():
+        raise bad_row(
+            "chosen equals rejected",
+            "chosen and rejected are the same text",
+            "Delete such rows: they teach nothing.",
+            "rejected",
+        )
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _normal_binary(columns):
+    "Prompt, answer and label of a binary row, and its reward where it has one."
+    prompt, answer = _normal_single(columns, columns, "binary")
+    if "label" not in columns:
+        raise _wrong_columns(columns, "binary")
+    label = columns["label"]
+    if label not in (True, False):
+        found = f"label is {label!r}"
+        raise bad_row("label is not true or false", found, "Use true and false.", "label")
+    row = {"prompt": prompt, "completion": answer, "label": bool(label)}
+    if "reward" in columns:
+        row["reward"] = _checked_reward(columns["reward"])
+    return row
 
 
 def normalise(
@@ -456,46 +512,17 @@ def normalise(
     """Read a row of any known layout into the normal form; raises `DataError` naming the fault,
     `ConfigError` for an unknown kind.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}.")
-    columns = puzzle_columns({name: value for name, value in record.items() if value is not None})
+    _check_kind(kind)
+    columns = puzzle_columns(_filled(record))
     if kind == "prompts":
         row = {"prompt": _normal_prompt(columns, record)}
     elif kind == "pairs":
-        if not {"chosen", "rejected"} <= set(columns):
-            raise _wrong_columns(columns, kind)
-        before = _prompt_of(columns)
-        (prompt, chosen), (other, rejected) = (
-            _split_column(columns, name, "assistant", before) for name in ("chosen", "rejected")
-        )
-        if prompt != other:
-            raise bad_row(
-                "answers to two prompts",
-                "the turns before the chosen and the rejected answer differ",
-                "A pair has one prompt.",
-            )
-        if chosen[0]["content"].strip() == rejected[0]["content"].strip():
-            raise bad_row(
-                "chosen equals rejected",
-                "chosen and rejected are the same text",
-                "Delete such rows: they teach nothing.",
-            )
-        row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        row = _normal_pair(columns)
+    elif kind == "binary":
+        row = _normal_binary(columns)
     else:
         prompt, answer = _normal_single(columns, columns, kind)
-        row = {"prompt": prompt, "response" if kind == "sft" else "completion": answer}
-    if kind == "binary":
-        if "label" not in columns:
-            raise _wrong_columns(columns, kind)
-        if columns["label"] not in (True, False):
-            raise bad_row(
-                "label is not true or false",
-                f"label is {columns['label']!r}",
-                "Use true and false.",
-            )
-        row["label"] = bool(columns["label"])
-        if "reward" in columns:
-            row["reward"] = _checked_reward(columns["reward"])
+        row = {"prompt": prompt, "response": answer}
     extra = {
         name: value
         for name, value in columns.items()
@@ -506,11 +533,11 @@ def normalise(
 
 # %% ../../nbs/lib/data/02_records.ipynb #5b9a32eb
 # what opens a question and its answer
-LABELS = {"Question": "Answer", "Q": "A", "Problem": "Solution", "Instruction": "Response"}
+ANSWER_CUES = {"Question": "Answer", "Q": "A", "Problem": "Solution", "Instruction": "Response"}
 
 
-def _label(words):
-    return rf"(?m)^[ \t]*(?:#+[ \t]*)?({words})[ \t]*\d*[ \t]*:"
+def _opening(words):
+    return re.compile(rf"(?m)^[ \t]*(?:#+[ \t]*)?({words})[ \t]*\d*[ \t]*:")
 
 
 def last_question(
@@ -519,10 +546,10 @@ def last_question(
     """Cut a few-shot prompt to its last question; raises `DataError` where the examples cannot be
     told from the question.
     """
-    opening, question, cue = re.search(_label("|".join(LABELS)), prompt), prompt, ""
+    opening, question, cue = _opening("|".join(ANSWER_CUES)).search(prompt), prompt, ""
     if opening:
-        question = prompt[[match.end() for match in re.finditer(_label(opening[1]), prompt)][-1] :]
-        question, *answers = re.split(_label(LABELS[opening[1]]), question)
+        *_, last = _opening(opening[1]).finditer(prompt)
+        question, *answers = _opening(ANSWER_CUES[opening[1]]).split(prompt[last.end() :])
         cue = "".join(answers[1::2]).strip().removesuffix(".")
     solved = cue not in ("", "Let's think step by step") or "####" in question
     if solved or not question.strip():
@@ -530,6 +557,7 @@ def last_question(
             "few-shot prompt of unknown layout",
             "the last question cannot be told from the examples before it",
             "Write 'Question:' before each question and 'Answer:' before each answer.",
+            "prompt",
         )
     return question.strip()
 
@@ -550,45 +578,49 @@ class Source:
     parted: bool = False
 
     @property
-    # a pair is two rows
-    def gives(self) -> tuple:
-        return self.kinds + (
-            ("binary",) if "pairs" in self.kinds and "binary" not in self.kinds else ()
-        )
+    def gives(self) -> tuple[str, ...]:
+        "Kinds of rows that can be had: a pair is two binary rows."
+        from_pairs = "pairs" in self.kinds and "binary" not in self.kinds
+        return self.kinds + ("binary",) * from_pairs
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #a7c0d1e3
 TRAIN_TEST = {"train": "train", "test": "test"}
-GENERATED = {split: split for split in SPLITS}
-DATASETS = {
-    "tiny-world": Source("", GENERATED, note="Generated; its true reward is known."),
+ALL_SPLITS = {split: split for split in SPLITS}
+_GENERATED = {
+    "tiny-world": Source("", ALL_SPLITS, note="Generated; its true reward is known."),
     "tiny-world-verbose": Source(
         "",
-        GENERATED,
+        ALL_SPLITS,
         ("sft", "prompts"),
         note="The same prompts; seven demonstrations in ten say more than was asked.",
     ),
     "countdown-tiny": Source(
         "",
-        GENERATED,
+        ALL_SPLITS,
         ("sft", "prompts"),
         note="Generated puzzles for the tiny model; an answer is its tag alone.",
     ),
     "countdown-tiny-worked": Source(
-        "", GENERATED, ("sft", "prompts"), note="The same puzzles; an answer begins with its steps."
+        "",
+        ALL_SPLITS,
+        ("sft", "prompts"),
+        note="The same puzzles; an answer begins with its steps.",
     ),
     "countdown-tiny-noisy": Source(
         "",
-        GENERATED,
+        ALL_SPLITS,
         ("sft", "prompts"),
         note="The same puzzles; two in five demonstrations miss their target.",
     ),
     "countdown": Source(
         "",
-        GENERATED,
+        ALL_SPLITS,
         ("sft", "prompts"),
         note="Generated puzzles like those of countdown-3to4, with worked solutions.",
     ),
+}
+_ON_THE_HUB = {
     "countdown-3to4": Source(
         "Jiayi-Pan/Countdown-Tasks-3to4",
         {split: "train" for split in SPLITS},
@@ -640,6 +672,7 @@ DATASETS = {
         note="393,999 pairs of worked sums, the rejected one with a corrupted step.",
     ),
 }
+DATASETS = _GENERATED | _ON_THE_HUB
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #44678ebd
@@ -651,13 +684,19 @@ def kind_to_read(
     "What to read from a named data set; raises `ConfigError` where it cannot give such rows."
     source = DATASETS[name]
     if kind not in source.gives:
-        raise ConfigError(f"{name} has no rows of kind {kind}; it has {', '.join(source.gives)}.")
+        raise ConfigError(
+            f"{name} has no rows of kind {kind}; it has {', '.join(source.gives)}.",
+            field="kind",
+            reason="no rows of this kind",
+        )
     if kind != "binary" or (from_pairs is None and "binary" in source.kinds):
         return kind
     if from_pairs is False and "binary" not in source.kinds:
         raise ConfigError(
             f"{name} has pairs and no labelled answers of its own. Leave from_pairs out, and each "
-            "pair gives two rows."
+            "pair gives two rows.",
+            field="from_pairs",
+            reason="no labelled answers",
         )
     return "binary" if from_pairs is False else "pairs"
 
@@ -666,36 +705,34 @@ def _are_pairs(rows):
     """Whether the first rows are pairs without a label of their own; and the rows, from the first
     on.
     """
+    rows = iter(rows)
     first = list(islice(rows, 10))
-    columns = [set(record) for _, record, _ in first if record]
+    columns = [set(line.record) for line in first if line.record]
     labelled = any("label" in names and names & {"completion", "response"} for names in columns)
-    return not labelled and any({"chosen", "rejected"} <= names for names in columns), chain(
-        first, rows
-    )
+    paired = any({"chosen", "rejected"} <= names for names in columns)
+    return paired and not labelled, chain(first, rows)
 
 
 def _read_registered(name, kind, split, seed, start, stop):
     "(label, rows) of a data set of the table."
     source = DATASETS[name]
     if split not in source.splits:
-        raise SplitError(f"{name} has no split {split!r}; it has {', '.join(source.splits)}.")
+        raise no_split(name, split, source.splits)
     if source.hub:
         hub_split, first, last = parse_split(source.splits[split])
         rows = islice(read_hub(source.hub, hub_split, source.config), first, last)
         if not source.parted:
             return f"{source.hub} ({source.splits[split]})", rows
-        return f"{source.hub} ({hub_split}, its {split} part)", (
-            row for row in rows if part_of(row[1]) == split
-        )
+        part = (line for line in rows if part_of(line.record) == split)
+        return f"{source.hub} ({hub_split}, its {split} part)", part
     if start:
         raise ConfigError(
             f"{name} is drawn anew for each number of rows, so that skip or a slice would not "
-            "continue where other rows end. Take split=test, or another seed."
+            "continue where other rows end. Take split=test, or another seed.",
+            field="skip",
+            reason="generated rows have no order to continue",
         )
-    return f"{name} ({split})", (
-        (number, record, None)
-        for number, record in enumerate(generate(name, kind, split, stop, seed), 1)
-    )
+    return f"{name} ({split})", numbered(generate_records(name, kind, split, stop, seed))
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #4bbd5dde
@@ -722,27 +759,45 @@ class Records:
 
 def _check_on_bad_rows(on_bad_rows):
     if on_bad_rows not in ("drop", "error"):
-        raise ConfigError(f"on_bad_rows is {on_bad_rows!r}, but must be drop or error.")
+        raise ConfigError(
+            f"on_bad_rows is {on_bad_rows!r}, but must be drop or error.",
+            field="on_bad_rows",
+            reason="neither drop nor error",
+        )
 
 
 def _check_wanted(kind, limit, skip, from_pairs):
-    if kind not in KINDS:
-        raise ConfigError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}.")
+    _check_kind(kind)
     for argument, value in (("skip", skip), ("limit", limit)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 0
-        ):
-            raise ConfigError(f"{argument} is {value!r}, but must be a whole number from 0.")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 0):
+            raise ConfigError(
+                f"{argument} is {value!r}, but must be a whole number from 0.",
+                field=argument,
+                reason="not a whole number from 0",
+            )
     if from_pairs not in (None, True, False):
-        raise ConfigError(f"from_pairs is {from_pairs!r}, but must be true, false or null.")
+        raise ConfigError(
+            f"from_pairs is {from_pairs!r}, but must be true, false or null.",
+            field="from_pairs",
+            reason="not true, false or null",
+        )
     if from_pairs is not None and kind != "binary":
-        raise ConfigError(f"from_pairs is for rows of kind binary, not {kind}.")
+        raise ConfigError(
+            f"from_pairs is for rows of kind binary, not {kind}.",
+            field="from_pairs",
+            reason="rows are not binary",
+        )
 
 
 def _bad(report, row, error, on_bad_rows):
     "Count a bad row, or stop at it."
     if on_bad_rows == "error":
-        raise DataError(f"{row}: {error} Or let bad rows go with on_bad_rows=drop.") from error
+        raise DataError(
+            f"{row}: {error} Or let bad rows go with on_bad_rows=drop.",
+            field=error.field,
+            reason=error.reason,
+        ) from error
     report.drop(row, error)
 
 
@@ -774,69 +829,75 @@ def load_records(
     split, start, stop = parse_split(split)
     start += skip
     if limit is not None:
-        stop = min(start + limit, start + limit if stop is None else stop)
+        stop = start + limit if stop is None else min(start + limit, stop)
     if str(name) in DATASETS:
-        from_pairs = kind_to_read(str(name), kind, from_pairs) != kind
-        label, rows = _read_registered(
-            str(name), "pairs" if from_pairs else kind, split, seed, start, stop
-        )
+        kind_read = kind_to_read(str(name), kind, from_pairs)
+        from_pairs = kind_read != kind
+        label, rows = _read_registered(str(name), kind_read, split, seed, start, stop)
         zero_shot = DATASETS[str(name)].zero_shot if zero_shot is None else zero_shot
     else:
         label, rows = read_source(name, split, list(DATASETS))
     rows = islice(rows, start, max(stop, start) if stop is not None else None)
     if kind == "binary" and from_pairs is None:
         from_pairs, rows = _are_pairs(rows)
-    records = _normalise_all(
-        rows, label, "pairs" if from_pairs else kind, on_bad_rows, bool(zero_shot)
-    )
-    return pairs_to_binary(records) if from_pairs else records
+    if not from_pairs:
+        return _normalise_all(rows, label, kind, on_bad_rows, bool(zero_shot))
+    return pairs_to_binary(_normalise_all(rows, label, "pairs", on_bad_rows, bool(zero_shot)))
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #019e3215
+CUT = "few-shot prompt cut to its last question"
+TIDIED = "line breaks taken off the beginning of an answer"
+
+
 def _tidy(row, kind):
     "Take line breaks in front of the answers off; whether there were any."
-    broken = [
-        answer
-        for name in _answer_names(row, kind)
-        for answer in row[name]
-        if re.match(r"\s*[\r\n]", answer["content"])
-    ]
+    answers = [answer for name in _answer_names(row, kind) for answer in row[name]]
+    broken = [answer for answer in answers if re.match(r"\s*[\r\n]", answer["content"])]
     for answer in broken:
         answer["content"] = answer["content"].lstrip()
     return bool(broken)
 
 
+def _read_line(line, kind, zero_shot):
+    "A row in the normal form, and what had to be changed in it."
+    if line.fault:
+        found = f"line {line.number} is {line.fault}"
+        raise bad_row("broken line", found, "Mend or delete that line.", "row")
+    record, changes = line.record, []
+    shots = record.get("prompt")
+    if zero_shot and isinstance(shots, str):
+        with _column("prompt"):
+            record = {**record, "prompt": last_question(shots)}
+        if record["prompt"] != shots.strip():
+            changes.append(CUT)
+    row = normalise(record, kind)
+    if kind == "prompts":
+        row |= _beside(record, row["prompt"])
+    row = copy.deepcopy(row)
+    if _tidy(row, kind):
+        changes.append(TIDIED)
+    return row, changes
+
+
 def _normalise_all(rows, label, kind, on_bad_rows, zero_shot):
     "Normalise rows one by one, counting."
     report, kept, changed = RowReport(label), [], Counter()
-    for number, record, reason in rows:
+    for line in rows:
         report.read += 1
-        place = f"row {number} of {label}"
+        place = f"row {line.number} of {label}"
         try:
-            if reason:
-                raise bad_row(
-                    "broken line", f"line {number} is {reason}", "Mend or delete that line."
-                )
-            shots = record.get("prompt") if zero_shot else None
-            if isinstance(shots, str):
-                with _column("prompt"):
-                    record = {**record, "prompt": last_question(shots)}
-            row = normalise(record, kind)
-            if kind == "prompts":
-                row |= _beside(record, row["prompt"])
+            row, changes = _read_line(line, kind, zero_shot)
         except DataError as error:
             _bad(report, place, error, on_bad_rows)
             continue
-        row = copy.deepcopy(row)
-        changed["few-shot prompt cut to its last question"] += (
-            isinstance(shots, str) and record["prompt"] != shots.strip()
-        )
-        changed["line breaks taken off the beginning of an answer"] += _tidy(row, kind)
         kept.append({**row, "row": place})
-    report.kept, report.changed = len(kept), {what: n for what, n in changed.items() if n}
+        changed.update(changes)
+    report.kept = len(kept)
+    report.changed = {what: changed[what] for what in (CUT, TIDIED) if changed[what]}
     if kind == "binary":
         report.desirable = sum(row["label"] for row in kept)
-    return Records(kept, check_report(report))
+    return Records(kept, check_kept(report))
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #07890c64
@@ -850,39 +911,31 @@ def pairs_to_binary(
     for number, pair in enumerate(pairs, 1):
         if not {"prompt", "chosen", "rejected"} <= set(pair):
             raise _wrong_columns(pair, "pairs")
-        group = groups.setdefault(
-            tuple((turn["role"], turn["content"]) for turn in pair["prompt"]), len(groups)
-        )
+        prompt = tuple((turn["role"], turn["content"]) for turn in pair["prompt"])
+        group = groups.setdefault(prompt, len(groups))
         # a reward of both is none of either
-        extra = {
-            name: value for name, value in pair.items() if name not in CONTENT_COLUMNS | {"reward"}
-        }
-        rows += [
-            {
-                **extra,
-                "prompt": pair["prompt"],
-                "completion": pair[name],
-                "label": name == "chosen",
-                "group": group,
-                "row": f"{pair.get('row', f'row {number} of the pairs')}, {name}",
-            }
-            for name in ("chosen", "rejected")
-        ]
-    report = (
-        copy.deepcopy(pairs.report)
-        if isinstance(pairs, Records)
-        else RowReport("pairs", read=len(rows) // 2)
-    )
-    report.source, report.read, report.kept, report.desirable = (
-        f"{report.source}, two rows from each pair",
-        2 * report.read,
-        len(rows),
-        len(rows) // 2,
-    )
+        not_carried = CONTENT_COLUMNS | {"reward"}
+        extra = {name: value for name, value in pair.items() if name not in not_carried}
+        place = pair.get("row", f"row {number} of the pairs")
+        for name in ("chosen", "rejected"):
+            row = {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
+            rows.append({**extra, **row, "group": group, "row": f"{place}, {name}"})
+    return Records(rows, _counted_twice(pairs, rows))
+
+
+def _counted_twice(pairs, rows):
+    "The account of pairs as that of the two rows from each."
+    if isinstance(pairs, Records):
+        report = copy.deepcopy(pairs.report)
+    else:
+        report = RowReport("pairs", read=len(rows) // 2)
+    report.source = f"{report.source}, two rows from each pair"
+    report.read *= 2
+    report.kept, report.desirable = len(rows), len(rows) // 2
     report.changed = {f"{what} (counted in pairs)": n for what, n in report.changed.items()}
     for entry in report.dropped.values():
         entry["rows"] *= 2
-    return Records(rows, report)
+    return report
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #d71b4d30
@@ -900,44 +953,94 @@ def _texts(row, tokenizer, kind, special_tokens):
     return [rendered[0][0], *(text for _, text in rendered)]
 
 
-def _encoded(row, ids, tokenizer, kind, limits, report):
-    "One encoded row from the ids of its texts."
-    prompt, *answers = ids[0], *(split_response(tokenizer, ids[0], whole) for whole in ids[1:])
-    # what stands beside a prompt is not cut
-    short_prompt, *short_answers = truncate(
-        prompt, *([] if kind == "prompts" else answers), **limits
+def _too_long(prompt, most):
+    "The reason to leave a prompt out, None where there is none."
+    if most is None or len(prompt) <= most:
+        return None
+    return bad_row(
+        f"prompt over {most:,} tokens",
+        f"the prompt has {len(prompt):,} tokens",
+        "Raise max_prompt_tokens to keep it.",
+        "max_prompt_tokens",
     )
-    if kind == "pairs" and short_answers[0] == short_answers[1]:
-        raise bad_row(
-            "chosen equals rejected after truncation",
-            (
-                f"both answers begin with the same {len(short_answers[0])} tokens, and the rest is "
-                "cut off"
-            ),
-            "Raise max_length.",
-        )
-    fewer_prompt, fewer_answer = (
-        len(short_prompt) < len(prompt),
-        any(len(s) < len(a) for s, a in zip(short_answers, answers)),
-    )
-    report.shortened_prompts += fewer_prompt
-    report.shortened_answers += fewer_answer
-    report.shortened += fewer_prompt or fewer_answer
+
+
+def _encoded_row(row, kind, prompt, answers):
+    "What a trainer reads of a row: ids, and what is carried along."
+    encoded = {"prompt_ids": prompt}
     if kind == "pairs":
-        return dict(
-            prompt_ids=short_prompt, chosen_ids=short_answers[0], rejected_ids=short_answers[1]
-        )
+        chosen, rejected = answers
+        if chosen == rejected:
+            raise bad_row(
+                "chosen equals rejected after truncation",
+                f"both answers begin with the same {len(chosen)} tokens, and the rest is cut off",
+                "Raise max_length.",
+                "max_length",
+            )
+        return encoded | {"chosen_ids": chosen, "rejected_ids": rejected}
     if kind == "prompts":
-        return dict(
-            prompt_ids=short_prompt,
-            prompt=row["prompt"],
-            record=row.get("record", {}),
-            **{"response_ids": ids for ids in answers},
-        )
-    carried = {
-        name: row[name] for name in ("label", "group", "reward") if kind == "binary" and name in row
-    }
-    return dict(prompt_ids=short_prompt, response_ids=short_answers[0], **carried)
+        beside = {"response_ids": ids for ids in answers}
+        return encoded | {"prompt": row["prompt"], "record": row.get("record", {})} | beside
+    carried = ("label", "group", "reward") if kind == "binary" else ()
+    kept = {name: row[name] for name in carried if name in row}
+    return encoded | {"response_ids": answers[0]} | kept
+
+
+# %% ../../nbs/lib/data/02_records.ipynb #5e1f0c7a
+@dataclass
+class _Encoder:
+    "What is the same for all rows of one call of `encode_records`."
+
+    tokenizer: object
+    kind: str
+    limits: dict  # of `truncate`
+    max_prompt_tokens: int | None
+    on_bad_rows: str
+    report: RowReport  # the account, which goes on
+
+    def __post_init__(self):
+        tokens = [*SPECIAL_TOKENS, *self.tokenizer.all_special_tokens]
+        self.special_tokens = tuple(dict.fromkeys(tokens))
+
+    def chunk(self, rows, start):
+        "Encode some rows, the first of them that after `start`, with one call of the tokenizer."
+        ready, texts, encoded = [], [], []
+        for number, row in enumerate(rows, start + 1):
+            place = row.get("row", f"row {number} of the records")
+            try:
+                of_row = _texts(row, self.tokenizer, self.kind, self.special_tokens)
+            except DataError as error:
+                _bad(self.report, place, error, self.on_bad_rows)
+                continue
+            ready.append((place, row, len(of_row)))
+            texts += of_row
+        if not texts:
+            return encoded
+        ids = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+        for place, row, count in ready:
+            prompt, *wholes = islice(ids, count)
+            if error := _too_long(prompt, self.max_prompt_tokens):
+                self.report.drop(place, error, asked=True)
+                continue
+            try:
+                encoded.append(self.shorten(row, prompt, wholes))
+            except DataError as error:
+                _bad(self.report, place, error, self.on_bad_rows)
+        return encoded
+
+    def shorten(self, row, prompt, wholes):
+        "One encoded row from the ids of its prompt, and of its prompt with each answer."
+        answers = [split_response(self.tokenizer, prompt, whole) for whole in wholes]
+        if self.kind == "prompts":  # what stands beside a prompt is not cut
+            [short_prompt], short_answers = truncate(prompt, **self.limits), answers
+        else:
+            short_prompt, *short_answers = truncate(prompt, *answers, **self.limits)
+        encoded = _encoded_row(row, self.kind, short_prompt, short_answers)
+        fewer_prompt, fewer_answer = len(short_prompt) < len(prompt), short_answers != answers
+        self.report.shortened_prompts += fewer_prompt
+        self.report.shortened_answers += fewer_answer
+        self.report.shortened += fewer_prompt or fewer_answer
+        return encoded
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #63cdef68
@@ -958,8 +1061,7 @@ def encode_records(
     rows, `ConfigError` for bad arguments.
     """
     _check_on_bad_rows(on_bad_rows)
-    if kind not in KINDS:
-        raise ConfigError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}.")
+    _check_kind(kind)
     limits = dict(
         max_length=max_length,
         max_prompt_length=max_prompt_length,
@@ -967,66 +1069,19 @@ def encode_records(
     )
     check_limits(**limits, max_prompt_tokens=max_prompt_tokens)
     rows = list(records)
-    report = (
-        copy.deepcopy(records.report)
-        if isinstance(records, Records)
-        else RowReport("records", read=len(rows))
-    )
-    special_tokens = tuple(dict.fromkeys([*SPECIAL_TOKENS, *tokenizer.all_special_tokens]))
+    if isinstance(records, Records):
+        report = copy.deepcopy(records.report)
+    else:
+        report = RowReport("records", read=len(rows))
+    encoder = _Encoder(tokenizer, kind, limits, max_prompt_tokens, on_bad_rows, report)
     encoded = []
     # a bar only where it is worth while
     with Progress(len(rows), "encoding") if len(rows) > 20000 else nullcontext() as progress:
         for start in range(0, len(rows), 512):
-            encoded += _encode_chunk(
-                rows[start : start + 512],
-                start,
-                tokenizer,
-                kind,
-                limits,
-                special_tokens,
-                max_prompt_tokens,
-                on_bad_rows,
-                report,
-            )
+            encoded += encoder.chunk(rows[start : start + 512], start)
             if progress:
                 progress.update(min(512, len(rows) - start))
     report.kept = len(encoded)
     if kind == "binary":
         report.desirable = sum(row["label"] for row in encoded)
-    return encoded, check_report(report)
-
-
-# %% ../../nbs/lib/data/02_records.ipynb #8521ca60
-def _encode_chunk(
-    rows, start, tokenizer, kind, limits, special_tokens, max_prompt_tokens, on_bad_rows, report
-):
-    "Encode some rows with one call of the tokenizer."
-    ready, texts, encoded = [], [], []
-    for number, row in enumerate(rows, start + 1):
-        place = row.get("row", f"row {number} of the records")
-        try:
-            ready.append((place, row, _texts(row, tokenizer, kind, special_tokens)))
-        except DataError as error:
-            _bad(report, place, error, on_bad_rows)
-    texts = [text for _, _, row_texts in ready for text in row_texts]
-    ids = iter(
-        tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else ()
-    )
-    for place, row, row_texts in ready:
-        row_ids = [next(ids) for _ in row_texts]
-        if max_prompt_tokens is not None and len(row_ids[0]) > max_prompt_tokens:
-            report.drop(
-                place,
-                bad_row(
-                    f"prompt over {max_prompt_tokens:,} tokens",
-                    f"the prompt has {len(row_ids[0]):,} tokens",
-                    "Raise max_prompt_tokens to keep it.",
-                ),
-                asked=True,
-            )
-            continue
-        try:
-            encoded.append(_encoded(row, row_ids, tokenizer, kind, limits, report))
-        except DataError as error:
-            _bad(report, place, error, on_bad_rows)
-    return encoded
+    return encoded, check_kept(report)

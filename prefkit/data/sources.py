@@ -1,18 +1,20 @@
 """Where rows come from: JSON-lines, JSON and Parquet files, `datasets` folders, the Hugging Face
 Hub, and what is generated here.
 
-Each source is read as rows `(number from 1, record or None, reason why there is no record or
-None)`. The lesson `nbs/lib/data/02_records.ipynb` uses it through
+Each source is read as `Line`s. The lesson `nbs/lib/data/02_records.ipynb` uses it through
 `prefkit.data.records.load_records`. Written by hand, not exported from a notebook.
 """
 
-import json, re
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import starmap
 from pathlib import Path
+from typing import NamedTuple
 
+from prefkit.core import ConfigError, DataError, input_path, iter_jsonl, nearest
 from prefkit.data.chat import bad_row
-from prefkit.core import ConfigError, DataError, iter_jsonl, input_path
 from prefkit.data.countdown import (
     countdown_records,
     prompt_text,
@@ -20,12 +22,39 @@ from prefkit.data.countdown import (
     split_of,
     tiny_problems,
 )
+from prefkit.data.world import SFT_STYLES, VERBOSE_STYLES, tiny_records
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
+class Line(NamedTuple):
+    "A row as its source has it."
+
+    number: int  # from 1
+    record: dict | None  # None: it could not be read
+    fault: str | None = None  # why
+
+
+def numbered(records: Iterable[dict]) -> Iterator[Line]:
+    "Records as lines."
+    return starmap(Line, enumerate(records, 1))
+
+
 class SplitError(ConfigError):
     "A split that is written wrongly or that the source does not have."
+
+
+def no_split(
+    source: str,  # its name
+    split: str,  # as a user names it
+    splits: Iterable[str],  # those that there are
+) -> SplitError:
+    "The error about a split that a source does not have."
+    return SplitError(
+        f"{source} has no split {split!r}; it has {', '.join(splits)}.",
+        field="split",
+        reason="unknown split",
+    )
 
 
 def parse_split(
@@ -38,7 +67,9 @@ def parse_split(
     if not match:
         raise SplitError(
             f"split is {split!r}, but must be a name, with a slice of whole numbers if wanted: "
-            "train[200:400]."
+            "train[200:400].",
+            field="split",
+            reason="neither a name nor a slice",
         )
     name, start, stop = match.groups()
     return name, int(start or 0), int(stop) if stop else None
@@ -48,7 +79,9 @@ def _only_train(split, label):
     if split != "train":
         raise SplitError(
             f"{label} has one split, train, and no {split!r}. Name another file, or take slices "
-            "such as train[:200] and train[200:]."
+            "such as train[:200] and train[200:].",
+            field="split",
+            reason="unknown split",
         )
 
 
@@ -56,12 +89,14 @@ def _unreadable(path, error):
     what = (str(error) or type(error).__name__).splitlines()[0]
     return DataError(
         f"{path}: cannot be read ({what}). Check that the file is whole and is what its ending "
-        "says."
+        "says.",
+        field="name",
+        reason="cannot be read",
     )
 
 
 def _read_json(path):
-    "Rows of a .json file that is a list; None where it holds one object a line."
+    "Lines of a .json file that is a list; None where it holds one object a line."
     text = path.read_bytes().decode("utf-8-sig").strip()
     if not text.startswith("["):
         try:
@@ -73,31 +108,30 @@ def _read_json(path):
             raise DataError(
                 f"{path}: begins with a JSON object over several lines, which is not a list of "
                 "rows. "
-                "Write a list, [{...}, {...}], or each row as one object on a line of its own."
+                "Write a list, [{...}, {...}], or each row as one object on a line of its own.",
+                field="name",
+                reason="neither a list nor an object a line",
             )
         return None
-    return [
-        (number, record, None)
-        if isinstance(record, dict)
-        else (
-            number,
-            None,
-            f"a JSON {type(record).__name__} where an object with named columns is needed",
-        )
-        for number, record in enumerate(json.loads(text), 1)
-    ]
+    return [_checked(line) for line in numbered(json.loads(text))]
+
+
+def _checked(line):
+    "A line whose record is one."
+    if isinstance(line.record, dict):
+        return line
+    found = f"a JSON {type(line.record).__name__} where an object with named columns is needed"
+    return Line(line.number, None, found)
 
 
 def _read_parquet(path):
-    "Rows of a Parquet file, batch by batch; a broken page shows only when its batch is read."
+    "Records of a Parquet file, batch by batch; a broken page shows only when its batch is read."
     import pyarrow.parquet
 
     try:
-        number = 0
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
-                for number, record in enumerate(batch.to_pylist(), number + 1):
-                    yield number, record, None
+                yield from batch.to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise _unreadable(path, error) from error
 
@@ -106,9 +140,9 @@ def _read_file(path, split, label):
     _only_train(split, label)
     try:
         if path.suffix == ".parquet":
-            return _read_parquet(path)
-        rows = _read_json(path) if path.suffix == ".json" else None
-        return iter_jsonl(path) if rows is None else rows
+            return numbered(_read_parquet(path))
+        lines = _read_json(path) if path.suffix == ".json" else None
+        return starmap(Line, iter_jsonl(path)) if lines is None else iter(lines)
     except DataError:
         raise  # it is a ValueError, and says what is wrong
     except (OSError, ValueError, RecursionError) as error:
@@ -124,24 +158,24 @@ def _read_folder(path, split, label):
     except Exception as error:  # the library's errors have no common class
         raise DataError(
             f"{path}: not a folder written by datasets' save_to_disk ({type(error).__name__}). "
-            "Give such a folder, or a .jsonl, .json or .parquet file."
+            "Give such a folder, or a .jsonl, .json or .parquet file.",
+            field="name",
+            reason="not a datasets folder",
         ) from error
-    if not hasattr(data, "keys"):
+    if not isinstance(data, dict):
         _only_train(split, label)
-    elif split not in data:
-        raise SplitError(f"{label} has no split {split!r}; it has {', '.join(sorted(data))}.")
-    return (
-        (number, record, None)
-        for number, record in enumerate(data[split] if hasattr(data, "keys") else data, 1)
-    )
+        return numbered(data)
+    if split not in data:
+        raise no_split(label, split, sorted(data))
+    return numbered(data[split])
 
 
 def read_hub(
     hub: str,  # owner/name
     split: str,  # a split's name on the Hub
     config: str | None = None,  # the Hub's name for a part of the data set
-) -> Iterator[tuple]:  # rows
-    """Rows of a data set on the Hub, which is downloaded once and then read from the cache; raises
+) -> Iterator[Line]:
+    """Lines of a data set on the Hub, which is downloaded once and then read from the cache; raises
     `DataError`.
     """
     import datasets
@@ -153,9 +187,11 @@ def read_hub(
         raise DataError(
             f"{hub}: cannot be loaded, neither as a local path nor from the Hub "
             f"({type(error).__name__}: {what}). Check the name, the split ({split}) and the "
-            "network, or give a local file or folder."
+            "network, or give a local file or folder.",
+            field="name",
+            reason="cannot be loaded",
         ) from error
-    return ((number, record, None) for number, record in enumerate(data, 1))
+    return numbered(data)
 
 
 def is_hub_name(
@@ -175,41 +211,45 @@ def read_source(
     name: str | Path,  # a file, a datasets folder, or owner/name on the Hub
     split: str,  # a split's name
     known: list[str],  # names of registered data sets, for the message
-) -> tuple[str, Iterator[tuple]]:  # a short label for messages, and rows
-    "Rows of a source that is no registered data set; raises `DataError` or `ConfigError`."
-    from difflib import get_close_matches
-
+) -> tuple[str, Iterator[Line]]:  # a short label for messages, and lines
+    "Lines of a source that is no registered data set; raises `DataError` or `ConfigError`."
     if not str(name).strip():
         raise ConfigError(
             f"the name of the data set is empty. Give one of {', '.join(known)}, a file or a "
-            "folder."
+            "folder.",
+            field="name",
+            reason="empty",
         )
     path, label = input_path(name), Path(name).name
     if path.is_dir():
         return label, _read_folder(path, split, label)
     if path.is_file():
         if path.suffix not in SUFFIXES:
+            what = f"of type {path.suffix}" if path.suffix else "without ending"
             raise DataError(
-                f"{path}: files {'of type ' + path.suffix if path.suffix else 'without ending'} "
-                f"are not read. Give {', '.join(SUFFIXES)}."
+                f"{path}: files {what} are not read. Give {', '.join(SUFFIXES)}.",
+                field="name",
+                reason="unknown type of file",
             )
         return label, _read_file(path, split, label)
     if Path(name).suffix in SUFFIXES or str(name).startswith((".", "/", "~")):
         raise DataError(
             f"{path} does not exist: no such file or folder. Check the path; relative paths are "
-            "taken from the project's root."
+            "taken from the project's root.",
+            field="name",
+            reason="no such file or folder",
         )
     if is_hub_name(name):
         return str(name), read_hub(str(name), split)
-    near = get_close_matches(str(name), known, 1)
     raise ConfigError(
-        f"there is no data set {str(name)!r}{f'; did you mean {near[0]}?' if near else '.'} Give "
-        f"one of {', '.join(known)}, a name owner/name on the Hub, a datasets folder, or "
-        "a .jsonl, .json or .parquet file."
+        f"there is no data set {str(name)!r}.{nearest(str(name), known)} Or give a name owner/name "
+        "on the Hub, a datasets folder, or a .jsonl, .json or .parquet file.",
+        field="name",
+        reason="unknown data set",
     )
 
 
-def generate(
+def generate_records(
     # of what is generated here: tiny-world, tiny-world-verbose, countdown, countdown-tiny,
     # countdown-tiny-worked, countdown-tiny-noisy
     name: str,
@@ -220,15 +260,8 @@ def generate(
 ) -> list[dict]:  # records
     "Records of a data set that is made, not read; raises `DataError` where there are fewer."
     if name in ("tiny-world", "tiny-world-verbose"):
-        from prefkit.data.world import SFT_STYLES, VERBOSE_STYLES, tiny_records
-
-        return tiny_records(
-            kind,
-            split,
-            1000 if n is None else n,
-            seed=seed,
-            styles=SFT_STYLES if name == "tiny-world" else VERBOSE_STYLES,
-        )
+        styles = SFT_STYLES if name == "tiny-world" else VERBOSE_STYLES
+        return tiny_records(kind, split, 1000 if n is None else n, seed, styles=styles)
     size = "public" if name == "countdown" else "tiny"
     if n is None:
         n = 1000 if size == "public" or split == "train" else min(1000, len(tiny_problems(split)))
@@ -263,35 +296,36 @@ def puzzle_columns(
     if {"prompt", "messages", "conversations"} & set(columns):
         return columns
     if isinstance(columns.get("query"), str):
-        # as TinyZero asks a base model
-        question, framed, begun = columns["query"].partition("User:")[2].partition("\nAssistant:")
-        question, begun = (
-            (question.strip(), begun.removeprefix(" ")) if framed else (columns["query"], "")
-        )
-        made = {"prompt": question, **{name: columns[name] for name in columns if name != "query"}}
-        # what the query puts into the model's mouth is a part of the answer
-        if isinstance(columns.get("completion"), str):
-            made["completion"] = (
-                begun + "\n" * (begun[-1:].isalnum() or begun[-1:] == ".") + columns["completion"]
-            )
-        with suppress(DataError):
-            made |= {
-                name: value
-                for name, value in zip(("nums", "target"), read_prompt(question))
-                if name not in columns
-            }
-        return made
+        return _from_query(columns)
     if not {"nums", "target"} <= set(columns):
         return columns
-    whole = (
-        isinstance(columns["nums"], (list, tuple))
-        and columns["nums"]
-        and all(type(n) is int for n in (*columns["nums"], columns["target"]))
-    )
-    if not whole:
+    nums, target = columns["nums"], columns["target"]
+    listed = isinstance(nums, (list, tuple)) and nums
+    if not listed or not all(type(n) is int for n in (*nums, target)):
         raise bad_row(
             "nums or target are no whole numbers",
-            f"nums is {columns['nums']!r}, target {columns['target']!r}",
+            f"nums is {nums!r}, target {target!r}",
             "Give a list of whole numbers, and one.",
+            "nums",
         )
-    return {"prompt": prompt_text(columns["nums"], columns["target"]), **columns}
+    return {"prompt": prompt_text(nums, target), **columns}
+
+
+def _from_query(columns):
+    "The columns of a puzzle as TinyZero asks a base model."
+    question, framed, begun = columns["query"].partition("User:")[2].partition("\nAssistant:")
+    if framed:
+        question, begun = question.strip(), begun.removeprefix(" ")
+    else:
+        question, begun = columns["query"], ""
+    made = {"prompt": question, **columns}
+    del made["query"]
+    # what the query puts into the model's mouth is a part of the answer
+    if isinstance(columns.get("completion"), str):
+        line_break = "\n" if begun[-1:].isalnum() or begun[-1:] == "." else ""
+        made["completion"] = begun + line_break + columns["completion"]
+    with suppress(DataError):
+        nums, target = read_prompt(question)
+        made.setdefault("nums", nums)
+        made.setdefault("target", target)
+    return made

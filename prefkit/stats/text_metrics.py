@@ -40,7 +40,7 @@ import numpy as np
 
 from ..core import ConfigError, DataError, Progress, derive_seed
 from .win_rate import wilson
-from ..data.world import BOILERPLATE as WORLD_BOILERPLATE
+from ..data.world import WORDINGS
 
 
 # %% ../../nbs/lib/stats/57_text_metrics.ipynb #4e8e5031
@@ -446,7 +446,7 @@ BOILERPLATE = (
     "I'm just an AI",
     "I was trained on",
     "Confidence: 95%",
-    *(phrase.replace("{}", "").strip().rstrip(".") for phrase in WORLD_BOILERPLATE),
+    *(phrase.replace("{}", "").strip().rstrip(".") for phrase in WORDINGS["boilerplate"]),
 )
 
 
