@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 bin := $(VENV)/bin
 ready := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help install report test seeds base instruct bench export readme map docs clean
+.PHONY: help install report lint quick test slow full seeds base instruct bench export readme map docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -30,8 +30,20 @@ report: $(ready) ## run the experiment CONFIG and write its report page
 	$(bin)/prefkit run $(CONFIG) --jobs $(JOBS)
 	$(bin)/prefkit report $(CONFIG)
 
-test: $(ready) ## ruff, export and clean, the lessons, pytest
-	@$(bin)/python tools/test.py
+lint: $(ready) ## ruff check, ruff format, types (seconds)
+	@$(bin)/python tools/test.py lint
+
+quick: $(ready) ## lint, and the tests of losses, engine, data, configs and one pipeline (a minute and a half)
+	@$(bin)/python tools/test.py quick
+
+test: $(ready) ## lint, export and clean, the lessons, pytest without the slow tests (8 minutes)
+	@$(bin)/python tools/test.py test
+
+slow: $(ready) ## the tests marked slow: benchmarks, measured memory, compiling, long kills
+	@$(bin)/python tools/test.py slow
+
+full: $(ready) ## all of it (25 minutes)
+	@$(bin)/python tools/test.py full
 
 seeds: $(ready) ## the comparison with five seeds, into data/results/seeds/ (about an hour)
 	$(bin)/prefkit seeds data/configs/tiny/comparison.yaml --seeds 0,1,2,3,4 --jobs $(JOBS) --lines

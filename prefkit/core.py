@@ -3,11 +3,12 @@ repeatable, how records are read so that a broken line is named, and how a long 
 is.
 """
 
-import ast, hashlib, inspect, json, os, random, re, tempfile, time
+import ast, hashlib, inspect, json, math, os, random, re, tempfile, time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 
 
@@ -84,6 +85,40 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(str(name), known, n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
     return f"{hint} Known: {', '.join(known) or 'none'}."
+
+
+def is_number(value, *, whole: bool = False) -> bool:
+    "Whether a value is a finite number, or a whole one; True and False are none."
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        return False
+    return isinstance(value, Integral) or math.isfinite(value)
+
+
+def check_number(
+    name: str,  # of the parameter
+    value,  # what was given for it
+    *,
+    whole: bool = False,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+):
+    "Raise `ConfigError` unless a value is a finite number within its bounds."
+    if (
+        is_number(value, whole=whole)
+        and (above is None or value > above)
+        and (least is None or value >= least)
+        and (below is None or value < below)
+        and (most is None or value <= most)
+    ):
+        return
+    bounds = {"above": above, "of at least": least, "below": below, "of at most": most}
+    words = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+    wanted = f"a {'whole' if whole else 'finite'} number {words}".strip()
+    raise ConfigError(
+        f"{name} is {value!r}, but must be {wanted}.", field=name, reason="out of range"
+    )
 
 
 _RECORDS = [{}]  # of what is read: one for the whole process, and those of `recorded_inputs`
@@ -254,7 +289,7 @@ def bare_code(source: str) -> str:
             and isinstance(body[0], ast.Expr)
             and isinstance(body[0].value, ast.Constant)
         ):
-            node.body = body[1:] or [ast.Pass()]
+            body[:] = body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
 

@@ -18,6 +18,32 @@ from hypothesis import settings
 settings.register_profile("prefkit", deadline=None, derandomize=True)
 settings.load_profile("prefkit")
 
+# The files that take longest, longest first. Workers take whole files in this order, so that none
+# is left with a long one at the end.
+LONGEST_FIRST = (
+    "test_plan",
+    "test_pipelines",
+    "test_rollout_pipeline",
+    "test_studies",
+    "test_runs",
+    "test_train",
+    "test_online",
+    "test_comparison",
+    "test_offline",
+    "test_bench",
+    "test_methods",
+    "test_ground",
+    "test_report",
+    "test_rewards",
+    "test_online_reports",
+    "test_evaluate",
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):

@@ -32,8 +32,8 @@ from prefkit.core import (
 from prefkit.runs.runner import check_stage, find_report, located
 from prefkit.runs.seeds import findings, over_seeds
 from prefkit.stats.win_rate import win_rate, win_rate_difference
-from test_data import smoltalk, ultrafeedback
-from test_report import Reader
+from helpers.records import smoltalk, ultrafeedback
+from helpers.pages import Reader
 
 ROOT = project_root()
 REPORT = ROOT / "nbs/reports/comparison.ipynb"

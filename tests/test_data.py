@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from helpers.records import assistant, smoltalk, ultrafeedback, user
 from transformers import AutoTokenizer
 
 from prefkit.data.chat import encode_response, end_of_turn_id
@@ -37,14 +38,6 @@ def refused(error, field, reason, words=None):
     assert (caught.value.field, caught.value.reason) == (field, reason)
 
 
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
 RED, BLUE = [user("Which colour?"), assistant("Red.")], [user("Which colour?"), assistant("Blue.")]
 PAIR = {"prompt": RED[:1], "chosen": RED[1:], "rejected": BLUE[1:]}
 HH = {
@@ -62,39 +55,6 @@ PLAIN = {"prompt": "Which colour?", "chosen": "Red.", "rejected": "Blue."}
 @pytest.fixture(scope="module")
 def tokenizer():
     return AutoTokenizer.from_pretrained(project_root() / "data/tiny/base")
-
-
-def ultrafeedback(n):
-    "Rows with the columns and types of HuggingFaceH4/ultrafeedback_binarized."
-    return [
-        {
-            "prompt": f"Count to {i}.",
-            "prompt_id": f"id{i}",
-            "chosen": [user(f"Count to {i}."), assistant(f"One to {i}.")],
-            "rejected": [user(f"Count to {i}."), assistant("No.")],
-            "messages": [user(f"Count to {i}."), assistant(f"One to {i}.")],
-            "score_chosen": 8.5,
-            "score_rejected": 3.0,
-        }
-        for i in range(n)
-    ]
-
-
-def smoltalk(n):
-    "Rows with the columns and types of HuggingFaceTB/smol-smoltalk."
-    return [
-        {
-            "messages": [
-                {"role": "system", "content": "Be brief."},
-                user("Hi"),
-                assistant("Hello!"),
-                user(f"Count to {i}."),
-                assistant(f"One to {i}."),
-            ],
-            "source": "smol-magpie-ultra-short",
-        }
-        for i in range(n)
-    ]
 
 
 def metamath(n):

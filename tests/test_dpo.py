@@ -2,21 +2,16 @@
 
 import math
 
-import pytest, torch
-from hypothesis import example, given, settings, strategies as st
-
-from loss_checks import (
-    PAIRS,
-    averages,
-    finite_loss_and_gradients,
-    input_dtypes,
+import pytest
+import torch
+from helpers.losses import (
     random_logps,
-    refuses_wrong_shapes,
-    runs_without_reading_values,
-    token_counts,
     trl_loss,
     trl_trainer,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from prefkit.losses import dpo_loss
 
 
@@ -94,29 +89,6 @@ def test_exactly_ln_2_where_policy_equals_reference(dtype):
     assert torch.equal(loss, torch.full_like(loss, math.log(2)))
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.tuples(averages, averages, averages, averages),
-    token_counts,
-    token_counts,
-    input_dtypes,
-    st.sampled_from([0.01, 0.1, 1.0, 10.0]),
-    st.sampled_from([0.0, 0.1]),
-)
-@example((-50.0, 0.0, 0.0, -50.0), 8192, 8192, torch.float32, 10.0, 0.0)
-@example((0.0, -50.0, -50.0, 0.0), 8192, 8192, torch.bfloat16, 10.0, 0.1)
-def test_loss_and_gradient_are_finite_at_the_edges(
-    mean_logps, chosen_length, rejected_length, dtype, beta, label_smoothing
-):
-    lengths = (chosen_length, rejected_length, chosen_length, rejected_length)
-    logps = [
-        torch.tensor([m * n], dtype=dtype, requires_grad=True) for m, n in zip(mean_logps, lengths)
-    ]
-    assert (
-        finite_loss_and_gradients(dpo_loss, logps, beta=beta, label_smoothing=label_smoothing) >= 0
-    ).all()
-
-
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(-400, 0), min_size=4, max_size=4), st.floats(0.01, 2), st.floats(0, 0.45))
 def test_swapping_the_answers_of_a_pair_is_smoothing_turned_round(values, beta, label_smoothing):
@@ -129,57 +101,8 @@ def test_swapping_the_answers_of_a_pair_is_smoothing_turned_round(values, beta, 
     torch.testing.assert_close(difference, (1 - 2 * label_smoothing) * z, rtol=1e-9, atol=1e-9)
 
 
-def test_bfloat16_input_is_computed_in_float32():
-    logps = random_logps(50, torch.bfloat16, 5)
-    torch.testing.assert_close(
-        dpo_loss(*logps), dpo_loss(*(x.float() for x in logps)), rtol=0, atol=0
-    )
-
-
 def test_smoothed_loss_is_least_at_the_log_odds_of_its_smoothing():
     margin = torch.linspace(-10, 10, 20001, dtype=torch.float64)
     zero = torch.zeros_like(margin)
     best = margin[dpo_loss(margin, zero, zero, zero, beta=1.0, label_smoothing=0.1).argmin()]
     assert abs(best.item() - math.log(0.9 / 0.1)) < 1e-3
-
-
-def test_loss_is_one_number_per_pair_and_not_reduced():
-    logps = random_logps(6, torch.float32, 6)
-    whole = dpo_loss(*logps)
-    assert whole.shape == (6,)
-    torch.testing.assert_close(whole[2:3], dpo_loss(*(x[2:3] for x in logps)))
-
-
-def test_wrong_shape_is_refused_by_name():
-    refuses_wrong_shapes(dpo_loss, PAIRS)
-
-
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("beta", 0.0),
-        ("beta", -0.1),
-        ("beta", math.inf),
-        ("beta", math.nan),
-        ("beta", "0.1"),
-        ("beta", True),
-        ("beta", None),
-        ("label_smoothing", -0.1),
-        ("label_smoothing", 0.5),
-        ("label_smoothing", math.nan),
-    ],
-)
-def test_hyperparameter_out_of_range_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=name):
-        dpo_loss(*[torch.zeros(2)] * 4, **{name: value})
-
-
-def test_hyperparameters_are_keyword_only():
-    with pytest.raises(TypeError):
-        dpo_loss(*[torch.zeros(2)] * 4, 0.1)
-
-
-def test_values_are_never_looked_at():
-    runs_without_reading_values(dpo_loss, PAIRS, label_smoothing=0.1)
-    # not hidden either: the trainer watches for it
-    assert dpo_loss(*[torch.full((1,), math.nan)] * 4).isnan().all()

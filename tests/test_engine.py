@@ -22,6 +22,8 @@ from transformers import (
 from transformers.models.qwen2 import modeling_qwen2
 
 import prefkit.model.kernels as engine
+from prefkit.core import ConfigError
+from prefkit.losses import dpo_loss
 from prefkit.model.batches import (
     LAYOUTS,
     batch_logps,
@@ -30,9 +32,7 @@ from prefkit.model.batches import (
     collate,
     scored_logps,
 )
-from prefkit.core import ConfigError
 from prefkit.model.kernels import ATTENTION, blocks_of, halves, head_logps, pack_rows, use_rows
-from prefkit.losses import dpo_loss
 
 PAD = 2  # also the token that ends an answer
 SMALL = dict(

@@ -1,19 +1,9 @@
 """Fingerprints: what makes a stage another one. tests/test_runs.py goes through a whole config."""
 
 import pytest
+from prefkit.core import NO_INFLUENCE, bare_code, imported, reached_modules, write_text
 from prefkit.runs.config import load_config, write_pipeline
-from prefkit.core import DataError, write_text
-from prefkit.runs.fingerprints import (
-    NO_INFLUENCE,
-    bare_code,
-    code_fingerprint,
-    difference,
-    fingerprints,
-    imported,
-    must_be_here,
-    named_paths,
-    reached_modules,
-)
+from prefkit.runs.fingerprints import code_fingerprint, difference, fingerprints
 
 from helpers.toys import PARAMETERS, write_toy
 
@@ -38,28 +28,38 @@ def test_a_cell_with_a_magic_is_compared_letter_for_letter():
 # ---- which modules does a notebook reach?
 
 
+CORE = {"prefkit.core", "prefkit.core.x", "prefkit.core.x.*"}
+WHOLE = {"prefkit", "prefkit.core", "prefkit.core.*"}
+
+
 @pytest.mark.parametrize(
     "source, module, package, found",
     [
-        ("from .core import x", "prefkit.runs.runner", False, {"prefkit.core", "prefkit.core.x"}),
-        ("from ..core import x", "prefkit.losses", True, {"prefkit.core", "prefkit.core.x"}),
-        ("from ..core import x", "prefkit.losses.sft", False, {"prefkit.core", "prefkit.core.x"}),
-        ("from . import core", "prefkit.runs.runner", False, {"prefkit", "prefkit.core"}),
-        ("import prefkit.core as c", "", False, {"prefkit.core"}),
+        ("from ..core import x", "prefkit.runs.runner", False, CORE),
+        ("from ..core import x", "prefkit.losses", True, CORE),
+        ("from ..core import x", "prefkit.losses.sft", False, CORE),
+        ("from .. import core", "prefkit.runs.runner", False, WHOLE),
+        ("import prefkit.core as c", "", False, {"prefkit.core", "prefkit.core.*"}),
         ("import torch\nfrom json import loads", "", False, set()),
-        ("def f():\n    from prefkit import core", "", False, {"prefkit", "prefkit.core"}),
-        ("%magic\nfrom prefkit.core import x", "", False, {"prefkit.core", "prefkit.core.x"}),
+        ("def f():\n    from prefkit import core", "", False, WHOLE),
+        ("%magic\nfrom prefkit.core import x", "", False, CORE),
     ],
 )
 def test_imports_are_followed_by_their_full_names(source, module, package, found):
     assert imported(source, module, package) == found
 
 
+def test_a_face_leads_to_what_is_taken_from_it_and_no_further():
+    reached = reached_modules(["from prefkit.losses import dpo_loss"])
+    assert "prefkit.losses.dpo" in reached and "prefkit.losses.kto" not in reached
+    assert "prefkit.losses.kto" in reached_modules(["import prefkit.losses"])
+
+
 def test_modules_are_reached_through_other_modules_and_the_runner_is_none_of_them():
     source = "from prefkit.losses.dpo import dpo_loss\nfrom prefkit.runs.runner import finish"
     reached = reached_modules([source])
     assert {"prefkit", "prefkit.losses", "prefkit.losses.dpo"} <= reached.keys()
-    assert "prefkit.model.logps" in reached  # by way of the loss
+    assert "prefkit.losses.checks" in reached  # by way of the loss
     assert not NO_INFLUENCE & reached.keys()
     assert all(file.is_file() for file in reached.values())
 
@@ -76,36 +76,6 @@ def test_a_default_is_no_code_and_neither_is_a_check_or_a_drawing(tmp_path):
 
 
 # ---- files that parameters name
-
-
-@pytest.mark.parametrize(
-    "text, local",
-    [
-        ("prefs.jsonl", True),
-        ("data/tiny", True),
-        ("./mine", True),
-        ("~/mine", True),
-        ("some/deep/folder", True),
-        ("Qwen/Qwen2.5-0.5B", False),
-        ("tiny-world", False),
-    ],
-)
-def test_a_name_with_one_slash_may_be_on_the_hub_and_others_may_not(text, local):
-    assert bool(must_be_here(text)) == local
-
-
-def test_only_parameters_that_are_read_name_files():
-    nothing = {"model": "Qwen/Qwen2.5-0.5B", "note": "a/b/c", "dataset": "", "judges": ["gold"]}
-    assert named_paths(nothing) == {}
-    models = {"models": {"base": "settings.ini", "sft": "stage:sft"}}
-    assert list(named_paths(models)) == ["models: settings.ini"]
-    assert list(named_paths({"eval_dataset": "data/tiny"})) == ["eval_dataset: data/tiny"]
-    assert named_paths({"model": "https://example.org/a/b/c.json"}) == {}
-
-
-def test_a_file_that_can_only_be_here_and_is_not_is_said_at_once():
-    with pytest.raises(DataError, match="`dataset`: data/tiny/prefs.jsonl does not exist"):
-        named_paths({"dataset": "data/tiny/prefs.jsonl"})
 
 
 # ---- all four together

@@ -1,19 +1,29 @@
 """The ground: generated files, README, pins, docs configuration, commands."""
 
-import importlib.util, json, os, re, shutil, subprocess, sys, time
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
 from configparser import ConfigParser
 from pathlib import Path
 
-import pytest, yaml
+import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def tool(name):
     "A script of tools/ as a module."
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tools")
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     return module
 
 
@@ -43,27 +53,21 @@ def test_the_steps_before_pytest_passed():
 # ---- generated files
 
 
+WITH_WIDGETS = '"metadata": {\n  "widgets": {"state": {}},\n  "kernelspec"'
+LESSON, MODULE = "nbs/lib/losses/20_sft.ipynb", "prefkit/losses/sft.py"
+
+
 @pytest.fixture
 def copy(tmp_path):
     "A small project: the settings, one lesson and its module."
     root = tmp_path / "project"
-    for folder in ("nbs/lib", "prefkit"):
-        (root / folder).mkdir(parents=True)
-    for file in (
-        "settings.ini",
-        "_quarto.yml",
-        "nbs/nbdev.yml",
-        "nbs/lib/00_core.ipynb",
-        "prefkit/core.py",
-        "prefkit/__init__.py",
-    ):
+    files = ["settings.ini", "_quarto.yml", "ruff.toml", "nbs/nbdev.yml", LESSON, MODULE]
+    for file in [*files, "prefkit/__init__.py"]:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, root / file)
     (root / "nbs/_quarto.yml").symlink_to("../_quarto.yml")
-    subprocess.run(
-        [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"],
-        cwd=root,
-        check=True,
-    )
+    command = [sys.executable, ROOT / "tools/export.py"]
+    subprocess.run(command, cwd=root, check=True)
     return root
 
 
@@ -71,42 +75,44 @@ def test_a_fresh_export_is_no_difference(copy):
     assert tool("check_generated").differences(copy) == []
 
 
+def edited(root, file, old, new):
+    text = (root / file).read_text(encoding="utf-8")
+    (root / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "break_it, complaint",
     [
-        (
-            lambda root: (root / "prefkit/core.py").write_text(
-                (root / "prefkit/core.py").read_text() + "\nx = 1\n"
-            ),
-            "prefkit/core.py: export and clean change it",
+        pytest.param(
+            lambda root: edited(root, MODULE, "# %%", "x = 1\n# %%"),
+            f"{MODULE}: export and clean change it",
+            id="module edited by hand",
         ),
-        (
-            lambda root: (root / "nbs/lib/00_core.ipynb").unlink(),
-            "prefkit/core.py: no notebook exports it",
+        pytest.param(
+            lambda root: (root / LESSON).unlink(),
+            f"{MODULE}: no notebook exports it",
+            id="notebook gone",
         ),
-        (
-            lambda root: (root / "prefkit/core.py").unlink(),
-            "prefkit/core.py: exported by a notebook, but not there",
+        pytest.param(
+            lambda root: (root / MODULE).unlink(),
+            f"{MODULE}: exported by a notebook, but not there",
+            id="module missing",
         ),
-        (
-            lambda root: (root / "nbs/lib/00_core.ipynb").write_text(
-                (root / "nbs/lib/00_core.ipynb")
-                .read_text()
-                .replace('"execution_count": null', '"execution_count": 7')
-            ),
-            "nbs/lib/00_core.ipynb: export and clean change it",
+        pytest.param(
+            lambda root: edited(root, LESSON, '"execution_count": null', '"execution_count": 7'),
+            f"{LESSON}: export and clean change it",
+            id="notebook not clean",
         ),
-        (
+        pytest.param(
+            lambda root: edited(root, LESSON, '"metadata": {\n  "kernelspec"', WITH_WIDGETS),
+            f"{LESSON}: export and clean change it",
+            id="a finished progress bar",
+        ),
+        pytest.param(
             lambda root: (root / "nbs/nbdev.yml").write_text("website: {}\n"),
             "nbs/nbdev.yml: export and clean change it",
+            id="nbdev.yml stale",
         ),
-    ],
-    ids=[
-        "module edited by hand",
-        "notebook gone",
-        "module missing",
-        "notebook not clean",
-        "nbdev.yml stale",
     ],
 )
 def test_a_difference_is_found(copy, break_it, complaint):
@@ -209,6 +215,11 @@ def test_no_file_of_the_ground_names_a_registry_or_a_machine():
         ".ci/run",
         ".github/workflows/test.yml",
         ".github/workflows/docs.yml",
+        ".pre-commit-config.yaml",
+        "pytest.ini",
+        "ruff.toml",
+        "ty.toml",
+        "CHANGELOG.md",
         "CONTRIBUTING.md",
         "README.md",
     ):
@@ -228,7 +239,7 @@ def test_the_top_quarto_file_is_the_one_used(copy):
         ROOT / "nbs/_quarto.yml"
     ).resolve() == ROOT / "_quarto.yml"
     (copy / "_quarto.yml").write_text((copy / "_quarto.yml").read_text() + "# a mark\n")
-    (copy / "nbs/lib/00_core.ipynb").unlink()  # no lesson: processing one would run its imports
+    (copy / LESSON).unlink()  # no lesson: processing one would run its imports
     command = (
         "from nbdev.quarto import refresh_quarto_yml; from nbdev.serve import proc_nbs; "
         "refresh_quarto_yml(); proc_nbs(n_workers=0)"
@@ -239,6 +250,7 @@ def test_the_top_quarto_file_is_the_one_used(copy):
     assert "# a mark" in (copy / "_proc/_quarto.yml").read_text()
 
 
+@pytest.mark.slow
 def test_every_notebook_is_ready_for_quarto(tmp_path):
     """The docs build runs imports and exported cells of each lesson by themselves; one that needs
     another cell stops it.
@@ -279,8 +291,11 @@ def test_the_sidebar_lists_every_notebook_once():
 
     text = (ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8")
     assert text == tool("map").sidebar(), "run `make readme`"
-    listed = sorted(entries(yaml.safe_load(text)["website"]["sidebar"]["contents"]))
-    assert listed == sorted(["index.ipynb"] + [f"{name}.ipynb" for name in tool("map").notebooks()])
+    listed = list(entries(yaml.safe_load(text)["website"]["sidebar"]["contents"]))
+    nbs = ROOT / "nbs"
+    found = [path.relative_to(nbs) for path in nbs.rglob("*.ipynb")]
+    shown = [path.as_posix() for path in found if not any(part[0] in "._" for part in path.parts)]
+    assert sorted(listed) == sorted(shown)
 
 
 # ---- commands
@@ -328,48 +343,79 @@ def test_a_step_that_takes_too_long_is_ended_with_its_children(tmp_path):
     assert not (tmp_path / "late").exists()
 
 
-@pytest.mark.parametrize(
-    "status, lines, last",
-    [
-        (0, ["12 passed in 3.45s"], "12 passed in 3.45s"),
-        (
-            2,
-            ["1 failed, 11 passed in 3.45s (0:00:03)", "make: *** [test] Error 1"],
-            "1 failed, 11 passed in 3.45s (0:00:03)",
-        ),
-    ],
-    ids=["passing", "failing"],
+ONE, OTHER = (
+    "12 passed, 3 deselected in 3.45s",
+    "1 failed, 2 passed, 9 deselected in 61.55s (0:01:01)",
 )
-def test_ci_run_ends_with_the_summary_and_the_status_of_make(tmp_path, status, lines, last):
-    (tmp_path / "checkout/.ci").mkdir(parents=True)
-    (tmp_path / "shared/real").mkdir(parents=True)
-    (tmp_path / "bin").mkdir()
-    shutil.copy(ROOT / ".ci/run", tmp_path / "checkout/.ci/run")
+
+
+@pytest.mark.parametrize(
+    "log, runs, line",
+    [
+        (f"== pytest\n...\n{ONE}\n", 1, "12 passed in 3.45s"),
+        (
+            f"{ONE}\nmake: done\n{OTHER}\nmake: *** [slow] Error 1",
+            2,
+            "1 failed, 14 passed in 65.00s",
+        ),
+        (f"{ONE}\nmake: *** [slow] Error 2", 2, "12 passed, 1 error in 3.45s"),
+        (
+            "1 passed, 2 skipped, 1 error in 0.10s\n1 passed in 1.00s",
+            2,
+            "2 passed, 2 skipped, 1 error in 1.10s",
+        ),
+        ("no tests ran in 0.01s", 1, "no tests ran in 0.01s"),
+    ],
+)
+def test_several_runs_have_one_summary(log, runs, line):
+    assert tool("summary").summed(log, runs) == line
+
+
+@pytest.mark.parametrize("failing", [None, "test", "slow"])
+def test_ci_run_fails_where_one_of_its_two_runs_does_and_ends_with_the_sum(tmp_path, failing):
+    for folder in ("checkout/.ci", "checkout/tools", "shared/real", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in (".ci/run", "tools/summary.py"):
+        shutil.copy(ROOT / file, tmp_path / "checkout" / file)
     fake = tmp_path / "bin/make"
     fake.write_text(
-        "#!/bin/sh\necho real data: $PREFKIT_REAL_DATA\n"
-        + "".join(f"echo '{line}'\n" for line in lines)
-        + f"exit {status}\n"
+        "#!/bin/sh\n"
+        "echo real data: $PREFKIT_REAL_DATA\n"
+        f'if [ $1 = {failing} ]; then echo "{OTHER}"; exit 2; fi\n'
+        f'echo "{ONE}"\n'
     )
     fake.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     environment.pop("PREFKIT_REAL_DATA", None)
-    done = subprocess.run(
-        [tmp_path / "checkout/.ci/run"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == status and done.stdout.splitlines()[-1] == last
-    assert f"real data: {tmp_path / 'shared/real'}" in done.stdout
+    command = [tmp_path / "checkout/.ci/run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert lines.count(f"real data: {tmp_path / 'shared/real'}") == 2
+    if failing:
+        assert done.returncode != 0 and lines[-1] == "1 failed, 14 passed in 65.00s"
+    else:
+        assert done.returncode == 0 and lines[-1] == "24 passed in 6.90s"
+
+
+def test_every_tier_has_a_command_and_the_quick_tests_are_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    tiers = tool("test").TIERS
+    assert re.findall(r"tools/test\.py (\w+)", makefile) == list(tiers)
+    losses = [file for file in tiers["quick"]["pytest"] if file.startswith("tests/")]
+    assert len(losses) > 15 and all((ROOT / file.split("::")[0]).exists() for file in losses)
+    file, test = losses[-1].split("::")
+    assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8")
 
 
 def test_workflows_install_by_our_makefile():
-    for name in ("test", "docs"):
+    for name, commands in {"test": ["lint", "test", "slow"], "docs": ["docs"]}.items():
         text = (ROOT / f".github/workflows/{name}.yml").read_text()
-        steps = next(iter(yaml.safe_load(text)["jobs"].values()))["steps"]
-        assert any(f"make {name} TORCH_INDEX=" in step.get("run", "") for step in steps)
+        jobs = yaml.safe_load(text)["jobs"].values()
+        steps = [step for job in jobs for step in job["steps"]]
+        called = re.findall(
+            r"make (\w+) TORCH_INDEX=", " ".join(step.get("run", "") for step in steps)
+        )
+        assert called == commands
         assert not any("nbdev-ci" in step.get("uses", "") for step in steps)
     assert re.search(r"quarto-actions/setup@v2\n\s+with:\n\s+version: \d+\.\d+\.\d+", text)
 

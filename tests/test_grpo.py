@@ -2,15 +2,28 @@
 in the padding, and at the edges.
 """
 
-import ast, inspect, math, textwrap, types
-from collections import defaultdict
+import ast
+import inspect
+import math
+import textwrap
+import types
 from fractions import Fraction
 
-import numpy as np, pytest, torch
-from hypothesis import example, given, settings, strategies as st
+import numpy as np
+import pytest
+import torch
+from helpers.losses import (
+    answers_with,
+    averages,
+    bare_trainer,
+    finite_loss_and_gradients,
+    input_dtypes,
+    pinned_trl,
+)
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from loss_checks import averages, finite_loss_and_gradients, input_dtypes
 from prefkit.losses import clipped_share, grpo_advantages, grpo_loss, varied_temperatures
 from prefkit.losses.topr import MAX_LOG_RATIO
 
@@ -140,11 +153,7 @@ def trl_advantages(rewards, scale_rewards):
 
 
 def trl_module():
-    trl = pytest.importorskip(
-        "trl", reason="TRL, the outside oracle, is not installed (extra `dev`)"
-    )
-    if not trl.__version__.startswith("1.16."):
-        pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+    pinned_trl()
     from trl.trainer import grpo_trainer
 
     return grpo_trainer
@@ -268,30 +277,20 @@ def trl_loss(policy, old, reference, mask, advantages, *, clip, beta, loss_type,
 
     It wants a model: ours answers with given log-probs.
     """
-    trainer = object.__new__(trl_module().GRPOTrainer)
-    same = lambda x, reduction=None: x
-    trainer.model = types.SimpleNamespace(training=False)
-    trainer.accelerator = types.SimpleNamespace(
-        gather=same, gather_for_metrics=same, reduce=same, num_processes=1
-    )
-    trainer.args = types.SimpleNamespace(delta=None, use_bias_correction_kl=False)
-    trainer.beta, trainer.epsilon_low, trainer.epsilon_high, trainer.loss_type = (
-        beta,
-        clip,
-        clip,
-        loss_type,
-    )
-    (
-        trainer.importance_sampling_level,
-        trainer.top_entropy_quantile,
-        trainer.off_policy_mask_threshold,
-    ) = "token", 1.0, None
-    trainer.use_vllm = trainer.aux_loss_enabled = trainer._entropy_bonus_enabled = False
-    trainer.max_completion_length, trainer._metrics = longest, {"eval": defaultdict(list)}
-    trainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (
-        policy,
-        torch.zeros_like(policy),
-        None,
+    trainer = bare_trainer(
+        trl_module().GRPOTrainer,
+        args=types.SimpleNamespace(delta=None, use_bias_correction_kl=False),
+        beta=beta,
+        epsilon_low=clip,
+        epsilon_high=clip,
+        loss_type=loss_type,
+        importance_sampling_level="token",
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        use_vllm=False,
+        _entropy_bonus_enabled=False,
+        max_completion_length=longest,
+        _get_per_token_logps_and_entropies=answers_with(policy, torch.zeros_like(policy), None),
     )
     ids = torch.zeros(mask.shape, dtype=torch.long)
     inputs = {

@@ -1,6 +1,9 @@
 """`from prefkit.losses import ...` in somebody else's project must be cheap."""
 
-import json, os, subprocess, sys
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 

@@ -2,19 +2,24 @@
 paper, autograd, and at the edges.
 """
 
-import math, types
-from collections import Counter, defaultdict
+import math
+import types
+from collections import Counter
 
-import pytest, torch
-from hypothesis import example, given, settings, strategies as st
-
-from loss_checks import (
+import pytest
+import torch
+from helpers.losses import (
     averages,
+    bare_trainer,
     finite_loss_and_gradients,
     input_dtypes,
+    pinned_trl,
     random_logps,
     token_counts,
 )
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from prefkit.losses import derangement, kto_kl, kto_loss, kto_weights
 
 
@@ -27,32 +32,18 @@ def random_batch(n, dtype, seed):
 
 def trl_kto(*, beta, weight_desirable=1.0, weight_undesirable=1.0):
     "TRL's KTOTrainer with just what `_compute_loss` reads; its model answers with given log-probs."
-    trl = pytest.importorskip(
-        "trl", reason="TRL, the outside oracle, is not installed (extra `dev`)"
-    )
-    if not trl.__version__.startswith("1.16."):
-        pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+    pinned_trl()
     from trl.trainer.kto_trainer import KTOTrainer
 
-    trainer = object.__new__(KTOTrainer)
-    trainer.model = types.SimpleNamespace(training=False)
-    gather = lambda x: x
-    trainer.accelerator = types.SimpleNamespace(
-        device=torch.device("cpu"), gather=gather, gather_for_metrics=gather
+    return bare_trainer(
+        KTOTrainer,
+        beta=beta,
+        desirable_weight=weight_desirable,
+        undesirable_weight=weight_undesirable,
+        calculate_KL=True,
+        precompute_ref_logps=True,
+        loss_type="kto",
     )
-    trainer.beta, trainer.desirable_weight, trainer.undesirable_weight = (
-        beta,
-        weight_desirable,
-        weight_undesirable,
-    )
-    trainer.calculate_KL = trainer.precompute_ref_logps = True
-    trainer.loss_type, trainer.aux_loss_enabled, trainer._metrics = (
-        "kto",
-        False,
-        {"eval": defaultdict(list)},
-    )
-    trainer._total_train_tokens, trainer._tp_size = 0, 1
-    return trainer
 
 
 def trl_kto_loss(trainer, policy, ref, desirable, policy_mismatched, ref_mismatched):

@@ -2,13 +2,13 @@
 can say, in closed form, and at its edges.
 """
 
-import itertools, math
+import itertools
+import math
 from fractions import Fraction
 
-import pytest, torch
-from hypothesis import example, given, settings, strategies as st
-
-from loss_checks import (
+import pytest
+import torch
+from helpers.losses import (
     averages,
     finite_loss_and_gradients,
     input_dtypes,
@@ -18,6 +18,9 @@ from loss_checks import (
     runs_without_reading_values,
     token_counts,
 )
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from prefkit.losses import length_penalty, sft_length_loss, sft_loss
 
 

@@ -2,15 +2,16 @@
 probability.
 """
 
-import itertools, math
+import itertools
+import math
 
-import pytest, torch
+import pytest
+import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefkit.model.logps import (
-    check_batch,
-    check_number,
     response_lengths,
     sequence_logps,
     token_logps,
@@ -154,25 +155,3 @@ def test_huge_scores_stay_finite():
 def test_wrong_shape_is_refused_by_name(logits, labels, name):
     with pytest.raises(ValueError, match=f"^{name} must"):
         token_logps(logits, labels)
-
-
-def test_check_batch_finds_the_widest_type_and_skips_none():
-    half, single, double = (
-        torch.zeros(2, dtype=t) for t in (torch.bfloat16, torch.float32, torch.float64)
-    )
-    whole = torch.zeros(2, dtype=torch.long)
-    assert check_batch(a=half, b=None, c=whole) == torch.float32
-    assert check_batch(a=half, b=single, c=double) == torch.float64
-
-
-@pytest.mark.parametrize("value", [-0.5, 1.0, math.nan, "0.1", None, True, torch.tensor(0.1)])
-def test_check_number_refuses_by_name(value):
-    with pytest.raises(ValueError, match="^beta must be a number"):
-        check_number("beta", value, 0, 1)
-
-
-def test_check_number_keeps_to_the_ends_of_its_range():
-    assert check_number("x", 0, 0) == 0 and check_number("x", 1, 0, 1, open_high=False) == 1
-    for value, options in [(0, {"open_low": True}), (1, {}), (math.inf, {"high": math.inf})]:
-        with pytest.raises(ValueError):
-            check_number("x", value, 0, **{"high": 1, **options})

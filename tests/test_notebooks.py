@@ -2,12 +2,14 @@
 notebook made to break it.
 """
 
-import ast, json, re
+import ast
+import json
+import re
 from pathlib import Path
 
 import pytest
+from helpers.notebooks import RULES, clean_settings, parameters_tag, tagged
 from nbdev.clean import clean_nb
-from notebook_rules import RULES, clean_settings, parameters_tag, tagged
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(

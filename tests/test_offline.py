@@ -14,7 +14,7 @@ from prefkit.core import ConfigError, project_root, write_json, write_text
 from prefkit.runs.runner import check_stage, find_report, open_run, run
 from prefkit.runs.seeds import over_seeds
 from prefkit.runs.studies import load_study
-from test_report import Reader
+from helpers.pages import Reader
 
 ROOT = project_root()
 REPORT = ROOT / "nbs" / "reports" / "offline.ipynb"

@@ -49,9 +49,7 @@ def test_ppo_has_the_numbers_of_the_orpo_papers_table_5():
 def test_the_length_penalty_report_has_its_numbers():
     found = stages("l4/rloo_kl")
     given = found["rloo_kl"].parameters
-    assert (
-        get_method("rloo_kl").hyperparameters(given["hyperparameters"])["lam"] == 0.1
-    )
+    assert get_method("rloo_kl").hyperparameters(given["hyperparameters"])["lam"] == 0.1
     assert [
         given[name]
         for name in (

@@ -16,7 +16,7 @@ from prefkit.core import project_root, write_json, write_text
 from prefkit.report.figures import mean_interval
 from prefkit.runs.runner import find_report
 from prefkit.runs.seeds import over_seeds
-from test_report import Reader
+from helpers.pages import Reader
 
 ROOT = project_root()
 ABOUT = {

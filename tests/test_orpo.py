@@ -2,24 +2,24 @@
 probabilities, autograd, and at the edges.
 """
 
-import math, types
+import math
+import types
 
-import numpy as np, pytest, torch
-from hypothesis import example, given, settings, strategies as st
-
-from loss_checks import (
-    averages,
+import numpy as np
+import pytest
+import torch
+from helpers.losses import (
+    bare_trainer,
     finite_loss_and_gradients,
-    input_dtypes,
+    pinned_trl,
     random_lengths,
     random_logps,
-    refuses_wrong_shapes,
-    runs_without_reading_values,
-    token_counts,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from prefkit.losses import log_odds_ratio, orpo_loss, probability_ratio_loss
 
-NAMES = ("policy_chosen_logps", "policy_rejected_logps", "chosen_lengths", "rejected_lengths")
 LOSSES = (orpo_loss, probability_ratio_loss)
 EDGES = (0.0, -1e-12, -1e-8, -1e-6, -1e-4, -math.log(2), -20.0, -50.0)
 PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
@@ -47,20 +47,11 @@ def at_average(chosen, rejected, length=64, dtype=torch.float32):
 
 def trl_orpo(lam=0.1):
     "TRL's ORPOTrainer with just what its loss reads, and its module."
-    trl = pytest.importorskip(
-        "trl", reason="TRL, the outside oracle, is not installed (extra `dev`)"
-    )
-    if not trl.__version__.startswith("1.16."):
-        pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+    pinned_trl()
     from trl.experimental.orpo import orpo_trainer
 
-    trainer = object.__new__(orpo_trainer.ORPOTrainer)
-    trainer.accelerator = types.SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x)
-    trainer.beta, trainer.aux_loss_enabled, trainer.is_encoder_decoder, trainer.padding_value = (
-        lam,
-        False,
-        False,
-        0,
+    trainer = bare_trainer(
+        orpo_trainer.ORPOTrainer, beta=lam, is_encoder_decoder=False, padding_value=0
     )
     return trainer, orpo_trainer
 
@@ -176,38 +167,6 @@ def test_the_amplifier_grows_with_the_probability():
     assert (slope.diff() > 0).all() and slope[0] < 1.001 and slope[-1] > 900
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    averages,
-    averages,
-    token_counts,
-    token_counts,
-    input_dtypes,
-    st.sampled_from([0.0, 0.1, 1.0, 10.0]),
-    st.sampled_from([0.0, 1.0]),
-)
-@example(0.0, 0.0, 1, 8192, torch.float32, 1.0, 1.0)
-@example(0.0, -50.0, 8192, 8192, torch.bfloat16, 1.0, 0.0)
-@example(-50.0, 0.0, 8192, 1, torch.bfloat16, 10.0, 1.0)
-@example(-1e-8, -1e-8, 1, 1, torch.float32, 1.0, 0.0)
-def test_loss_and_gradient_are_finite_at_the_edges(
-    chosen, rejected, chosen_length, rejected_length, dtype, lam, nll_weight
-):
-    logps = [
-        torch.tensor([m * n], dtype=dtype, requires_grad=True)
-        for m, n in ((chosen, chosen_length), (rejected, rejected_length))
-    ]
-    lengths = [torch.tensor([chosen_length]), torch.tensor([rejected_length])]
-    for loss_function in LOSSES:
-        assert (
-            finite_loss_and_gradients(
-                loss_function, [*logps, *lengths], lam=lam, nll_weight=nll_weight
-            )
-            >= 0
-        ).all()
-    assert log_odds_ratio(*logps, *lengths).isfinite().all()
-
-
 @pytest.mark.parametrize("chosen", EDGES)
 @pytest.mark.parametrize("rejected", EDGES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -309,46 +268,3 @@ def test_equal_averages_give_ln_2_whatever_the_lengths(loss_function):
         nll_weight=0.0,
     )
     torch.testing.assert_close(loss, torch.tensor([math.log(2)]))
-
-
-def test_bfloat16_input_is_computed_in_float32():
-    pc, pr, nc, nr = random_pairs(50, torch.bfloat16, 6)
-    for loss_function in LOSSES:
-        assert torch.equal(
-            loss_function(pc, pr, nc, nr), loss_function(pc.float(), pr.float(), nc, nr)
-        )
-        assert loss_function(pc, pr, nc, nr).dtype == torch.float32
-
-
-@pytest.mark.parametrize("loss_function", LOSSES)
-def test_loss_is_one_number_per_pair_and_not_reduced(loss_function):
-    inputs = random_pairs(6, torch.float32, 7)
-    whole = loss_function(*inputs)
-    assert whole.shape == (6,)
-    torch.testing.assert_close(whole[2:3], loss_function(*(x[2:3] for x in inputs)))
-
-
-@pytest.mark.parametrize("function", (*LOSSES, log_odds_ratio))
-def test_wrong_shape_is_refused_by_name(function):
-    refuses_wrong_shapes(function, NAMES)
-
-
-@pytest.mark.parametrize("loss_function", LOSSES)
-@pytest.mark.parametrize("name", ["lam", "nll_weight"])
-@pytest.mark.parametrize("value", [-0.1, math.inf, math.nan, "0.1", True, None])
-def test_hyperparameter_out_of_range_is_refused_by_name(loss_function, name, value):
-    with pytest.raises(ValueError, match=name):
-        loss_function(*[torch.ones(2)] * 4, **{name: value})
-
-
-@pytest.mark.parametrize("loss_function", LOSSES)
-def test_hyperparameters_are_keyword_only(loss_function):
-    with pytest.raises(TypeError):
-        loss_function(*[torch.ones(2)] * 4, 0.1)
-
-
-@pytest.mark.parametrize("function", (*LOSSES, log_odds_ratio))
-def test_values_are_never_looked_at(function):
-    runs_without_reading_values(function, NAMES)
-    # not hidden either: the trainer watches for it
-    assert function(*[torch.full((1,), math.nan)] * 4).isnan().all()

@@ -4,7 +4,9 @@ in plain Python, SciPy's filter, closed forms, and at their edges.
 
 import math
 
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 from scipy.signal import lfilter
 from torch.testing import assert_close
 

@@ -4,12 +4,12 @@ Their numbers are invented by a seed, only to test the drawing.
 """
 
 import json, re, shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.pages import Reader
 
 from prefkit.core import DataError, PrefkitError, project_root, write_json, write_jsonl, write_text
 from prefkit.data.records import RowReport
@@ -242,33 +242,6 @@ def draw(home: Path) -> Path:
         progress_bar=False,
     )
     return output
-
-
-class Reader(HTMLParser):
-    "What a page loads, and its text."
-
-    def __init__(self, text):
-        super().__init__()
-        self.loaded, self.tags, self.words, self.open = [], [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append(tag)
-        if tag not in ("img", "meta", "link", "br"):
-            self.open.append(tag)
-        self.loaded += [
-            value
-            for name, value in attributes.items()
-            if name in ("src", "srcset", "data") or (name == "href" and tag == "link")
-        ]
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"<{tag}> is closed out of turn"
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,20 @@ its edges.
 
 import math
 import types
-from collections import defaultdict
 
-import numpy as np, pytest, torch
-from hypothesis import example, given, settings, strategies as st
-from scipy.special import log_expit
-
-from loss_checks import (
+import numpy as np
+import pytest
+import torch
+from helpers.losses import (
+    bare_trainer,
     finite_loss_and_gradients,
     input_dtypes,
-    refuses_wrong_shapes,
-    runs_without_reading_values,
+    pinned_trl,
 )
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.special import log_expit
+
 from prefkit.losses import reward_model_loss
 
 REWARDS = ("chosen_rewards", "rejected_rewards")
@@ -38,25 +40,11 @@ def trl_reward_trainer():
     """TRL's RewardTrainer with just what `compute_loss` reads; its model is a function that answers
     with the given scores.
     """
-    trl = pytest.importorskip(
-        "trl", reason="TRL, the outside oracle, is not installed (extra `dev`)"
-    )
-    if not trl.__version__.startswith("1.16."):
-        pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+    pinned_trl()
     from trl.trainer.reward_trainer import RewardTrainer
 
-    trainer = object.__new__(RewardTrainer)
-    trainer.model, trainer.args = (
-        types.SimpleNamespace(training=False),
-        types.SimpleNamespace(center_rewards_coefficient=None),
-    )
-    trainer.accelerator = types.SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x)
-    trainer._metrics, trainer._total_train_tokens, trainer._tp_size = (
-        {"eval": defaultdict(list)},
-        0,
-        1,
-    )
-    return trainer
+    arguments = types.SimpleNamespace(center_rewards_coefficient=None)
+    return bare_trainer(RewardTrainer, args=arguments)
 
 
 def trl_loss(trainer, chosen, rejected, margin=None):
@@ -152,43 +140,3 @@ def test_exactly_ln_2_for_equal_scores(dtype):
     scores = random_rewards(20, dtype, 4)[0]
     loss = reward_model_loss(scores, scores.clone())
     assert torch.equal(loss, torch.full_like(loss, math.log(2)))
-
-
-def test_bfloat16_input_is_computed_in_float32():
-    inputs = random_rewards(50, torch.bfloat16, 5)
-    loss = reward_model_loss(*inputs[:2], margin=inputs[2])
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(
-        loss,
-        reward_model_loss(*(x.float() for x in inputs[:2]), margin=inputs[2].float()),
-        rtol=0,
-        atol=0,
-    )
-
-
-def test_loss_is_one_number_per_pair_and_not_reduced():
-    chosen, rejected, margin = random_rewards(6, torch.float32, 6)
-    whole = reward_model_loss(chosen, rejected, margin=margin)
-    assert whole.shape == (6,)
-    torch.testing.assert_close(
-        whole[2:3], reward_model_loss(chosen[2:3], rejected[2:3], margin=margin[2:3])
-    )
-
-
-def test_wrong_shape_is_refused_by_name():
-    refuses_wrong_shapes(reward_model_loss, REWARDS)
-    for bad in (torch.zeros(3, 1), torch.zeros(()), torch.zeros(2), 0.5):
-        with pytest.raises(ValueError, match="margin"):
-            reward_model_loss(torch.zeros(3), torch.zeros(3), margin=bad)
-
-
-def test_margin_is_keyword_only():
-    with pytest.raises(TypeError):
-        reward_model_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2))
-
-
-def test_values_are_never_looked_at():
-    runs_without_reading_values(reward_model_loss, REWARDS)
-    runs_without_reading_values(reward_model_loss, REWARDS, margin=torch.zeros(4, device="meta"))
-    # not hidden either: the trainer watches for it
-    assert reward_model_loss(*[torch.full((1,), math.nan)] * 2).isnan().all()

@@ -2,21 +2,31 @@
 edges.
 """
 
-import itertools, math, types
+import contextlib
+import itertools
+import math
+import types
 from collections import defaultdict
 
-import numpy as np, pytest, torch
-from hypothesis import example, given, settings, strategies as st
-
-from loss_checks import (
+import numpy as np
+import pytest
+import torch
+from helpers.losses import (
+    answers_with,
     averages,
+    bare_trainer,
     finite_loss_and_gradients,
     input_dtypes,
+    pinned_trl,
     random_logps,
     refuses_wrong_shapes,
     runs_without_reading_values,
+    same,
     token_counts,
 )
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from prefkit.losses import (
     kl_penalty,
     reinforce_loss,
@@ -455,66 +465,43 @@ def trl_trainer(**attributes):
     """TRL's RLOOTrainer with just what its two methods read; sampling, model and rewards answer
     with given numbers.
     """
-    trl = pytest.importorskip(
-        "trl", reason="TRL, the outside oracle, is not installed (extra `dev`)"
-    )
-    if not trl.__version__.startswith("1.16."):
-        pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+    pinned_trl()
     from trl.trainer.rloo_trainer import RLOOTrainer
 
-    trainer = object.__new__(RLOOTrainer)
-    first = lambda x, **_: x
-    trainer.accelerator = types.SimpleNamespace(
-        device=torch.device("cpu"),
-        gather=first,
-        reduce=first,
-        gather_for_metrics=first,
-        process_index=0,
-        num_processes=1,
+    trainer = bare_trainer(
+        RLOOTrainer,
+        ref_model=object(),
+        args=types.SimpleNamespace(
+            per_device_train_batch_size=4, gradient_checkpointing_kwargs=None
+        ),
+        _tokenizer=types.SimpleNamespace(pad_token_id=0),
+        pad_to_multiple_of=None,
+        mask_truncated_completions=False,
+        reward_clip_range=None,
+        normalize_advantages=False,
+        reward_weights=torch.ones(1),
+        reward_func_names=["r"],
+        _logs=defaultdict(list, rewards=defaultdict(list), extra=defaultdict(list)),
+        _pending_extra_logs={},
+        _pending_metrics={},
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        **attributes,
     )
-    trainer.model, trainer.ref_model = types.SimpleNamespace(training=True), object()
-    trainer.args = types.SimpleNamespace(
-        per_device_train_batch_size=4, gradient_checkpointing_kwargs=None
-    )
-    trainer._tokenizer, trainer.pad_to_multiple_of, trainer.mask_truncated_completions = (
-        types.SimpleNamespace(pad_token_id=0),
-        None,
-        False,
-    )
-    trainer.reward_clip_range, trainer.normalize_advantages, trainer.reward_weights = (
-        None,
-        False,
-        torch.ones(1),
-    )
-    trainer.reward_func_names, trainer._metrics = (
-        ["r"],
-        {"train": defaultdict(list), "eval": defaultdict(list)},
-    )
-    trainer._logs = {
-        "prompt": [],
-        "completion": [],
-        "rewards": defaultdict(list),
-        "advantages": [],
-        "extra": defaultdict(list),
-    }
-    trainer._pending_extra_logs, trainer._pending_metrics, trainer.aux_loss_enabled = {}, {}, False
-    trainer.epsilon_low = trainer.epsilon_high = 0.2
-    for name, value in attributes.items():
-        setattr(trainer, name, value)
+    trainer.model.training = True
     return trainer
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.05, 0.5])
 def test_trl_has_the_same_advantages_and_loss(beta, monkeypatch):
-    pytest.importorskip("trl")
-    import contextlib
+    pinned_trl()
     import trl.trainer.rloo_trainer as module
 
+    monkeypatch.setattr(module, "gather", same)
+    monkeypatch.setattr(module, "gather_object", same)
     monkeypatch.setattr(
         module, "disable_gradient_checkpointing", lambda *_: contextlib.nullcontext(), raising=False
     )
-    monkeypatch.setattr(module, "gather", lambda x: x)
-    monkeypatch.setattr(module, "gather_object", lambda x: x)
     for seed in range(20):
         prompts, k = 3, 2 + seed % 3
         policy, old, reference, mask = tokens(prompts * k, 5, seed)
@@ -522,14 +509,11 @@ def test_trl_has_the_same_advantages_and_loss(beta, monkeypatch):
         mask = torch.arange(5) < mask.sum(1, keepdim=True).clamp(min=1)
         width = int(mask.sum(1).max())
         policy, old, reference, mask = (x[:, :width] for x in (policy, old, reference, mask))
+        answers = [[1] * int(n) for n in mask.sum(1)]
         rewards = normal(prompts * k, seed=seed + 99)
         trainer = trl_trainer(beta=beta, num_generations=k, num_generations_eval=k)
-        trainer._generate = lambda p: (
-            [[1]] * len(p),
-            [[1] * int(n) for n in mask.sum(1)],
-            ["x"] * len(p),
-        )
-        trainer._calculate_rewards = lambda *_: rewards[:, None]
+        trainer._generate = lambda p: ([[1]] * len(p), answers, ["x"] * len(p))
+        trainer._calculate_rewards = answers_with(rewards[:, None])
         trainer._get_per_token_logps_and_entropies = lambda model, *_, **__: (
             (reference if model is trainer.ref_model else old),
             None,
@@ -542,10 +526,8 @@ def test_trl_has_the_same_advantages_and_loss(beta, monkeypatch):
         torch.testing.assert_close(output["advantages"], advantages, **CLOSE)
         torch.testing.assert_close(output["old_logps"], before, **CLOSE)
         policy.requires_grad_()
-        trainer._get_per_token_logps_and_entropies = lambda *_, **__: (
-            policy,
-            torch.zeros_like(policy),
-            None,
+        trainer._get_per_token_logps_and_entropies = answers_with(
+            policy, torch.zeros_like(policy), None
         )
         theirs = trainer._compute_loss(trainer.model, output)
         ours = rloo_loss((policy * mask).sum(1), before, advantages, clip=0.2).mean()

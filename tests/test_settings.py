@@ -2,15 +2,12 @@
 
 import pytest
 import torch
+
 from prefkit.core import ConfigError
-from prefkit.schedules import learning_rate_factor
-from prefkit.train.settings import (
-    TrainSettings,
-    choose_precision,
-    make_scheduler,
-    total_steps,
-    training_arguments,
-)
+from prefkit.train.devices import choose_precision
+from prefkit.train.loop import learning_rate_at
+from prefkit.train.schedule import learning_rate_factor
+from prefkit.train.settings import TrainSettings, total_steps
 
 # ---- what is refused (tests/test_train.py has the common mistakes)
 
@@ -20,7 +17,7 @@ from prefkit.train.settings import (
     [
         ({"device": "gpu"}, "auto, cpu"),
         ({"layout": "padded"}, "packed"),
-        ({"precision": "fp16"}, "bf16"),
+        ({"precision": "fp8"}, "bf16"),
         ({"adam_beta1": 1.0}, "adam_beta1: .*below 1"),
         ({"adam_beta2": 1}, "adam_beta2: .*below 1"),
         ({"batch_size": None}, "batch_size"),
@@ -61,24 +58,22 @@ def test_a_number_of_steps_goes_before_epochs():
 
 
 def rates(settings, total):
-    "The learning rate of each step, as torch's scheduler has it."
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler, found = make_scheduler(optimizer, settings, total), []
-    for _ in range(total):
-        found.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    return found
+    "The learning rate of each step."
+    return [learning_rate_at(step, total, settings) for step in range(total)]
 
 
-def test_the_scheduler_warms_up_and_falls_as_worked_out_by_hand():
+def test_the_rate_warms_up_and_falls_as_worked_out_by_hand():
     by_hand = [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
-    assert rates(TrainSettings(schedule="linear", warmup_steps=2), 6) == by_hand
-    assert rates(TrainSettings(schedule="linear", warmup_ratio=0.3), 6) == by_hand  # 1.8, so 2
+    assert rates(TrainSettings(learning_rate=1.0, schedule="linear", warmup_steps=2), 6) == by_hand
+    assert (
+        rates(TrainSettings(learning_rate=1.0, schedule="linear", warmup_ratio=0.3), 6) == by_hand
+    )  # 1.8, so 2
 
 
-def test_the_scheduler_takes_the_settings_of_its_decay():
-    settings = TrainSettings(schedule="step_decay", decay_factor=0.5, decay_every=2)
+def test_the_rate_takes_the_settings_of_its_decay():
+    settings = TrainSettings(
+        learning_rate=1.0, schedule="step_decay", decay_factor=0.5, decay_every=2
+    )
     assert rates(settings, 5) == [1.0, 1.0, 0.5, 0.5, 0.25]
 
 
@@ -120,31 +115,8 @@ def test_a_cpu_computes_in_float32(precision):
     assert choose_precision(TrainSettings(precision=precision), "cpu") == "float32"
 
 
-def test_bf16_on_a_cpu_is_refused():
-    with pytest.raises(ConfigError, match="needs a GPU"):
-        choose_precision(TrainSettings(precision="bf16"), "cpu")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which tf32 may be asked")
-def test_tf32_without_a_gpu_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="tf32"):
-        training_arguments(TrainSettings(tf32=True), tmp_path, total=1)
-
-
-# ---- the words of transformers
-
-
-def test_transformers_is_told_what_we_were_told(tmp_path):
-    settings = TrainSettings(device="cpu", eval_steps=50, batch_size=4, gradient_accumulation=3)
-    arguments = training_arguments(settings, tmp_path, total=200)
-    assert arguments.max_steps == 200 and arguments.eval_steps == 50
-    assert arguments.save_steps == 200  # no save_steps given: at the end only
-    assert arguments.per_device_train_batch_size == 4
-    assert arguments.gradient_accumulation_steps == 3
-
-
-def test_transformers_hides_no_loss_and_leaves_the_saved_models_cache_on(tmp_path):
-    arguments = training_arguments(TrainSettings(device="cpu"), tmp_path, total=1)
-    assert not arguments.logging_nan_inf_filter  # it would show the last finite loss instead
-    assert arguments.use_cache  # else the saved model would generate slowly for ever after
-    assert arguments.report_to == [] and arguments.disable_tqdm
+def test_a_cpu_computes_bf16_by_autocast_and_refuses_fp16_which_it_would_ignore():
+    assert choose_precision(TrainSettings(precision="bf16"), "cpu") == "bf16"
+    with pytest.raises(ConfigError) as error:
+        choose_precision(TrainSettings(precision="fp16"), "cpu")
+    assert (error.value.field, error.value.reason) == ("precision", "needs a GPU")

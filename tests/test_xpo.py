@@ -4,24 +4,15 @@ finite differences, edges.
 
 import math
 
-import pytest, torch
-from hypothesis import example, given, settings, strategies as st
-
-from loss_checks import (
-    PAIRS,
-    averages,
-    finite_loss_and_gradients,
-    input_dtypes,
+import pytest
+import torch
+from helpers.losses import (
     random_logps,
-    refuses_wrong_shapes,
-    runs_without_reading_values,
-    token_counts,
     trl_loss,
     trl_trainer,
 )
-from prefkit.losses import dpo_loss, xpo_loss
 
-NAMES = (*PAIRS, "explore_logps")
+from prefkit.losses import dpo_loss, xpo_loss
 
 
 def five(n, dtype, seed):
@@ -120,28 +111,6 @@ def test_the_loss_is_negative_and_unbounded_below():
     torch.testing.assert_close(loss, math.log(2) + torch.tensor([-1.0, -10.0, -100.0]))
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.tuples(*[averages] * 5),
-    token_counts,
-    token_counts,
-    token_counts,
-    input_dtypes,
-    st.sampled_from([0.01, 0.1, 1.0, 10.0]),
-    st.sampled_from([0.0, 1e-5, 0.1, 10.0]),
-)
-@example((-50.0, 0.0, 0.0, -50.0, -50.0), 8192, 8192, 8192, torch.float32, 10.0, 10.0)
-@example((0.0, -50.0, -50.0, 0.0, 0.0), 8192, 8192, 8192, torch.bfloat16, 10.0, 0.1)
-def test_loss_and_gradient_are_finite_at_the_edges(
-    mean_logps, chosen_length, rejected_length, explore_length, dtype, beta, alpha
-):
-    lengths = (chosen_length, rejected_length, chosen_length, rejected_length, explore_length)
-    logps = [
-        torch.tensor([m * n], dtype=dtype, requires_grad=True) for m, n in zip(mean_logps, lengths)
-    ]
-    finite_loss_and_gradients(xpo_loss, logps, beta=beta, alpha=alpha)
-
-
 def test_samples_of_the_policy_itself_make_a_bonus_without_a_mean_gradient():
     """Why the paper draws them from the reference: the average of grad log pi over pi's own samples
     is zero.
@@ -178,52 +147,3 @@ def test_with_lora_the_reference_is_the_model_with_its_adapter_off():
         assert not torch.allclose(model(torch.eye(6)), before, atol=0.1)
         with model.disable_adapter():
             assert torch.equal(model(torch.eye(6)), before)
-
-
-def test_bfloat16_input_is_computed_in_float32():
-    logps = five(50, torch.bfloat16, 5)
-    torch.testing.assert_close(
-        xpo_loss(*logps), xpo_loss(*(x.float() for x in logps)), rtol=0, atol=0
-    )
-
-
-def test_loss_is_one_number_per_prompt_and_not_reduced():
-    logps = five(6, torch.float32, 6)
-    whole = xpo_loss(*logps, alpha=0.1)
-    assert whole.shape == (6,)
-    torch.testing.assert_close(whole[2:3], xpo_loss(*(x[2:3] for x in logps), alpha=0.1))
-
-
-def test_wrong_shape_is_refused_by_name():
-    refuses_wrong_shapes(xpo_loss, NAMES)
-
-
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("beta", 0.0),
-        ("beta", -0.1),
-        ("beta", math.inf),
-        ("beta", math.nan),
-        ("beta", None),
-        ("alpha", -1e-5),
-        ("alpha", math.inf),
-        ("alpha", math.nan),
-        ("alpha", "0.1"),
-        ("alpha", True),
-    ],
-)
-def test_hyperparameter_out_of_range_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=name):
-        xpo_loss(*[torch.zeros(2)] * 5, **{name: value})
-
-
-def test_hyperparameters_are_keyword_only():
-    with pytest.raises(TypeError):
-        xpo_loss(*[torch.zeros(2)] * 5, 0.1)
-
-
-def test_values_are_never_looked_at():
-    runs_without_reading_values(xpo_loss, NAMES, alpha=0.1)
-    # not hidden either: the trainer watches for it
-    assert xpo_loss(*[torch.full((1,), math.nan)] * 5).isnan().all()

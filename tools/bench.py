@@ -1,18 +1,28 @@
 """`make bench`: a step of training beside the naive one and TRL's, and what it costs as things
 grow.
 
-    python tools/bench.py lengths PAIRS.jsonl    the lengths of real pairs, counted once, into
-    data/results/bench/pair_lengths.json python tools/bench.py cpu                    into
-    data/results/bench/cpu.json python tools/bench.py gpu                    the same at the shape
-    of Qwen2.5-0.5B, and memory limits, into data/results/bench/gpu.json
+    python tools/bench.py lengths PAIRS.jsonl   count the lengths of real pairs, once
+    python tools/bench.py cpu                   into data/results/bench/cpu.json
+    python tools/bench.py gpu                   the same at the shape of Qwen2.5-0.5B, and memory
+                                                limits, into data/results/bench/gpu.json
 
 Contestants (tools/contestants.py) train in one process, in turn (A B C A B C ...), on the same
-batches of random tokens with the lengths of real pairs. Memory is measured in a process for each. A
-part that is done is written at once. --only PART measures it anew.
---quick: a look whether everything runs, on any machine; writes nothing unless --output says where.
+pairs of random tokens with the lengths of real ones. Memory is measured in a process for each. A
+part that is done is written at once. --only PART measures it anew. --quick looks whether everything
+runs, on any machine, and writes nothing unless --output says where.
 """
 
-import argparse, importlib.metadata, json, os, platform, statistics, subprocess, sys, tempfile, time, warnings
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -36,8 +46,7 @@ RESULTS = ROOT / "data/results/bench"
 GIB = 2**30
 
 
-# --- measuring
-# -------------------------------------------------------------------------------------------------------------------
+# ---- measuring
 
 
 def in_turn(runs, rounds):
@@ -85,7 +94,9 @@ def child(what, **arguments):
 
 def peak_of(action, device):
     "Peak memory of `action` over what there was before, in bytes."
-    import gc, torch
+    import gc
+
+    import torch
 
     gc.collect()
     if device == "cuda":
@@ -106,22 +117,22 @@ def step_memory(name, shape, longest, batch, device):
     """Peak memory of a few steps on the longest pairs: weights, reference, gradients, AdamW and
     what a step makes.
     """
-    from prefkit.train import loop as train  # noqa: F401 what is imported is not counted
+    import prefkit.train  # noqa: F401 what is imported is not counted
 
     if name.startswith("trl"):
         from trl import DPOTrainer  # noqa: F401
-    rows = sorted(
-        draw_pairs(32 * batch, longest, SHAPES[shape]["vocab_size"]),
-        key=lambda row: (
-            -len(row["prompt_ids"]) - max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-        ),
-    )[: 2 * batch]
+
+    def length(row):
+        return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+    drawn = draw_pairs(32 * batch, longest, SHAPES[shape]["vocab_size"])
+    rows = sorted(drawn, key=length, reverse=True)[: 2 * batch]
     with tempfile.TemporaryDirectory() as folder:
-        return {
-            "bytes": peak_of(
-                lambda: contestant(name, shape, rows, 2, batch, device, Path(folder))(), device
-            )
-        }
+
+        def train():
+            contestant(name, shape, rows, 2, batch, device, Path(folder))()
+
+        return {"bytes": peak_of(train, device)}
 
 
 def head_inputs(vocabulary, width, tokens, share, device):
@@ -129,22 +140,13 @@ def head_inputs(vocabulary, width, tokens, share, device):
     import torch
 
     torch.manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with torch.device(device):
-        head = torch.nn.Linear(
-            width,
-            vocabulary,
-            bias=False,
-            dtype=torch.bfloat16 if device == "cuda" else torch.float32,
-        )
-        hidden, ids = (
-            torch.randn(1, tokens, width, requires_grad=True, dtype=head.weight.dtype),
-            torch.randint(vocabulary, (1, tokens)),
-        )
-        return (
-            head,
-            hidden,
-            ids.masked_fill(torch.arange(tokens) < round((1 - share) * tokens), -100),
-        )
+        head = torch.nn.Linear(width, vocabulary, bias=False, dtype=dtype)
+        hidden = torch.randn(1, tokens, width, requires_grad=True, dtype=dtype)
+        ids = torch.randint(vocabulary, (1, tokens))
+        ignored = torch.arange(tokens) < round((1 - share) * tokens)
+    return head, hidden, ids.masked_fill(ignored, -100)
 
 
 def head_step(way, head, hidden, labels):
@@ -159,7 +161,8 @@ def head_step(way, head, hidden, labels):
 
 
 def head_memory(way, **shape):
-    import prefkit.model.kernels, prefkit.model.logps  # noqa: F401
+    import prefkit.model.kernels  # noqa: F401 what is imported is not counted
+    import prefkit.model.logps  # noqa: F401
 
     inputs = head_inputs(**shape)
     inputs[0].weight.grad = inputs[0].weight * 0  # it is there in any case
@@ -171,47 +174,51 @@ def grown_step(way, shape, batch, prompt, answer, k, vocabulary, device):
     memory.
     """
     import torch
+
     from prefkit.model.batches import autocast, batch_logps, collate, to_device
     from prefkit.model.kernels import use_rows
     from prefkit.model.logps import sequence_logps
 
     vocabulary = vocabulary or SHAPES[shape]["vocab_size"]
-    model, names = (
-        make_model(shape, device, vocab_size=vocabulary),
-        tuple(f"a{i}" for i in range(k)),
-    )
-    ids = lambda n: torch.randint(3, vocabulary, (n,)).tolist()
-    rows = [
-        {"prompt_ids": ids(prompt), **{f"{name}_ids": ids(answer) for name in names}}
-        for _ in range(batch)
-    ]
+    model = make_model(shape, device, vocab_size=vocabulary)
     use_rows(model)
+    names = tuple(f"a{number}" for number in range(k))
+    rows = []
+    for _ in range(batch):
+        ids = torch.randint(3, vocabulary, (prompt + k * answer,)).tolist()
+        answers = [ids[prompt + i * answer :][:answer] for i in range(k)]
+        named = {f"{name}_ids": each for name, each in zip(names, answers)}
+        rows.append({"prompt_ids": ids[:prompt], **named})
+
+    def naive():
+        made = [row["prompt_ids"] + row[f"{name}_ids"] for name in names for row in rows]
+        ids = torch.tensor(made, device=device)
+        ignored = torch.arange(prompt + answer, device=device) < prompt
+        return sequence_logps(model(input_ids=ids).logits, ids.masked_fill(ignored, -100))
+
+    def ours():
+        return batch_logps(model, to_device(collate(rows, names, 0, "packed"), device))
 
     def step():
         model.zero_grad(set_to_none=False)
         with autocast(model, "bf16" if device == "cuda" else "float32"):
-            if way == "naive":
-                made = torch.tensor(
-                    [row["prompt_ids"] + row[f"{name}_ids"] for name in names for row in rows],
-                    device=device,
-                )
-                found = sequence_logps(
-                    model(input_ids=made).logits,
-                    made.masked_fill(torch.arange(prompt + answer, device=device) < prompt, -100),
-                )
-            else:
-                found = batch_logps(model, to_device(collate(rows, names, 0, "packed"), device))
+            found = naive() if way == "naive" else ours()
         found.sum().backward()
         wait()
 
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
-    memory, spent = peak_of(step, device), []
-    for _ in range(3):
-        start = time.perf_counter()
-        step()
-        spent.append(time.perf_counter() - start)
-    return {"bytes": memory, "seconds": min(spent)}
+    memory = peak_of(step, device)
+    return {"bytes": memory, "seconds": min(seconds_of(step) for _ in range(3))}
+
+
+def seconds_of(action):
+    "How long a call takes, with the GPU waited for."
+    wait()
+    start = time.perf_counter()
+    action()
+    wait()
+    return time.perf_counter() - start
 
 
 def useful_operations(model, lengths):
@@ -220,36 +227,27 @@ def useful_operations(model, lengths):
     """
     import torch
 
-    head, config = model.get_output_embeddings().weight.numel(), model.config
-    body = (
-        sum(part.weight.numel() for part in model.modules() if isinstance(part, torch.nn.Linear))
-        - head
-    )
-    return sum(
-        6 * body * (p + a)
-        + 6 * config.num_hidden_layers * config.hidden_size * (p + a) ** 2
-        + 6 * head * a
-        for p, a in lengths
-    )
+    config, head = model.config, model.get_output_embeddings().weight.numel()
+    linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
+    body = sum(part.weight.numel() for part in linear) - head
+    attention = config.num_hidden_layers * config.hidden_size
+    return 6 * sum(body * (p + a) + attention * (p + a) ** 2 + head * a for p, a in lengths)
 
 
 def product_speed(device, size):
     "Operations a second of a large matrix product, best of five; bf16 on a GPU."
     import torch
 
-    x, spent = (
-        torch.randn(
-            size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32
-        ),
-        [],
-    )
-    for _ in range(5):
-        wait()
-        start = time.perf_counter()
-        x @ x
-        wait()
-        spent.append(time.perf_counter() - start)
-    return 2 * size**3 / min(spent)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    x = torch.randn(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / min(seconds_of(lambda: x @ x) for _ in range(5))
+
+
+def measured(run, device):
+    "What a run returns, and its peak memory in bytes."
+    found = []
+    peak = peak_of(lambda: found.append(run()), device)
+    return found[0], peak
 
 
 def method_step(method, shape, longest, batch, steps, device, product):
@@ -258,35 +256,22 @@ def method_step(method, shape, longest, batch, steps, device, product):
     """
     from prefkit.train.methods import get_method
 
-    pairs = draw_pairs(steps * batch, longest, SHAPES[shape]["vocab_size"])
     speed = product_speed(device, product)
+    pairs = draw_pairs(steps * batch, longest, SHAPES[shape]["vocab_size"])
     with tempfile.TemporaryDirectory() as folder:
         if method == "rloo":
-            found, tokens = {}, longest // 2
+            tokens = longest // 2
             pairs = [{**row, "prompt_ids": row["prompt_ids"][: longest - tokens]} for row in pairs]
-            peak = peak_of(
-                lambda: found.update(
-                    rloo_trainer(shape, pairs, steps, batch, device, folder, tokens)()
-                ),
-                device,
-            )
+            run = rloo_trainer(shape, pairs, steps, batch, device, folder, tokens)
             lengths = [(len(row["prompt_ids"]), tokens) for row in pairs[batch:] for _ in range(4)]
         else:
-            rows, found = rows_of(get_method(method).kind, pairs), {}
-
-            def run():
-                found["seconds"] = contestant(
-                    "prefkit", shape, rows, steps, batch, device, Path(folder), method
-                )()
-
-            peak = peak_of(run, device)
-            lengths = [
-                (len(row["prompt_ids"]), len(row[name]))
-                for row in rows[batch:]
-                for name in ("chosen_ids", "rejected_ids", "response_ids")
-                if name in row
-            ]
-    seconds, learning = found["seconds"], found.get("seconds_learning", found["seconds"])
+            rows = rows_of(get_method(method).kind, pairs)
+            run = contestant("prefkit", shape, rows, steps, batch, device, Path(folder), method)
+            lengths = [pair for row in rows[batch:] for pair in answer_lengths(row)]
+        found, peak = measured(run, device)
+    if not isinstance(found, dict):
+        found = {"seconds": found}
+    seconds = found["seconds"]
     done = useful_operations(make_model(shape, "meta"), lengths) / (steps - 1)
     return {
         **found,
@@ -294,8 +279,14 @@ def method_step(method, shape, longest, batch, steps, device, product):
         "tokens_per_second": sum(p + a for p, a in lengths) / (steps - 1) / seconds,
         "peak_bytes": peak,
         "product_operations_per_second": speed,
-        "utilisation": done / learning / speed,
+        "utilisation": done / found.get("seconds_learning", seconds) / speed,
     }
+
+
+def answer_lengths(row):
+    "Tokens of (prompt, answer) of each answer that a row has."
+    names = ("chosen_ids", "rejected_ids", "response_ids")
+    return [(len(row["prompt_ids"]), len(row[name])) for name in names if name in row]
 
 
 def limited_step(config, stage, shape, limit, device, lora):
@@ -303,56 +294,41 @@ def limited_step(config, stage, shape, limit, device, lora):
     of memory; and what `prefkit plan` says of them.
     """
     import torch
+
     from prefkit.runs.config import load_config
-    from prefkit.runs.plan import step_memory as planned, stage_job
+    from prefkit.runs.plan import stage_job
+    from prefkit.runs.plan import step_memory as planned
 
     if device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(
-            limit / torch.cuda.get_device_properties(0).total_memory
-        )
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(limit / whole)
     stage = next(one for one in load_config(config).stages if one.name == stage)
+    given, method = stage.parameters, stage.parameters.get("method", "sft")
     kind, names, settings, _, _ = stage_job(stage)
-    batch, longest, precision = (
-        settings.batch_size,
-        stage.parameters["max_length"],
-        "bf16" if device == "cuda" else "float32",
-    )
-    prompt = stage.parameters.get("max_prompt_length") or longest // 2
-    answer = stage.parameters.get("max_new_tokens") or longest - prompt
-    pairs = [
-        {"prompt_ids": [5] * prompt, "chosen_ids": [6] * answer, "rejected_ids": [7] * answer}
-    ] * (2 * batch)
-    model = make_model(shape, "meta")
+    batch, longest = settings.batch_size, given["max_length"]
+    prompt = given.get("max_prompt_length") or longest // 2
+    answer = given.get("max_new_tokens") or longest - prompt
     estimate = planned(
-        model.config,
+        make_model(shape, "meta").config,
         [(prompt, *[answer] * len(names))] * batch,
         names,
         replace(settings, lora=lora),
-        precision=precision,
+        precision="bf16" if device == "cuda" else "float32",
         reference=kind == "prompts" and not lora,
     ).total
-    method = stage.parameters.get("method", "sft")
+    row = {"prompt_ids": [5] * prompt, "chosen_ids": [6] * answer, "rejected_ids": [7] * answer}
+    pairs = [row] * (2 * batch)
     with tempfile.TemporaryDirectory() as folder:
         if method == "rloo":
-            run = rloo_trainer(
-                shape, pairs, 2, batch, device, folder, answer, settings.samples, lora=lora
-            )
+            given = (shape, pairs, 2, batch, device, folder, answer, settings.samples)
+            run = rloo_trainer(*given, lora=lora)
         else:
-            run = lambda: contestant(
-                "prefkit",
-                shape,
-                rows_of(kind, pairs),
-                2,
-                batch,
-                device,
-                Path(folder),
-                method,
-                lora=lora,
-            )()
+            given = (shape, rows_of(kind, pairs), 2, batch, device, Path(folder), method)
+            run = contestant("prefkit", *given, lora=lora)
         try:
-            peak, fits = peak_of(run, device), True
+            peak = measured(run, device)[1]
         except torch.OutOfMemoryError:
-            peak, fits = None, False
+            peak = None
     return {
         "stage": stage.name,
         "method": method,
@@ -361,7 +337,7 @@ def limited_step(config, stage, shape, limit, device, lora):
         "prompt": prompt,
         "answer": answer,
         "limit_bytes": limit,
-        "fits": fits,
+        "fits": peak is not None,
         "peak_bytes": peak,
         "planned_bytes": estimate,
     }
@@ -372,36 +348,25 @@ CHILDREN = {
 }
 
 
-# --- the benchmark
-# ---------------------------------------------------------------------------------------------------------------
+# ---- the benchmark
 
 
 def machine(device):
     import torch
 
-    name = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    versions = {
-        package: importlib.metadata.version(package)
-        for package in ("torch", "transformers", "trl", "peft", "prefkit")
-    }
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    packages = ("torch", "transformers", "trl", "peft", "prefkit")
+    command = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
         "date": date.today().isoformat(),
-        "cpu": name,
+        "cpu": names[0] if names else platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
         "commit": commit,
     }
 
@@ -409,52 +374,27 @@ def machine(device):
 def compare(shape, longest, batch, steps, rounds, device, names):
     "DPO steps of every contestant, in turn, and their memory."
     rows = draw_pairs(steps * batch, longest, SHAPES[shape]["vocab_size"])
-    tokens = [
-        sum(
-            2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"])
-            for r in rows[i * batch : (i + 1) * batch]
-        )
-        for i in range(steps)
-    ]
+    counted = [p + a for row in rows[batch:] for p, a in answer_lengths(row)]
     with tempfile.TemporaryDirectory() as folder:
-        times = in_turn(
-            {
-                name: contestant(name, shape, rows, steps, batch, device, Path(folder) / name)
-                for name in names
-            },
-            rounds,
-        )
-    memory = {
-        name: child(
-            "step_memory", name=name, shape=shape, longest=longest, batch=batch, device=device
-        )["bytes"]
-        for name in names
-    }
+        runs = {
+            name: contestant(name, shape, rows, steps, batch, device, Path(folder) / name)
+            for name in names
+        }
+        times = in_turn(runs, rounds)
+    given = {"shape": shape, "longest": longest, "batch": batch}
     base = statistics.median(times["prefkit"])
-    print(
-        shape,
-        longest,
-        {
-            name: f"{statistics.median(times[name]) / base:.2f} x, {memory[name] / 2**20:.0f} MiB"
-            for name in names
-        },
-        flush=True,
-    )
-    return {
-        "shape": shape,
-        "longest": longest,
-        "batch": batch,
-        "steps": steps,
-        "tokens_per_step": sum(tokens[1:]) / (steps - 1),
-        "cases": {
-            name: {
-                "step_seconds": spread(times[name]),
-                "times_prefkit": statistics.median(times[name]) / base,
-                "peak_bytes": memory[name],
-            }
-            for name in names
-        },
-    }
+    cases = {}
+    for name in names:
+        found = child("step_memory", name=name, device=device, **given)
+        cases[name] = {
+            "step_seconds": spread(times[name]),
+            "times_prefkit": statistics.median(times[name]) / base,
+            "peak_bytes": found["bytes"],
+        }
+        ratio, memory = cases[name]["times_prefkit"], found["bytes"] / 2**20
+        print(f"{shape} {longest} {name}: {ratio:.2f} x, {memory:.0f} MiB", flush=True)
+    tokens = sum(counted) / (steps - 1)
+    return {**given, "steps": steps, "tokens_per_step": tokens, "cases": cases}
 
 
 def compare_heads(tokens, rounds, device, vocabulary=151_936, width=64, share=0.2):
@@ -463,13 +403,9 @@ def compare_heads(tokens, rounds, device, vocabulary=151_936, width=64, share=0.
     inputs = head_inputs(**shape)
 
     def timed(way):
-        wait()
-        start = time.perf_counter()
-        head_step(way, *inputs)
-        wait()
-        return time.perf_counter() - start
+        return lambda: seconds_of(lambda: head_step(way, *inputs))
 
-    times = in_turn({way: lambda way=way: timed(way) for way in ("naive", "prefkit")}, rounds)
+    times = in_turn({way: timed(way) for way in ("naive", "prefkit")}, rounds)
     memory = {way: child("head_memory", way=way, **shape)["bytes"] for way in times}
     return {
         **shape,
@@ -502,112 +438,79 @@ def grown(axis, value):
 
 
 def scaling(shape, device, quick):
-    return {
-        axis: [
-            {
-                "value": value,
-                **{
-                    way: child(
-                        "grown_step", way=way, shape=shape, device=device, **grown(axis, value)
-                    )
-                    for way in ("naive", "prefkit")
-                },
-            }
-            for value in (values[:1] if quick else values)
-        ]
-        for axis, values in GROWTH.items()
-    }
+    "Both ways along each axis."
+    found = {}
+    for axis, values in GROWTH.items():
+        found[axis] = []
+        for value in values[:1] if quick else values:
+            asked = {"shape": shape, "device": device, **grown(axis, value)}
+            ways = {way: child("grown_step", way=way, **asked) for way in ("naive", "prefkit")}
+            found[axis].append({"value": value, **ways})
+    return found
 
 
+# Cases of DPO steps: name -> (shape, longest, batch, steps, rounds). Longer, the naive one takes an
+# hour.
+CPU_CASES = {
+    "5m": ("5m", 512, 8, 6, 5),
+    "tiny": ("tiny", 512, 8, 6, 5),
+    "qwen_vocabulary": ("qwen_vocabulary", 256, 2, 4, 3),
+}
+GPU_CASES = {
+    f"qwen2.5-0.5b {longest}": ("qwen2.5-0.5b", longest, 8, 6, 5) for longest in (512, 1024)
+}
+QUICK_CASES = {"tiny": ("tiny", 128, 2, 3, 1)}
 METHODS = ("sft", "rloo", "dpo", "orpo", "kto", "topr")
+LIMITED = "data/configs/l4/comparison.yaml"
+LIMITED_STAGES = "sft_v2_6 orpo_v1_1 dpo_v2_4 dpo_v3_1 topr_v1_1 kto_v1_1 rloo_v1_2".split()
 LIMITS = ((22, False), (14, True))  # GiB; LoRA
+
+
+def methods(shape, device, quick):
+    "Every method at each length."
+    found = []
+    given = {"batch": 2 if quick else 16, "steps": 3 if quick else 6}
+    for longest in (96,) if quick else (512, 1024):
+        for method in METHODS[:2] if quick else METHODS:
+            asked = {"longest": longest, "method": method}
+            product = 1024 if quick else 8192
+            step = child(
+                "method_step", shape=shape, device=device, product=product, **asked, **given
+            )
+            found.append({**asked, "batch": given["batch"], **step})
+    return found
+
+
+def limits(shape, device, quick):
+    "Stages of a config under enforced limits of memory."
+    found = []
+    for stage in ("dpo_v2_4", "rloo_v1_2") if quick else LIMITED_STAGES:
+        for gib, lora in LIMITS[:1] if quick else LIMITS:
+            asked = {"config": LIMITED, "stage": stage, "limit": gib * GIB, "lora": lora}
+            found.append(child("limited_step", shape=shape, device=device, **asked))
+    return found
 
 
 def parts(what, device, quick):
     "What is measured: name -> function."
     gpu = what == "gpu"
-    steps, rounds = (3, 1) if quick else (6, 5)
-    own = "tiny" if quick else "qwen2.5-0.5b" if gpu else "5m"
-    # longer, the naive one takes an hour
-    cases = (
-        {"tiny": ("tiny", 128, 2, steps, rounds)}
-        if quick
-        else {f"{own} {longest}": (own, longest, 8, steps, rounds) for longest in (512, 1024)}
-        if gpu
-        else {
-            "5m": ("5m", 512, 8, steps, rounds),
-            "tiny": ("tiny", 512, 8, steps, rounds),
-            "qwen_vocabulary": ("qwen_vocabulary", 256, 2, 4, 3),
-        }
-    )
-    lengths, batch, methods, limits = (
-        ((96,), 2, METHODS[:2], LIMITS[:1]) if quick else ((512, 1024), 16, METHODS, LIMITS)
-    )
+    shape = "tiny" if quick else "qwen2.5-0.5b" if gpu else "5m"
+    cases = QUICK_CASES if quick else GPU_CASES if gpu else CPU_CASES
+    options = (shape, 128, 2, 3, 1) if quick else (shape, 512, 8, 6, 3)
+    tokens, width, rounds = (64, 64, 1) if quick else (2048, 896 if gpu else 64, 5)
+
+    def steps():
+        return {name: compare(*case, device, rivals(device)) for name, case in cases.items()}
+
     found = {
-        "steps": lambda: {
-            name: compare(*case, device, rivals(device)) for name, case in cases.items()
-        },
-        "options": lambda: compare(
-            own,
-            128 if quick else 512,
-            2 if quick else 8,
-            steps,
-            min(rounds, 3),
-            device,
-            OPTIONS[:2] if quick else OPTIONS,
-        ),
-        "head": lambda: compare_heads(
-            64 if quick else 2048, rounds, device, width=896 if gpu and not quick else 64
-        ),
-        "scaling": lambda: scaling(own, device, quick),
+        "steps": steps,
+        "options": lambda: compare(*options, device, OPTIONS[:2] if quick else OPTIONS),
+        "head": lambda: compare_heads(tokens, rounds, device, width=width),
+        "scaling": lambda: scaling(shape, device, quick),
     }
     if gpu:
-        config = "data/configs/l4/comparison.yaml"
-        stages = (
-            ("dpo_v2_4", "rloo_v1_2")
-            if quick
-            else (
-                "sft_v2_6",
-                "orpo_v1_1",
-                "dpo_v2_4",
-                "dpo_v3_1",
-                "topr_v1_1",
-                "kto_v1_1",
-                "rloo_v1_2",
-            )
-        )
-        found["methods"] = lambda: [
-            {
-                "longest": longest,
-                "batch": batch,
-                "method": method,
-                **child(
-                    "method_step",
-                    method=method,
-                    shape=own,
-                    longest=longest,
-                    batch=batch,
-                    steps=steps,
-                    device=device,
-                    product=1024 if quick else 8192,
-                ),
-            }
-            for longest in lengths
-            for method in methods
-        ]
-        found["limits"] = lambda: [
-            child(
-                "limited_step",
-                config=config,
-                stage=stage,
-                shape=own,
-                limit=limit * GIB,
-                device=device,
-                lora=lora,
-            )
-            for stage in stages
-            for limit, lora in limits
-        ]
+        found["methods"] = lambda: methods(shape, device, quick)
+        found["limits"] = lambda: limits(shape, device, quick)
     return found
 
 
@@ -626,11 +529,9 @@ def measure(what, quick, only, output):
         sys.exit(
             f"bench: there is no part {', '.join(sorted(wrong))}. There are {', '.join(todo)}."
         )
-    found = (
-        json.loads(output.read_text(encoding="utf-8"))
-        if only and output and output.exists()
-        else {"contestants": CONTESTANTS, "machines": {}}
-    )
+    found = {"contestants": CONTESTANTS, "machines": {}}
+    if only and output and output.exists():
+        found = json.loads(output.read_text(encoding="utf-8"))
     for name in only or todo:
         found[name] = todo[name]()
         found["machines"][name] = machine(device)
@@ -660,12 +561,10 @@ def main():
         return count_lengths(given.rest[0])
     if given.what == "child":
         return print(json.dumps(CHILDREN[given.rest[0]](**json.loads(given.rest[1]))))
-    found = measure(
-        given.what,
-        given.quick,
-        given.only,
-        given.output or (None if given.quick else RESULTS / f"{given.what}.json"),
-    )
+    output = given.output
+    if not (output or given.quick):
+        output = RESULTS / f"{given.what}.json"
+    found = measure(given.what, given.quick, given.only, output)
     if given.quick and not given.output:
         print(json.dumps(found, indent=1))
 

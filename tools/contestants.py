@@ -2,7 +2,13 @@
 lengths of real ones, this kit, TRL, the naive way.
 """
 
-import importlib.util, json, random, statistics, tempfile, time
+import importlib.util
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,20 +73,18 @@ CHANGES = {
     "prefkit_compiled": {"compile": True},
     "prefkit_lora": {"lora": True},
 }
-RIVALS, OPTIONS = ("naive", "trl", "trl_precomputed", "prefkit"), ("prefkit", *CHANGES)
+OPTIONS = ("prefkit", *CHANGES)
 
 
 def rivals(device):
     "Who is compared: padding_free is switched off in TRL 1.16, and its Liger loss is for GPUs."
-    return (
-        *RIVALS[:-1],
-        *(["trl_liger"] if device == "cuda" and importlib.util.find_spec("liger_kernel") else []),
-        "prefkit",
-    )
+    names = ["naive", "trl", "trl_precomputed"]
+    if device == "cuda" and importlib.util.find_spec("liger_kernel"):
+        names.append("trl_liger")
+    return [*names, "prefkit"]
 
 
-# --- lengths
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- lengths
 
 
 def count_lengths(path):
@@ -90,17 +94,15 @@ def count_lengths(path):
     from tokenizers.pre_tokenizers import ByteLevel
 
     cut = ByteLevel(add_prefix_space=False, use_regex=True)
-    count = lambda text: len(cut.pre_tokenize_str(text))
-    found = {}
+    found = Counter()
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        lengths = (
-            sum(4 + count(turn["value"]) for turn in row["conversations"]),
-            count(row["chosen"]["value"]) + 1,
-            count(row["rejected"]["value"]) + 1,
-        )
-        key = tuple(-(-n // BIN) for n in lengths)
-        found[key] = found.get(key, 0) + 1
+        turns = [turn["value"] for turn in row["conversations"]]
+        answers = [row[side]["value"] for side in ("chosen", "rejected")]
+        words = {text: len(cut.pre_tokenize_str(text)) for text in (*turns, *answers)}
+        prompt = sum(4 + words[text] for text in turns)
+        lengths = (prompt, *(words[text] + 1 for text in answers))
+        found[tuple(-(-n // BIN) for n in lengths)] += 1
     note = (
         "Lengths of 299 real chat preference pairs (hiyouga/LLaMA-Factory, data/dpo_en_demo.json): "
         "words and signs as GPT-2's pre-tokeniser cuts them, 4 for each turn's template and 1 for "
@@ -118,23 +120,21 @@ def draw_pairs(number, longest, vocabulary, seed=0):
     histogram, even within a bin.
     """
     kept, draw = json.loads(LENGTHS.read_text(encoding="utf-8")), random.Random(seed)
-    bins = [
-        (key, n) for *key, n in kept["pairs"] if kept["bin"] * (key[0] + max(key[1:])) <= longest
-    ]
-    ids = lambda n: [draw.randrange(3, vocabulary) for _ in range(n)]
+    size = kept["bin"]
+    counts = {
+        (prompt, *answers): n
+        for prompt, *answers, n in kept["pairs"]
+        if size * (prompt + max(answers)) <= longest
+    }
     rows = []
-    for key in draw.choices([key for key, _ in bins], [n for _, n in bins], k=number):
-        prompt, chosen, rejected = (
-            draw.randint(max(1, kept["bin"] * (b - 1)), kept["bin"] * b) for b in key
-        )
-        rows.append(
-            {"prompt_ids": ids(prompt), "chosen_ids": ids(chosen), "rejected_ids": ids(rejected)}
-        )
+    for bins in draw.choices(list(counts), list(counts.values()), k=number):
+        lengths = [draw.randint(max(1, size * (b - 1)), size * b) for b in bins]
+        ids = [[draw.randrange(3, vocabulary) for _ in range(n)] for n in lengths]
+        rows.append(dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), ids)))
     return rows
 
 
-# --- contestants
-# -----------------------------------------------------------------------------------------------------------------
+# ---- contestants
 
 
 def make_model(shape, device="cpu", **changes):
@@ -142,16 +142,15 @@ def make_model(shape, device="cpu", **changes):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
+    config = Qwen2Config(
+        **{**SHAPES[shape], **changes},
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+        pad_token_id=0,
+        eos_token_id=2,
+    )
     with torch.device(device):
-        return Qwen2ForCausalLM(
-            Qwen2Config(
-                **{**SHAPES[shape], **changes},
-                tie_word_embeddings=True,
-                max_position_embeddings=2048,
-                pad_token_id=0,
-                eos_token_id=2,
-            )
-        )
+        return Qwen2ForCausalLM(config)
 
 
 def rows_of(kind, pairs):
@@ -161,15 +160,12 @@ def rows_of(kind, pairs):
     if kind == "pairs":
         return pairs
     sides = ("chosen", "rejected") if kind == "binary" else ("chosen",)
-    return [
-        {
-            "prompt_ids": row["prompt_ids"],
-            "response_ids": row[f"{side}_ids"],
-            "label": side == "chosen",
-        }
-        for number, row in enumerate(pairs)
-        for side in (sides[number % len(sides)],)
-    ]
+    rows = []
+    for number, row in enumerate(pairs):
+        side = sides[number % len(sides)]
+        answer = {"response_ids": row[f"{side}_ids"], "label": side == "chosen"}
+        rows.append({"prompt_ids": row["prompt_ids"], **answer})
+    return rows
 
 
 def tokenizer():
@@ -178,32 +174,8 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(ROOT / "data/tiny/base")
 
 
-class Clock:
-    """Seconds of a step: from the end of the first to the end of the last, with the GPU waited for
-    at both.
-    """
-
-    def callback(self):
-        from transformers import TrainerCallback
-
-        clock = self
-
-        class Ends(TrainerCallback):
-            def on_step_end(self, args, state, control, **kwargs):
-                if state.global_step in (1, state.max_steps):
-                    wait()
-                    clock.times = [
-                        *([] if state.global_step == 1 else clock.times),
-                        time.perf_counter(),
-                    ]
-
-        return Ends()
-
-    def seconds(self, steps):
-        return (self.times[-1] - self.times[0]) / (steps - 1)
-
-
 def wait():
+    "Until the GPU has done what it was told."
     import torch
 
     if torch.cuda.is_available():
@@ -214,82 +186,45 @@ def contestant(name, shape, rows, steps, batch, device, folder, method="dpo", **
     """A function that trains `steps` steps on the rows, each time the same, and gives the seconds
     of a step.
     """
-    from torch.utils.data import DataLoader
-    from transformers import PrinterCallback
-
+    if name == "naive":
+        return timed(*naive_trainer(shape, rows, steps, batch, device, folder), batch, steps)
     if name.startswith("trl"):
-        trainer, collate = trl_trainer(name, shape, rows, steps, batch, device, folder)
-    else:
-        trainer, collate = our_trainer(
-            name,
-            shape,
-            rows,
-            steps,
-            batch,
-            device,
-            folder,
-            method,
-            {**CHANGES.get(name, {}), **changes},
-        )
-    trainer.remove_callback(PrinterCallback)
-    trainer.get_train_dataloader = lambda: DataLoader(
-        trainer.bench_rows, batch_size=batch, collate_fn=collate, pin_memory=device == "cuda"
-    )
-    clock = Clock()
-    trainer.add_callback(clock.callback())
-
-    def run():
-        trainer.create_optimizer_and_scheduler(steps)
-        trainer.train()
-        trainer.optimizer = trainer.lr_scheduler = None
-        return clock.seconds(steps)
-
-    return run
+        return timed(*trl_trainer(name, shape, rows, steps, batch, device, folder), batch, steps)
+    changes = {**CHANGES.get(name, {}), **changes}
+    return prefkit_runs(shape, rows, steps, batch, device, folder, method, **changes)
 
 
-def our_trainer(name, shape, rows, steps, batch, device, folder, method, changes):
-    from prefkit.model.kernels import halves
-    from prefkit.train.methods import get_method, method_hyperparameters
-    from prefkit.train.settings import TrainSettings, training_arguments
-    from prefkit.train.loop import PreferenceTrainer, add_lora, prepare_rows
-    from prefkit.model.batches import collate
+def prefkit_runs(shape, rows, steps, batch, device, folder, method, **changes):
+    """`train_model` as it is called. It shuffles the rows, so its first step, which does not count,
+    has other pairs than the first one of the others.
+    """
+    from prefkit.train import TrainSettings, train_model
 
+    model, words = make_model(shape, device), tokenizer()
     settings = TrainSettings(
         learning_rate=1e-6,
         batch_size=batch,
         max_steps=steps,
-        logging_steps=10,
+        logging_steps=1,
+        save_steps=10**6,
         device="auto" if device == "cuda" else "cpu",
         **changes,
     )
-    arguments = training_arguments(settings, folder / "checkpoints", steps)
-    arguments.save_strategy, arguments.eval_strategy = "no", "no"
-    model, row = make_model(shape, device), get_method(method)
-    if name == "naive":
-        return naive_trainer(model, row, settings, arguments, rows)
-    if settings.compile:
-        halves(model)[0].compile(dynamic=True)  # as train_model does
-    sets, layout = prepare_rows(
-        model,
-        tokenizer(),
-        row,
-        {"train": rows, "validation": []},
-        folder,
-        settings,
-        "bf16" if device == "cuda" else "float32",
+
+    def run():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            result = train_model(model, words, method, rows, None, place, settings)
+        return mean_of(result.metrics, "seconds")
+
+    return run
+
+
+def mean_of(metrics, name):
+    "Over the steps behind the first, which warms up."
+    return statistics.mean(
+        line[name] for line in metrics if line["split"] == "train" and line["step"] > 1
     )
-    trainer = PreferenceTrainer(
-        add_lora(model, settings) if settings.lora else model,
-        tokenizer(),
-        row,
-        method_hyperparameters(row, None),
-        settings,
-        arguments,
-        sets["train"],
-        layout=layout,
-    )
-    trainer.bench_rows = sets["train"]
-    return trainer, lambda part: collate(part, row.answers(), 0, layout)
 
 
 def rloo_trainer(shape, rows, steps, prompts, device, folder, new_tokens, samples=4, **changes):
@@ -298,9 +233,9 @@ def rloo_trainer(shape, rows, steps, prompts, device, folder, new_tokens, sample
     """
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
-    from prefkit.train.rounds import train_online
-    from prefkit.train.online_methods import RolloutSettings
+
     from prefkit.judging.rewards import reward_source
+    from prefkit.train import RolloutSettings, train_online
 
     words = {f"w{number}": number for number in range(SHAPES[shape]["vocab_size"])}
     made = PreTrainedTokenizerFast(
@@ -320,49 +255,77 @@ def rloo_trainer(shape, rows, steps, prompts, device, folder, new_tokens, sample
         device="auto" if device == "cuda" else "cpu",
         **changes,
     )
-    asked = [
-        {
-            "prompt_ids": row["prompt_ids"],
-            "prompt": [{"role": "user", "content": "hello"}],
-            "record": {},
-        }
-        for row in rows
-    ]
+    asked = {"prompt": [{"role": "user", "content": "hello"}], "record": {}}
+    asked = [{"prompt_ids": row["prompt_ids"], **asked} for row in rows]
 
     def run():
+        model, reward = make_model(shape, device), reward_source("text")
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            lines = [
-                line
-                for line in train_online(
-                    make_model(shape, device),
-                    made,
-                    "rloo",
-                    asked,
-                    None,
-                    place,
-                    reward_source("text"),
-                    settings,
-                ).metrics
-                if line["split"] == "train"
-            ][1:]
-        parts = {
-            name: statistics.mean(line[name] for line in lines)
-            for name in ("seconds_sampling", "seconds_learning")
-        }
-        return {"seconds": sum(parts.values()), **parts}
+            result = train_online(model, made, "rloo", asked, None, place, reward, settings)
+        parts = ("seconds_sampling", "seconds_learning")
+        found = {name: mean_of(result.metrics, name) for name in parts}
+        return {"seconds": sum(found.values()), **found}
 
     return run
 
 
-def naive_trainer(model, method, settings, arguments, rows):
-    "DPO as one writes it first: padded, all scores, two models."
-    import copy, torch
-    from transformers import Trainer
-    from prefkit.data.chat import pad_batch
-    from prefkit.model.logps import sequence_logps
-    from prefkit.losses import dpo_loss
+# ---- the others, on the trainer of transformers
 
-    reference = copy.deepcopy(model).eval()
+
+class Clock:
+    """Seconds of a step: from the end of the first to the end of the last, with the GPU waited for
+    at both.
+    """
+
+    def callback(self):
+        from transformers import TrainerCallback
+
+        clock = self
+
+        class Ends(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                if state.global_step == 1:
+                    wait()
+                    clock.first = time.perf_counter()
+                elif state.global_step == state.max_steps:
+                    wait()
+                    clock.last = time.perf_counter()
+
+        return Ends()
+
+
+def timed(trainer, rows, collate, batch, steps):
+    "A function that trains with the trainer of transformers on given batches, in their order."
+    from torch.utils.data import DataLoader
+    from transformers import PrinterCallback
+
+    pin = trainer.args.device.type == "cuda"
+    clock = Clock()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(clock.callback())
+    trainer.get_train_dataloader = lambda: DataLoader(
+        rows, batch_size=batch, collate_fn=collate, pin_memory=pin
+    )
+
+    def run():
+        trainer.create_optimizer_and_scheduler(steps)
+        trainer.train()
+        trainer.optimizer = trainer.lr_scheduler = None
+        return (clock.last - clock.first) / (steps - 1)
+
+    return run
+
+
+def naive_trainer(shape, rows, steps, batch, device, folder):
+    "DPO as one writes it first: padded, all scores, two models."
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    from prefkit.data.chat import pad_batch
+    from prefkit.losses import dpo_loss
+    from prefkit.model.logps import sequence_logps
+
+    model, reference = make_model(shape, device), make_model(shape, device).eval()
 
     class Naive(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -372,19 +335,32 @@ def naive_trainer(model, method, settings, arguments, rows):
                 ref = sequence_logps(reference(**told).logits, inputs["labels"])
             return dpo_loss(*policy.chunk(2), *ref.chunk(2)).mean()
 
-    arguments.remove_unused_columns, arguments.bf16 = False, arguments.device.type == "cuda"
-    trainer = Naive(model=model, args=arguments)
-    trainer.bench_rows = rows
-
     def collate(part):
-        batch = pad_batch(
-            [row["prompt_ids"] for row in part] * 2,
-            [row[f"{side}_ids"] for side in ("chosen", "rejected") for row in part],
-            0,
-        )
-        return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        prompts = [row["prompt_ids"] for row in part] * 2
+        answers = [row[f"{side}_ids"] for side in ("chosen", "rejected") for row in part]
+        padded = pad_batch(prompts, answers, 0)
+        return {name: padded[name] for name in ("input_ids", "attention_mask", "labels")}
 
-    return trainer, collate
+    arguments = TrainingArguments(
+        **usual_arguments(steps, batch, device, folder), remove_unused_columns=False
+    )
+    return Naive(model=model, args=arguments), rows, collate
+
+
+def usual_arguments(steps, batch, device, folder):
+    "What both trainers of others are told."
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": batch,
+        "learning_rate": 1e-6,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": device == "cpu",
+        "bf16": device == "cuda",
+        "logging_steps": 10,
+    }
 
 
 def trl_trainer(name, shape, rows, steps, batch, device, folder):
@@ -393,25 +369,17 @@ def trl_trainer(name, shape, rows, steps, batch, device, folder):
     datasets.disable_progress_bars()
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
+
     from prefkit.model.batches import reference_logps
 
     ready = name != "trl"  # the reference's log-probs are there beforehand
     arguments = DPOConfig(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=batch,
-        learning_rate=1e-6,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=device == "cpu",
-        bf16=device == "cuda",
+        **usual_arguments(steps, batch, device, folder),
         gradient_checkpointing=False,
         precompute_ref_log_probs=ready,
         use_liger_kernel=name == "trl_liger",
         max_length=None,
         dataloader_pin_memory=False,
-        logging_steps=10,
         beta=0.1,
     )
     toy = Dataset.from_list([{"prompt": "hello", "chosen": " you", "rejected": " there"}] * batch)
@@ -424,5 +392,4 @@ def trl_trainer(name, shape, rows, steps, batch, device, folder):
         processing_class=tokenizer(),
     )
     found = reference_logps(model, rows, ("chosen", "rejected"), 0) if ready else [{}] * len(rows)
-    trainer.bench_rows = [{**row, **ref} for row, ref in zip(rows, found)]
-    return trainer, trainer.data_collator
+    return trainer, [{**row, **ref} for row, ref in zip(rows, found)], trainer.data_collator

@@ -1,4 +1,4 @@
-"""`make export`: write prefkit/ from the notebooks, lay it out as all code is, clean the notebooks."""
+"""`make export`: write prefkit/ from the notebooks, format it, clean the notebooks."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def generated(root: Path) -> list[Path]:
 
 
 def wrap_docstring(text: str) -> str:
-    "A module's docstring, which nbdev takes from the notebook's second line, in lines of 100 columns."
+    "A module's docstring, the notebook's second line, in lines that are not too long."
     head, mark, rest = text.partition(MARK)
     words = head.strip().strip('"').strip()
     if len(words) + 6 <= WIDTH:

@@ -1,137 +1,131 @@
-"""Measure notebooks; write the home page's table of them and the web site's sidebar: `make map`.
-With names (lib/losses/21_dpo) only those are measured anew; with --table none (`make readme` does
-that).
+"""The map of notebooks: measure them, list them on the home page and in the web site's sidebar.
+
+`make map` measures every notebook. `python tools/map.py lib/losses/21_dpo` measures those named
+anew, `python tools/map.py --table` (`make readme`) none.
 """
 
-import json, os, re, subprocess, sys, tempfile, time
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, INDEX = ROOT / "data/results/notebooks.json", ROOT / "nbs/index.ipynb"
-FOLDERS = {
-    "lib": "Lessons",
+RESULTS = ROOT / "data/results/notebooks.json"
+INDEX = ROOT / "nbs/index.ipynb"
+SIDEBAR = ROOT / "nbs/sidebar.yml"
+FOLDERS = {  # in the order in which they are read
+    "lib/data": "Lessons: data",
+    "lib/model": "Lessons: the model's numbers",
+    "lib/losses": "Lessons: losses",
+    "lib/train": "Lessons: training",
+    "lib/stats": "Lessons: statistics",
+    "lib/judging": "Lessons: judging",
+    "lib/report": "Lessons: reports",
     "tutorials": "Tutorials",
-    "pipelines": "Pipelines (the time is that of the defaults, a smoke run)",
+    "pipelines": "Pipelines",
     "reports": "Reports",
 }
+NOTES = {"pipelines": "The time is that of the defaults, a smoke run."}
+HEAD = ["| notebook | about | time | memory | hardware |", "|---|---|---|---|---|"]
 BEGIN, END = "<!-- map: written by `make map` -->", "<!-- end of map -->"
 
 
-def notebooks():
-    "Every notebook but the home page, as `lib/00_core`, in the order of the rooms."
-    found = [
-        path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
-        for folder in FOLDERS
-        for path in sorted((ROOT / "nbs" / folder).glob("*.ipynb"))
-    ]
-    return [name for name in found if not Path(name).name.startswith(("_", "."))]
+def in_folder(folder: str) -> list[str]:  # as `lib/losses/21_dpo`
+    "The notebooks of one folder, by their numbers."
+    paths = sorted((ROOT / "nbs" / folder).glob("[!._]*.ipynb"))
+    return [path.relative_to(ROOT / "nbs").with_suffix("").as_posix() for path in paths]
 
 
-def read(path):
+def notebooks() -> list[str]:
+    "Every notebook but the home page, folder by folder."
+    return [name for folder in FOLDERS for name in in_folder(folder)]
+
+
+def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def measure(name):
-    """Wall time and peak memory of one notebook in a process of its own, as `make test` runs it:
-    one thread.
-    """
+def command_of(name: str, folder: str) -> list[str]:  # `folder`: for what it writes
+    "How `make test` runs a notebook."
     path = ROOT / "nbs" / f"{name}.ipynb"
+    if not name.startswith(("pipelines", "reports")):
+        nbdev_test = str(Path(sys.executable).with_name("nbdev_test"))
+        return [nbdev_test, "--path", str(path), "--n_workers", "0"]
+    papermill = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "ERROR"]
+    command = [*papermill, str(path), f"{folder}/run.ipynb"]
+    if re.search(r'"output_dir: *str', path.read_text(encoding="utf-8")):
+        command += ["-p", "output_dir", folder]
+    return command
+
+
+def measure(name: str) -> dict | None:  # None if it failed
+    "Wall time and peak memory of one notebook in a process of its own, with one thread."
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        if name.startswith(("pipelines", "reports")):
-            command = [
-                sys.executable,
-                "-m",
-                "papermill",
-                "--no-progress-bar",
-                "--log-level",
-                "ERROR",
-                str(path),
-                f"{folder}/run.ipynb",
-            ]
-            if re.search(r'"output_dir: *str', path.read_text(encoding="utf-8")):
-                command += ["-p", "output_dir", folder]
-        else:
-            command = [
-                str(Path(sys.executable).parent / "nbdev_test"),
-                "--path",
-                str(path),
-                "--n_workers",
-                "0",
-            ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         start = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command_of(name, folder), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        )
         _, status, usage = os.wait4(process.pid, 0)  # its kernel counts, too
+        seconds = time.monotonic() - start
     if status:
         return None
-    scale = 2**20 if sys.platform == "darwin" else 2**10
+    mebibyte = 2**20 if sys.platform == "darwin" else 2**10  # in the units of ru_maxrss
     return {
-        "seconds": round(time.monotonic() - start, 1),
-        "peak_mib": round(usage.ru_maxrss / scale),
+        "seconds": round(seconds, 1),
+        "peak_mib": round(usage.ru_maxrss / mebibyte),
         "hardware": "CPU",
     }
 
 
-def title(name):
+def title(name: str) -> str:
     "The first heading of a notebook."
     for cell in read(ROOT / "nbs" / f"{name}.ipynb")["cells"]:
         found = re.search(r"^# +(.+)", "".join(cell["source"]), flags=re.M)
         if found and cell["cell_type"] == "markdown":
-            return found.group(1).strip()
+            return found[1].strip()
     return Path(name).name
 
 
-def table(measured):
-    "The map of notebooks in markdown; what was not measured says so."
+def row(name: str, cost: dict | None) -> str:
+    "A notebook's line in the table; one that was not measured says so."
+    needs = "not measured | | "
+    if cost:
+        memory = cost["peak_mib"] / 1024
+        needs = f"{cost['seconds']:.0f} s | {memory:.1f} GiB | {cost['hardware']}"
+    return f"| [{Path(name).name}]({name}.ipynb) | {title(name)} | {needs} |"
+
+
+def table(measured: dict[str, dict]) -> str:
+    "The map in markdown, a table for each folder."
     parts = []
     for folder, heading in FOLDERS.items():
-        rows = []
-        for name in (name for name in notebooks() if name.startswith(f"{folder}/")):
-            cost = measured.get(name)
-            needs = (
-                f"{cost['seconds']:.0f} s | {cost['peak_mib'] / 1024:.1f} GiB | {cost['hardware']}"
-                if cost
-                else "not measured | | "
-            )
-            rows.append(f"| [{Path(name).name}]({name}.ipynb) | {title(name)} | {needs} |")
-        if rows:
-            parts.append(
-                "\n".join(
-                    [
-                        f"**{heading}**",
-                        "",
-                        "| notebook | about | time | memory | hardware |",
-                        "|---|---|---|---|---|",
-                        *rows,
-                    ]
-                )
-            )
+        if names := in_folder(folder):
+            note = f" {NOTES[folder]}" if folder in NOTES else ""
+            rows = [row(name, measured.get(name)) for name in names]
+            parts.append("\n".join([f"**{heading}.**{note}", "", *HEAD, *rows]))
     return "\n\n".join(parts)
 
 
-def sidebar():
-    "nbs/sidebar.yml: the home page, then each room."
-    lines = [
-        "# Written by `make readme`.",
-        "website:",
-        "  sidebar:",
-        "    contents:",
-        "      - index.ipynb",
-    ]
+def sidebar() -> str:
+    "nbs/sidebar.yml: the home page, then each folder."
+    lines = ["# Written by `make readme`.", "website:", "  sidebar:", "    contents:"]
+    lines.append("      - index.ipynb")
     for folder, heading in FOLDERS.items():
-        names = [name for name in notebooks() if name.startswith(f"{folder}/")]
-        if names:
-            lines += [
-                f"      - section: {heading.split(' (')[0]}",
-                "        contents:",
-                *(f"          - {name}.ipynb" for name in names),
-            ]
+        if names := in_folder(folder):
+            lines += [f'      - section: "{heading}"', "        contents:"]
+            lines += [f"          - {name}.ipynb" for name in names]
     return "\n".join(lines) + "\n"
 
 
-def machine():
+def machine() -> dict:
     "On what it was measured."
-    import platform, torch
+    import torch
 
     return {
         "cores": os.cpu_count(),
@@ -142,45 +136,46 @@ def machine():
     }
 
 
-def written(text, measured):
+def written(text: str, measured: dict[str, dict]) -> str:
     "The home page's text with the table between its two marks."
-    return re.sub(
-        f"({re.escape(BEGIN)}).*?({re.escape(END)})",
-        lambda match: f"{match[1]}\n\n{table(measured)}\n\n{match[2]}",
-        text,
-        flags=re.S,
-    )
+    between = f"({re.escape(BEGIN)}).*?({re.escape(END)})"
+    return re.sub(between, lambda m: f"{m[1]}\n\n{table(measured)}\n\n{m[2]}", text, flags=re.S)
 
 
-if __name__ == "__main__":
-    results, failed = (
-        read(RESULTS)
-        if RESULTS.exists()
-        else {"command": "make map", "machine": {}, "notebooks": {}},
-        [],
-    )
-    for name in [] if "--table" in sys.argv else sys.argv[1:] or notebooks():
-        if not (found := measure(name)):
-            failed.append(name)
-            continue  # what was measured is kept
-        results["notebooks"][name], results["machine"] = found, machine()
-        print(name, found, flush=True)
-    results["notebooks"] = {
-        name: results["notebooks"][name] for name in notebooks() if name in results["notebooks"]
-    }
-    if results["notebooks"]:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+def write_home_page(measured: dict[str, dict]):
     notebook = read(INDEX)
     for cell in notebook["cells"]:
-        if BEGIN in (text := "".join(cell["source"])):
-            cell["source"] = written(text, results["notebooks"]).splitlines(keepends=True)
-    (ROOT / "nbs/sidebar.yml").write_text(sidebar(), encoding="utf-8")
-    INDEX.write_text(
-        json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
-    )
+        text = "".join(cell["source"])
+        if BEGIN in text:
+            cell["source"] = written(text, measured).splitlines(keepends=True)
+    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+    INDEX.write_text(text + "\n", encoding="utf-8")
+
+
+def main(wanted: list[str]):  # notebooks to measure
+    results: dict = {"command": "make map", "machine": {}, "notebooks": {}}
+    if RESULTS.exists():
+        results = read(RESULTS)
+    failed = []
+    for name in wanted:
+        found = measure(name)
+        if found:
+            results["notebooks"][name], results["machine"] = found, machine()
+            print(name, found, flush=True)
+        else:
+            failed.append(name)  # what was measured before is kept
+    kept = {name: results["notebooks"].get(name) for name in notebooks()}
+    results["notebooks"] = {name: cost for name, cost in kept.items() if cost}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    SIDEBAR.write_text(sidebar(), encoding="utf-8")
+    write_home_page(results["notebooks"])
     if failed:
-        raise SystemExit(
+        sys.exit(
             f"failed: {', '.join(failed)}. Run each by itself; a report of runs wants its "
             "experiment first."
         )
+
+
+if __name__ == "__main__":
+    main([] if "--table" in sys.argv else sys.argv[1:] or notebooks())

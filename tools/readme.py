@@ -3,7 +3,9 @@
 `--check`: fail if README.md is not what would be written.
 """
 
-import json, re, sys
+import json
+import re
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -26,8 +28,10 @@ def repository():
 
 def callout(match):
     "A Quarto callout as an alert of GitHub."
-    kind, title, body = match.group(1), match.group(2), match.group(3).strip()
-    lines = ([f"**{title}**", ""] if title else []) + body.splitlines()
+    kind, title, body = match.groups()
+    lines = body.strip().splitlines()
+    if title:
+        lines = [f"**{title}**", "", *lines]
     return "\n".join([f"> [!{ALERTS[kind]}]", *(f"> {line}".rstrip() for line in lines)])
 
 
@@ -69,7 +73,8 @@ def code(cell):
     flags = {line.replace(" ", "") for line in source.splitlines() if re.match(r"#\s*\|", line)}
     if flags & {"#|hide", "#|include:false"}:
         return ""
-    body = "\n".join(line for line in source.splitlines() if not re.match(r"#\s*\|", line)).strip()
+    lines = [line for line in source.splitlines() if not re.match(r"#\s*\|", line)]
+    body = "\n".join(lines).strip()
     parts = [] if "#|echo:false" in flags else [f"```python\n{body}\n```"]
     for output in cell["outputs"]:
         data = output.get("data", {})
@@ -82,15 +87,10 @@ def code(cell):
 
 def readme(notebook):
     "The whole text for a notebook as a dict."
-    cells = [
-        code(cell) if cell["cell_type"] == "code" else prose("".join(cell["source"]))
-        for cell in notebook["cells"]
-    ]
-    return (
-        "<!-- Written by `make readme` from nbs/index.ipynb: edit that. -->\n\n"
-        + "\n\n".join(cell for cell in cells if cell)
-        + "\n"
-    )
+    parts = ["<!-- Written by `make readme` from nbs/index.ipynb: edit that. -->"]
+    for cell in notebook["cells"]:
+        parts.append(code(cell) if cell["cell_type"] == "code" else prose("".join(cell["source"])))
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 if __name__ == "__main__":

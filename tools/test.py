@@ -1,8 +1,15 @@
-"""`make test`: every step runs even where an earlier one failed; pytest comes last, so that its
-summary ends the output.
+"""Run the checks of one tier: `python tools/test.py quick`, `test`, `slow` or `full`.
+
+Every step runs even where an earlier one failed. pytest comes last, so that its summary ends the
+output, and a test of it counts the steps that failed before.
 """
 
-import os, signal, subprocess, sys, time
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,22 +18,6 @@ WORKERS = os.environ.get("WORKERS", "2")
 # nbdev_test runs lessons, tutorials and the home page; pytest runs the pipelines and reports
 # through papermill.
 LESSON_FOLDERS = r"^[_.]|^pipelines$|^reports$"
-STEPS = {  # name -> (seconds allowed, command)
-    "ruff": (60, [BIN / "ruff", "check", "--quiet", "."]),
-    "export and clean": (120, [sys.executable, "tools/check_generated.py"]),
-    "lessons": (
-        600,
-        [
-            BIN / "nbdev_test",
-            "--n_workers",
-            WORKERS,
-            "--timing",
-            "--skip_folder_re",
-            LESSON_FOLDERS,
-        ],
-    ),
-    "pytest": (1200, [sys.executable, "-m", "pytest", "-n", WORKERS]),
-}
 ENVIRONMENT = {  # one thread a worker; nothing is fetched
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -35,8 +26,46 @@ ENVIRONMENT = {  # one thread a worker; nothing is fetched
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
 }
 
+LINT = {
+    "ruff check": [BIN / "ruff", "check", "--quiet", "."],
+    "ruff format": [BIN / "ruff", "format", "--quiet", "--check", "."],
+    "types": [BIN / "ty", "check", "--quiet", "--python", sys.prefix],
+}
+EXPORT = {"export and clean": [sys.executable, "tools/check_generated.py"]}
+LESSONS = {
+    "lessons": [
+        BIN / "nbdev_test",
+        *("--n_workers", WORKERS),
+        *("--skip_folder_re", LESSON_FOLDERS),
+        "--timing",
+    ]
+}
 
-def run(command, seconds, environment):
+
+def pytest(*arguments: str) -> dict[str, list]:  # the step of that name
+    return {"pytest": [sys.executable, "-m", "pytest", "-n", WORKERS, *arguments]}
+
+
+def quick_tests() -> list[str]:
+    "The losses, what they stand on, data, configs and one pipeline from end to end."
+    losses = [path.stem for path in sorted((ROOT / "prefkit/losses").glob("[a-z]*.py"))]
+    names = ["house", "loss_edges", *losses, "logps", "engine", "chat", "data", "inputs"]
+    files = [f"tests/test_{name}.py" for name in names]
+    pipeline = "tests/test_pipelines.py::test_sft_and_dpo_leave_whole_run_folders"
+    return [*(file for file in files if (ROOT / file).exists()), pipeline]
+
+
+TIERS = {  # name -> step -> command
+    "lint": LINT,
+    "quick": {**LINT, **pytest("-m", "not slow", *quick_tests())},
+    "test": {**LINT, **EXPORT, **LESSONS, **pytest("-m", "not slow")},
+    "slow": pytest("-m", "slow"),
+    "full": {**LINT, **EXPORT, **LESSONS, **pytest()},
+}
+SECONDS = {"lessons": 900, "pytest": 2400}  # a step may take; every other two minutes
+
+
+def run(command: Sequence, seconds: float, environment: Mapping[str, str]) -> int:
     """Exit status of a command; one that takes too long is ended with all its children (nbdev_test
     has no time limit of its own).
     """
@@ -54,26 +83,23 @@ def run(command, seconds, environment):
             process.wait()
 
 
-def main():
-    failed = []
-    for name, (seconds, command) in STEPS.items():
-        print(f"== {name}", flush=True)
+def run_tier(name: str) -> list[str]:  # the steps that failed
+    failed: list[str] = []
+    for step, command in TIERS[name].items():
+        print(f"== {step}", flush=True)
         start = time.monotonic()
-        # a test reads PREFKIT_FAILED_STEPS, so that the summary counts what failed before pytest
-        status = run(
-            command,
-            seconds,
-            {**os.environ, **ENVIRONMENT, "PREFKIT_FAILED_STEPS": ", ".join(failed)},
-        )
+        told = {**os.environ, **ENVIRONMENT, "PREFKIT_FAILED_STEPS": ", ".join(failed)}
+        status = run(command, SECONDS.get(step, 120), told)
         if status:
-            failed.append(name)
-        if name != "pytest":
-            print(
-                f"   {'failed' if status else 'passed'} in {time.monotonic() - start:.0f} s",
-                flush=True,
-            )
-    return 1 if failed else 0
+            failed.append(step)
+        if step != "pytest":
+            word = "failed" if status else "passed"
+            print(f"   {word} in {time.monotonic() - start:.0f} s", flush=True)
+    return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tier = sys.argv[1] if len(sys.argv) > 1 else "test"
+    if tier not in TIERS:
+        sys.exit(f"there is no tier {tier}; there are {', '.join(TIERS)}")
+    sys.exit(bool(run_tier(tier)))

@@ -1,4 +1,4 @@
-"""The losses: plain functions of log-probs, one per method; importing them drags in torch and nothing else."""
+"""The losses: plain functions of log-probs, one file a method; importing them brings torch alone."""
 
 from .dpo import dpo_loss
 from .dpop import dpop_loss

@@ -10,7 +10,8 @@ __all__ = ["dpo_loss"]
 # %% ../../nbs/lib/losses/21_dpo.ipynb #db8de3f5
 import torch.nn.functional as F
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 
 
 # %% ../../nbs/lib/losses/21_dpo.ipynb #bc87ebf7
@@ -27,8 +28,8 @@ def dpo_loss(
     """DPO (Rafailov et al. 2023, Eq. 7, https://arxiv.org/abs/2305.18290), with `label_smoothing`
     cDPO; raises `ValueError`.
     """
-    check_number("beta", beta, 0, open_low=True)
-    check_number("label_smoothing", label_smoothing, 0, 0.5)
+    check_number("beta", beta, above=0)
+    check_number("label_smoothing", label_smoothing, least=0, below=0.5)
     dtype = check_batch(
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,

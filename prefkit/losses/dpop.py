@@ -10,7 +10,8 @@ __all__ = ["dpop_loss"]
 # %% ../../nbs/lib/losses/23_dpop.ipynb #1ce00b2f
 import torch.nn.functional as F
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 
 
 # %% ../../nbs/lib/losses/23_dpop.ipynb #32940bd3
@@ -27,8 +28,8 @@ def dpop_loss(
     """DPO-positive (Pal et al. 2024, Smaug, Eq. 3, https://arxiv.org/abs/2402.13228; MinorDPO
     report, Eq. 5); raises `ValueError`.
     """
-    check_number("beta", beta, 0, open_low=True)
-    check_number("lam", lam, 0)
+    check_number("beta", beta, above=0)
+    check_number("lam", lam, least=0)
     dtype = check_batch(
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,

@@ -10,7 +10,8 @@ __all__ = ["grpo_advantages", "grpo_loss", "clipped_share", "varied_temperatures
 # %% ../../nbs/lib/losses/32_grpo.ipynb #26dde00f
 import torch
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 from .rloo import ESTIMATORS, check_tokens
 from .topr import MAX_LOG_RATIO
 
@@ -27,7 +28,7 @@ def grpo_advantages(
     """
     if not isinstance(scale, bool):
         raise ValueError(f"scale must be True or False, not {scale!r}")
-    check_number("eps", eps, 0, open_low=True)
+    check_number("eps", eps, above=0)
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(
             "rewards must have shape (prompts, k) with k >= 2: one answer has nothing to be "
@@ -79,8 +80,8 @@ def grpo_loss(
     """GRPO (Shao et al. 2024, Eq. 3 and 4, https://arxiv.org/abs/2402.03300), with a minus, for
     descent; raises `ValueError`.
     """
-    check_number("clip", clip, 0, open_low=True)
-    check_number("beta", beta, 0)
+    check_number("clip", clip, above=0)
+    check_number("beta", beta, least=0)
     if beta and ref_token_logps is None:
         raise ValueError("ref_token_logps must be given where beta is not 0")
     reference = {"ref_token_logps": ref_token_logps} if beta else {}
@@ -92,7 +93,7 @@ def grpo_loss(
     ratio = _log_ratio(token_logps, old_token_logps.detach(), mask, dtype).exp()
     # Eq. 3, the min
     objective = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-    if beta:
+    if beta and ref_token_logps is not None:
         # Eq. 4
         objective = objective - beta * ESTIMATORS["k3"](
             -_log_ratio(ref_token_logps.detach(), token_logps, mask, dtype)
@@ -113,7 +114,7 @@ def clipped_share(
     """Share of tokens that `grpo_loss` gives no policy gradient because their ratio is cut; to be
     logged; raises `ValueError`.
     """
-    check_number("clip", clip, 0, open_low=True)
+    check_number("clip", clip, above=0)
     mask = mask.bool()
     dtype = _check(advantages, token_logps=token_logps, old_token_logps=old_token_logps, mask=mask)
     advantage = advantages.detach().to(dtype)[:, None]
@@ -134,6 +135,6 @@ def varied_temperatures(
     """
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k must be a whole number of at least 1, not {k!r}")
-    check_number("low", low, 0, open_low=True)
-    check_number("high", high, low)
+    check_number("low", low, above=0)
+    check_number("high", high, least=low)
     return [low + (high - low) * i / (k - 1) for i in range(k - 1)] + [high]

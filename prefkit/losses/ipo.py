@@ -9,7 +9,8 @@ __all__ = ["ipo_loss"]
 
 # %% ../../nbs/lib/losses/22_ipo.ipynb #b0940689
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 
 
 # %% ../../nbs/lib/losses/22_ipo.ipynb #90856c2c
@@ -29,7 +30,7 @@ def ipo_loss(
     """IPO (Azar et al. 2023, Eq. 17, https://arxiv.org/abs/2310.12036) of sums, or with both
     lengths of per-token means; raises `ValueError`.
     """
-    check_number("tau", tau, 0, open_low=True)
+    check_number("tau", tau, above=0)
     if (chosen_lengths is None) != (rejected_lengths is None):
         raise ValueError(
             "give chosen_lengths and rejected_lengths, or neither: a mean against a sum is no "
@@ -45,7 +46,7 @@ def ipo_loss(
     )
     chosen_logratio = policy_chosen_logps.to(dtype) - ref_chosen_logps.to(dtype)
     rejected_logratio = policy_rejected_logps.to(dtype) - ref_rejected_logps.to(dtype)
-    if chosen_lengths is not None:
+    if chosen_lengths is not None and rejected_lengths is not None:
         chosen_logratio = chosen_logratio / chosen_lengths.to(dtype)
         rejected_logratio = rejected_logratio / rejected_lengths.to(dtype)
     return (chosen_logratio - rejected_logratio - 1 / (2 * tau)) ** 2  # Eq. 17

@@ -14,7 +14,8 @@ from collections.abc import Hashable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 
 
 # %% ../../nbs/lib/losses/28_kto.ipynb #d544e88a
@@ -31,9 +32,9 @@ def kto_loss(
     """KTO (Ethayarajh et al. 2024, Eq. 8, https://arxiv.org/abs/2402.01306): lambda_y minus the
     value of the answer; raises `ValueError`.
     """
-    check_number("beta", beta, 0, open_low=True)
-    check_number("weight_desirable", weight_desirable, 0)
-    check_number("weight_undesirable", weight_undesirable, 0)
+    check_number("beta", beta, above=0)
+    check_number("weight_desirable", weight_desirable, least=0)
+    check_number("weight_undesirable", weight_undesirable, least=0)
     dtype = check_batch(policy_logps=policy_logps, ref_logps=ref_logps, desirable=desirable)
     if desirable.dtype != torch.bool:
         raise ValueError(
@@ -120,7 +121,7 @@ def kto_weights(
                 f"{name} must be a whole number of at least 1, not {count!r}: KTO needs answers of "
                 "both labels"
             )
-    check_number("ratio", ratio, 0, open_low=True)
+    check_number("ratio", ratio, above=0)
     # of a desirable answer where that of an undesirable one is 1
     weight = ratio * undesirable / desirable
     return (weight, 1.0) if weight >= 1 else (1.0, 1 / weight)

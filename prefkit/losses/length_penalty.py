@@ -11,7 +11,8 @@ __all__ = ["length_penalty", "sft_length_loss"]
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 
 
 # %% ../../nbs/lib/losses/34_length_penalty.ipynb #ec3f87af
@@ -32,7 +33,7 @@ def length_penalty(
     """lam * max(0, sampled - reference)^2 (Hellman, length penalty and GRPO report, Eq. 3); a cost
     to sample by, not to differentiate; raises `ValueError`.
     """
-    check_number("lam", lam, 0)
+    check_number("lam", lam, least=0)
     dtype = check_batch(sampled_lengths=sampled_lengths, reference_lengths=reference_lengths)
     return _excess_cost(sampled_lengths, reference_lengths, lam, dtype)
 
@@ -74,7 +75,7 @@ def sft_length_loss(
     """Mean-token NLL plus the score-function form of the length penalty (report, Eq. 4, in a form
     that has a gradient); raises `ValueError`.
     """
-    check_number("lam", lam, 0)
+    check_number("lam", lam, least=0)
     dtype = torch.promote_types(
         check_batch(policy_logps=policy_logps, lengths=lengths),
         _check_samples(

@@ -10,7 +10,8 @@ __all__ = ["minor_dpo_loss"]
 # %% ../../nbs/lib/losses/24_minor_dpo.ipynb #053cf930
 import torch.nn.functional as F
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 
 
 # %% ../../nbs/lib/losses/24_minor_dpo.ipynb #63368227
@@ -23,7 +24,7 @@ def minor_dpo_loss(
     beta: float = 0.1,  # how soon a pair is done, as in DPO
 ) -> Tensor:  # (batch,) loss of each pair
     "MinorDPO (Xie et al. 2024, Eq. 6, https://arxiv.org/abs/2408.09834); raises `ValueError`."
-    check_number("beta", beta, 0, open_low=True)
+    check_number("beta", beta, above=0)
     dtype = check_batch(
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,

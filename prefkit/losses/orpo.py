@@ -10,7 +10,8 @@ __all__ = ["log_odds_ratio", "orpo_loss", "probability_ratio_loss"]
 # %% ../../nbs/lib/losses/27_orpo.ipynb #94d163b1
 import torch.nn.functional as F
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 
 
 # %% ../../nbs/lib/losses/27_orpo.ipynb #804b0030
@@ -59,8 +60,8 @@ def orpo_loss(
     nll_weight: float = 1.0,  # weight of the supervised term; 0 leaves the odds-ratio term alone
 ) -> Tensor:  # (batch,) loss of each pair
     "ORPO (Hong et al. 2024, Eq. 6 and 7, https://arxiv.org/abs/2403.07691); raises `ValueError`."
-    check_number("lam", lam, 0)
-    check_number("nll_weight", nll_weight, 0)
+    check_number("lam", lam, least=0)
+    check_number("nll_weight", nll_weight, least=0)
     # checks the shapes
     z = log_odds_ratio(policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths)
     nll = -policy_chosen_logps.to(z.dtype) / chosen_lengths  # Eq. 1
@@ -81,8 +82,8 @@ def probability_ratio_loss(
     """ORPO's ablation: Eq. 6 with the log of Eq. 16 in place of the log odds ratio (Hong et al.
     2024, https://arxiv.org/abs/2403.07691); raises `ValueError`.
     """
-    check_number("lam", lam, 0)
-    check_number("nll_weight", nll_weight, 0)
+    check_number("lam", lam, least=0)
+    check_number("nll_weight", nll_weight, least=0)
     dtype = check_batch(
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,

@@ -8,11 +8,9 @@ several small steps on the same samples without leaving their neighbourhood.
 __all__ = ["token_rewards", "gae", "whiten", "ppo_loss", "ppo_clipped_share", "adapt_kl"]
 
 # %% ../../nbs/lib/losses/33_ppo.ipynb #879883c7
-import math
-
 import torch
 from torch import Tensor
-from ..model.logps import check_number
+from ..core import check_number
 from .rloo import check_tokens
 from .topr import MAX_LOG_RATIO
 
@@ -30,7 +28,7 @@ def token_rewards(
     """The answer's reward at its last token, and at every token a price for leaving the reference
     (Ziegler et al. 2019, section 2.2, https://arxiv.org/abs/1909.08593); raises `ValueError`.
     """
-    check_number("kl_coef", kl_coef, 0)
+    check_number("kl_coef", kl_coef, least=0)
     dtype = check_tokens(token_logps=token_logps, ref_token_logps=ref_token_logps, mask=mask)
     if rewards.shape != mask.shape[:1]:
         raise ValueError(
@@ -59,8 +57,8 @@ def gae(
     """Generalised advantage estimation (Schulman et al. 2016, https://arxiv.org/abs/1506.02438;
     Eqs. 11 and 12 of https://arxiv.org/abs/1707.06347); raises `ValueError`.
     """
-    check_number("gamma", gamma, 0, 1, open_high=False)
-    check_number("lam", lam, 0, 1, open_high=False)
+    check_number("gamma", gamma, least=0, most=1)
+    check_number("lam", lam, least=0, most=1)
     dtype, mask = check_tokens(rewards=rewards, values=values, mask=mask), mask.bool()
     rewards, values = (torch.where(mask, x.detach().to(dtype), 0) for x in (rewards, values))
     advantages = torch.zeros_like(values)
@@ -86,7 +84,7 @@ def whiten(
     """Shift and scale to mean 0 and variance 1 over the tokens that the mask keeps, the whole batch
     together; raises `ValueError`.
     """
-    check_number("eps", eps, 0, open_low=True)
+    check_number("eps", eps, above=0)
     dtype, mask = check_tokens(x=x, mask=mask), mask.bool()
     count, x = mask.sum().clamp(min=1), torch.where(mask, x.to(dtype), 0)
     centred = torch.where(mask, x - x.sum() / count, 0)
@@ -112,8 +110,8 @@ def ppo_loss(
     clipped value loss; raises `ValueError`.
     """
     for name, value in (("clip", clip), ("value_clip", value_clip)):
-        check_number(name, value, 0, open_low=True)
-    check_number("value_weight", value_weight, 0)
+        check_number(name, value, above=0)
+    check_number("value_weight", value_weight, least=0)
     dtype, mask = (
         check_tokens(
             token_logps=token_logps,
@@ -159,7 +157,7 @@ def ppo_clipped_share(
     """Share of tokens to which `ppo_loss` gives no policy gradient, their ratio being cut; raises
     `ValueError`.
     """
-    check_number("clip", clip, 0, open_low=True)
+    check_number("clip", clip, above=0)
     dtype, mask = (
         check_tokens(
             token_logps=token_logps,
@@ -186,10 +184,11 @@ def adapt_kl(
     """The adaptive KL controller of Ziegler et al. 2019, section 2.2,
     https://arxiv.org/abs/1909.08593; raises `ValueError`.
     """
-    check_number("coefficient", coefficient, 0)
-    check_number("kl", kl, -math.inf, open_low=True)  # an estimate from samples may be negative
-    check_number("target", target, 0, open_low=True)
-    check_number("horizon", horizon, 0, open_low=True)
-    check_number("steps", steps, 0, 5 * horizon)  # else the factor could be 0 or negative
+    check_number("coefficient", coefficient, least=0)
+    check_number("kl", kl)  # an estimate from samples may be negative
+    check_number("target", target, above=0)
+    check_number("horizon", horizon, above=0)
+    # beyond that the factor could be 0 or negative
+    check_number("steps", steps, least=0, below=5 * horizon)
     error = min(max(kl / target - 1, -0.2), 0.2)
     return float(coefficient * (1 + error * steps / horizon))

@@ -10,7 +10,7 @@ __all__ = ["reward_model_loss"]
 # %% ../../nbs/lib/losses/30_reward_model.ipynb #01bbc182
 import torch.nn.functional as F
 from torch import Tensor
-from ..model.logps import check_batch
+from .checks import check_batch
 
 
 # %% ../../nbs/lib/losses/30_reward_model.ipynb #cf67ecb0

@@ -19,7 +19,8 @@ __all__ = [
 # %% ../../nbs/lib/losses/31_rloo.ipynb #5262b3bf
 import torch
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 from .topr import MAX_LOG_RATIO
 
 
@@ -69,7 +70,7 @@ def rloo_loss(
     (https://arxiv.org/abs/2402.14740); raises `ValueError`.
     """
     if clip is not None:
-        check_number("clip", clip, 0, open_low=True)
+        check_number("clip", clip, above=0)
     dtype = check_batch(policy_logps=policy_logps, old_logps=old_logps, advantages=advantages)
     log_ratio = policy_logps.to(dtype) - old_logps.detach().to(dtype)  # of the whole answer
     ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()  # above e^60 ratio and gradient stand still
@@ -93,7 +94,7 @@ def shaped_rewards(
     """KL inside the reward, before the baseline (Ahmadian et al. 2024,
     https://arxiv.org/abs/2402.14740; so does TRL); raises `ValueError`.
     """
-    check_number("kl_coef", kl_coef, 0)
+    check_number("kl_coef", kl_coef, least=0)
     dtype = check_batch(rewards=rewards, policy_logps=policy_logps, ref_logps=ref_logps)
     return (rewards.to(dtype) - kl_coef * (policy_logps.to(dtype) - ref_logps.to(dtype))).detach()
 
@@ -173,7 +174,7 @@ def rloo_kl_loss(
     """Leave-one-out REINFORCE with a KL term beside it: Eq. 6 of the length-penalty report, there
     called GRPO; raises `ValueError`.
     """
-    check_number("lam", lam, 0)
+    check_number("lam", lam, least=0)
     check_tokens(
         token_logps=token_logps,
         old_token_logps=old_token_logps,

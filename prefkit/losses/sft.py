@@ -9,7 +9,7 @@ __all__ = ["sft_loss"]
 
 # %% ../../nbs/lib/losses/20_sft.ipynb #18b92b3d
 from torch import Tensor
-from ..model.logps import check_batch
+from .checks import check_batch
 
 
 # %% ../../nbs/lib/losses/20_sft.ipynb #54071976

@@ -10,7 +10,8 @@ __all__ = ["simpo_loss"]
 # %% ../../nbs/lib/losses/26_simpo.ipynb #ad624dad
 import torch.nn.functional as F
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 
 
 # %% ../../nbs/lib/losses/26_simpo.ipynb #5d0da6a3
@@ -26,8 +27,8 @@ def simpo_loss(
     """SimPO (Meng et al. 2024, Eq. 6, https://arxiv.org/abs/2405.14734): no reference, rewards per
     token; raises `ValueError`.
     """
-    check_number("beta", beta, 0, open_low=True)
-    check_number("gamma", gamma, 0)
+    check_number("beta", beta, above=0)
+    check_number("gamma", gamma, least=0)
     dtype = check_batch(
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,

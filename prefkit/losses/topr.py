@@ -10,7 +10,8 @@ __all__ = ["MAX_LOG_RATIO", "topr_weight", "topr_loss"]
 # %% ../../nbs/lib/losses/29_topr.ipynb #5ec2ec54
 import torch
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 
 # %% ../../nbs/lib/losses/29_topr.ipynb #375a6998
 # nats; e^60 is about 1e26, so that ratio, reward and log-prob can be multiplied in float32
@@ -28,8 +29,8 @@ def topr_weight(
     """TOPR's weights (Le Roux et al. 2025, Eq. 8, https://arxiv.org/abs/2503.14286): 1, or a
     clipped sequence ratio; raises `ValueError`.
     """
-    check_number("ratio_high", ratio_high, 0)
-    check_number("ratio_low", ratio_low, 0, ratio_high, open_high=False)
+    check_number("ratio_high", ratio_high, least=0)
+    check_number("ratio_low", ratio_low, least=0, most=ratio_high)
     dtype = check_batch(policy_logps=policy_logps, behaviour_logps=behaviour_logps, rewards=rewards)
     # log pi / mu of the whole answer
     log_ratio = policy_logps.detach().to(dtype) - behaviour_logps.detach().to(dtype)

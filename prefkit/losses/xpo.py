@@ -9,7 +9,8 @@ __all__ = ["xpo_loss"]
 
 # %% ../../nbs/lib/losses/25_xpo.ipynb #aaa07c39
 from torch import Tensor
-from ..model.logps import check_batch, check_number
+from ..core import check_number
+from .checks import check_batch
 from .dpo import dpo_loss
 
 
@@ -27,7 +28,7 @@ def xpo_loss(
     """XPO (Xie et al. 2024, Algorithm 1, https://arxiv.org/abs/2405.21046): DPO + alpha * log
     pi(explore); raises `ValueError`.
     """
-    check_number("alpha", alpha, 0)
+    check_number("alpha", alpha, least=0)
     dtype = check_batch(
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,

@@ -2,13 +2,17 @@
 what is wrong, in sentences.
 """
 
-import ast, copy, json, re, statistics
+import ast
+import copy
+import json
+import re
+import statistics
 from pathlib import Path
 
 from nbdev.clean import clean_nb
 from nbdev.process import _directive
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEST_FLAGS = {"slow", "gpu", "network"}  # tst_flags of settings.ini
 NBDEV = {
     "default_exp",

@@ -1,12 +1,14 @@
-"""What every loss is tested on: random log-probs as training sees them, edges, and refusals."""
+"""What the losses' tests share: random log-probs as training sees them, TRL's own code, a loss that
+must be finite.
+"""
 
 import types
 from collections import defaultdict
 
-import pytest, torch
+import pytest
+import torch
 from hypothesis import strategies as st
 
-PAIRS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 averages = st.floats(-50, 0, allow_nan=False)  # log-prob per token
 token_counts = st.integers(1, 8192)
 input_dtypes = st.sampled_from([torch.float32, torch.bfloat16])
@@ -26,7 +28,10 @@ def random_logps(n, dtype, seed):
     near the reference.
     """
     generator = torch.Generator().manual_seed(seed + 1_000_000)
-    draw = lambda: torch.rand(n, generator=generator, dtype=torch.float64)
+
+    def draw():
+        return torch.rand(n, generator=generator, dtype=torch.float64)
+
     lengths = random_lengths(n, seed)
     reference = [-4 * draw() * length for length in lengths]
     policy = [ref + (draw() - 0.5) * 0.4 * length for ref, length in zip(reference, lengths)]
@@ -47,10 +52,13 @@ def finite_loss_and_gradients(loss_function, inputs, **hyperparameters):
 
 def refuses_wrong_shapes(loss_function, names, **hyperparameters):
     """(batch, 1) against (batch,) would broadcast to (batch, batch) without a word: each argument
-    is refused by its name.
+    is refused by its name. One that stands alone may have any number of examples.
     """
+    wrong = [torch.zeros(3, 1), torch.zeros(())]
+    if len(names) > 1:
+        wrong.append(torch.zeros(2))
     for position, name in enumerate(names):
-        for bad in (torch.zeros(3, 1), torch.zeros(()), torch.zeros(2)):
+        for bad in wrong:
             inputs = [torch.ones(3) for _ in names]
             inputs[position] = bad
             with pytest.raises(ValueError) as error:
@@ -62,9 +70,44 @@ def runs_without_reading_values(loss_function, names, **hyperparameters):
     """On the meta device there are no values: any `.item()`, comparison or print of them would
     fail, as it would make a GPU wait.
     """
-    assert loss_function(
-        *[torch.zeros(4, device="meta") for _ in names], **hyperparameters
-    ).shape == (4,)
+    inputs = [torch.zeros(4, device="meta") for _ in names]
+    assert loss_function(*inputs, **hyperparameters).shape == (4,)
+
+
+def same(x, *_, **__):
+    "What gathering from all processes is where there is one."
+    return x
+
+
+def answers_with(*values):
+    "A function that gives these, whatever it is asked."
+    return lambda *_, **__: values[0] if len(values) == 1 else values
+
+
+def pinned_trl():
+    "Skip the test unless TRL is there in the version whose code is the oracle."
+    trl = pytest.importorskip("trl", reason="TRL, the outside oracle, is not installed")
+    if not trl.__version__.startswith("1.16."):
+        pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+
+
+def bare_trainer(trainer_class, **attributes):
+    "One of TRL's trainers that was never built: it has just what its loss reads."
+    trainer = object.__new__(trainer_class)
+    trainer.model = types.SimpleNamespace(training=False)
+    trainer.accelerator = types.SimpleNamespace(
+        device=torch.device("cpu"),
+        gather=same,
+        gather_for_metrics=same,
+        reduce=same,
+        num_processes=1,
+        process_index=0,
+    )
+    trainer.aux_loss_enabled = False
+    trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+    trainer._total_train_tokens, trainer._tp_size = 0, 1
+    vars(trainer).update(attributes)
+    return trainer
 
 
 def trl_trainer(*, beta, loss_type="sigmoid", label_smoothing=0.0):
@@ -72,32 +115,20 @@ def trl_trainer(*, beta, loss_type="sigmoid", label_smoothing=0.0):
 
     Its loss is a method that wants a model: ours answers with given log-probs.
     """
-    trl = pytest.importorskip(
-        "trl", reason="TRL, the outside oracle, is not installed (extra `dev`)"
-    )
-    if not trl.__version__.startswith("1.16."):
-        pytest.skip(f"the oracle is pinned to TRL 1.16, found {trl.__version__}")
+    pinned_trl()
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    trainer = object.__new__(DPOTrainer)
-    trainer.model = types.SimpleNamespace(training=False)
-    trainer.accelerator = types.SimpleNamespace(
-        device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x
+    return bare_trainer(
+        DPOTrainer,
+        beta=beta,
+        label_smoothing=label_smoothing,
+        loss_types=[loss_type],
+        loss_weights=[1.0],
+        f_divergence_type="reverse_kl",
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        use_weighting=False,
     )
-    trainer.beta, trainer.label_smoothing = beta, label_smoothing
-    trainer.loss_types, trainer.loss_weights = [loss_type], [1.0]
-    trainer.f_divergence_type, trainer.ld_alpha = "reverse_kl", None
-    trainer.precompute_ref_logps, trainer.use_weighting, trainer.aux_loss_enabled = (
-        True,
-        False,
-        False,
-    )
-    trainer._metrics, trainer._total_train_tokens, trainer._tp_size = (
-        {"eval": defaultdict(list)},
-        0,
-        1,
-    )
-    return trainer
 
 
 def trl_loss(trainer, pc, pr, rc, rr, lengths=None):
@@ -105,9 +136,7 @@ def trl_loss(trainer, pc, pr, rc, rr, lengths=None):
     whole sum; it has as many tokens as `lengths` (chosen, rejected) say, one where nothing is said.
     """
     n = len(pc)
-    counts = (
-        torch.ones(2 * n, dtype=torch.long) if lengths is None else torch.cat(tuple(lengths)).long()
-    )
+    counts = torch.ones(2 * n) if lengths is None else torch.cat(tuple(lengths))
     longest = int(counts.max())
     log_probs = torch.nn.functional.pad(torch.cat([pc, pr])[:, None], (0, longest - 1))
     mask = (torch.arange(-1, longest) < counts[:, None]).long()
