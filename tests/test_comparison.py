@@ -19,7 +19,9 @@ from scipy.stats import spearmanr
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.report import figures
-from prefkit.runs.config import load_config, read_notebook
+from prefkit.report.claims import exact_p
+from prefkit.report.tables import answers_each, speed_of, times_of
+from prefkit.runs.config import load_config
 from prefkit.core import (
     ConfigError,
     DataError,
@@ -29,11 +31,13 @@ from prefkit.core import (
     write_jsonl,
     write_text,
 )
-from prefkit.runs.runner import check_stage, find_report, located
+from prefkit.runs.fingerprints import check_stage
+from prefkit.runs.runner import find_report, located
 from prefkit.runs.seeds import findings, over_seeds
 from prefkit.stats.win_rate import win_rate, win_rate_difference
-from helpers.records import smoltalk, ultrafeedback
-from helpers.pages import Reader
+from test_data import smoltalk, ultrafeedback
+from helpers.pages import check_page, draw_report, run_cells, sections_of
+from helpers.pages import words_of as words
 
 ROOT = project_root()
 REPORT = ROOT / "nbs/reports/comparison.ipynb"
@@ -276,23 +280,6 @@ def test_each_value_of_the_l4_config_has_its_source_or_says_that_it_is_ours():
     ]
 
 
-def run_cells(notebook, parameters, until=None):
-    """The code cells of a notebook in this process, with parameters put after their cell as
-    papermill puts them, up to the one that defines `until`; returns the names at the end.
-    """
-    names = {"__name__": "cells"}
-    for cell in read_notebook(notebook)["cells"]:
-        if cell["cell_type"] != "code":
-            continue
-        exec(compile(source := "".join(cell["source"]), notebook.name, "exec"), names)
-        if "parameters" in cell["metadata"].get("tags", []):
-            assert set(parameters) <= set(names)
-            names |= parameters
-        if until and f"def {until}(" in source:
-            break
-    return names
-
-
 def test_two_steps_of_every_stage_of_the_l4_config_on_stand_ins(tmp_path, monkeypatch):
     """The stages' own parameters but for the number of steps, of rows and of sampled tokens; every
     stage reads the checkpoint of the one it needs.
@@ -330,7 +317,7 @@ def test_two_steps_of_every_stage_of_the_l4_config_on_stand_ins(tmp_path, monkey
     monkeypatch.setattr(figures, "save_figure", lambda fig, *_: plt.close(fig))
     config, seen = load_config(ROOT / "data/configs/l4/comparison.yaml"), {}
     for stage in config.stages:
-        check_stage(stage, tmp_path)
+        check_stage(stage)
         if stage.pipeline.stem == "evaluate":
             judged = stage
             continue
@@ -562,8 +549,8 @@ def gathered(found, name, more=""):
     }
 
 
-def make_seeds(folder, seeds=3, lines=True):
-    homes = {seed: make_runs(folder / f"seed{seed}", seed + 1) for seed in range(seeds)}
+def make_seeds(folder, seeds=3, lines=True, n=150):
+    homes = {seed: make_runs(folder / f"seed{seed}", seed + 1, n) for seed in range(seeds)}
     return gathered(
         {
             seed: findings(
@@ -618,29 +605,12 @@ def given(folder, home):
     }
 
 
-COMPLAINTS = []
-
-
-def draw(folder: Path, home: Path, monkeypatch, seeds=None, limits=None):
-    "The report, run in this process; every figure is checked as it is saved."
+def draw(folder: Path, home: Path, seeds=None, limits=None):
+    "The report, run in this process; gives its folder and the names at its end."
     for name, results in (("seeds", seeds), ("limits", limits)):
         if results:
             write_json(folder / f"{name}.json", results)
-
-    def saved(fig, place, name, data=None, keep=figures.save_figure):
-        COMPLAINTS.extend(f"{name}: {said}" for said in figures.check_figure(fig))
-        return keep(fig, place, name, data)
-
-    monkeypatch.setattr(figures, "save_figure", saved)
-    with plt.rc_context({"savefig.dpi": 60}):
-        monkeypatch.setattr(figures, "use_style", lambda: None)  # its resolution is for people
-        return run_cells(REPORT, given(folder, home))
-
-
-def words(output):
-    return " ".join(
-        " ".join(Reader((output / "report.html").read_text(encoding="utf-8")).words).split()
-    )
+    return folder / "report", draw_report("comparison", **given(folder, home))
 
 
 RATES = {("dpo_64", 91): 0.1, ("orpo_64", 91): 0.1, ("orpo_128", 91): 0.5, ("dpo_128", 91): 0.05}
@@ -649,24 +619,15 @@ RATES = {("dpo_64", 91): 0.1, ("orpo_64", 91): 0.1, ("orpo_128", 91): 0.5, ("dpo
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
-    with pytest.MonkeyPatch.context() as patch:
-        names = draw(
-            folder,
-            make_runs(folder / "runs" / "comparison"),
-            patch,
-            make_seeds(folder / "s"),
-            make_limits(RATES),
-        )
-    return folder / "report", names
+    home = make_runs(folder / "runs" / "comparison")
+    return draw(folder, home, make_seeds(folder / "s"), make_limits(RATES))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     "One seed and nothing committed."
     folder = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        names = draw(folder, make_runs(folder / "runs" / "comparison"), patch)
-    return folder / "report", names
+    return draw(folder, make_runs(folder / "runs" / "comparison"))
 
 
 SECTIONS = (
@@ -702,28 +663,12 @@ FIGURES = {
 
 def test_the_page_is_one_file_with_every_section_and_figure(drawn):
     output, _ = drawn
-    page, text = Reader((output / "report.html").read_text(encoding="utf-8")), words(output)
-    assert (
-        page.open == []
-        and "script" not in page.tags
-        and "link" not in page.tags
-        and all(source.startswith("data:image/png;base64,") for source in page.loaded)
-    )
-    heads = re.findall(
-        r"<h2 [^>]*>(.*?)</h2>", (output / "report.html").read_text(encoding="utf-8")
-    )
+    heads, text = sections_of(output), words(output)
     assert len(heads) == len(SECTIONS) and all(
         html.unescape(head).startswith(section) for head, section in zip(heads, SECTIONS)
     )
-    names = FIGURES | {f"{name}_seeds" for name in FIGURES} | {"table_3"}
-    assert {path.stem for path in (output / "figures").glob("*.png")} == names == {
-        path.stem for path in (output / "figures").glob("*.csv")
-    } and len(page.loaded) == len(names)
+    check_page(output, FIGURES | {f"{name}_seeds" for name in FIGURES} | {"table_3"})
     assert "nan" not in re.findall(r"[a-z]+", text.lower()) and "Not on this page" not in text
-
-
-def test_every_figure_keeps_the_rules(drawn, alone):
-    assert COMPLAINTS == []
 
 
 def test_what_is_missing_is_said_with_the_command_that_makes_it(alone):
@@ -751,12 +696,9 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(alone):
 )
 def test_results_without_curves_or_of_one_seed_are_said_to_be_so(tmp_path, seeds, lines, says):
     home = make_runs(tmp_path / "runs/comparison", n=20)
-    write_json(tmp_path / "seeds.json", make_seeds(tmp_path / "s", seeds, lines))
+    write_json(tmp_path / "seeds.json", make_seeds(tmp_path / "s", seeds, lines, n=20))
     names = run_cells(REPORT, given(tmp_path, home), until="no_curves")
-    assert (
-        says in (names["no_seeds"] or names["no_curves"]("seeds"))
-        and names["no_curves"]("here") == ""
-    )
+    assert says in names["no_curves"] and names["here"].has_curves
 
 
 def test_table_2_holds_the_win_rates_and_the_reports_figures(drawn):
@@ -814,13 +756,10 @@ def rate_over_seeds(output, model, reference, judge, decoding):
 def test_the_time_of_rloo_holds_its_reward_model_and_that_of_orpo_v1_2_no_sft(drawn):
     names, stages_ = drawn[1], stages("tiny/comparison")
     wall = {stage: 30.0 + 5 * order for order, stage in enumerate(stages_)}
-    assert names["times_of"](names["own"], "rloo_v1_2") == (
-        wall["sft_v2_6"],
-        wall["rloo_v1_2"] + wall["reward_model"],
-    )
-    assert names["times_of"](names["own"], "orpo_v1_2") == (0, wall["orpo_v1_2"]) and names[
-        "times_of"
-    ](names["own"], "sft_v1_2") == (wall["sft_v1_2"], None)
+    times = lambda stage: times_of(names["here"].found[0], stage, names["runs"])
+    assert times("rloo_v1_2") == (wall["sft_v2_6"], wall["rloo_v1_2"] + wall["reward_model"])
+    assert times("orpo_v1_2") == (0, wall["orpo_v1_2"])
+    assert times("sft_v1_2") == (wall["sft_v1_2"], None)
     # 2:07 of 7:40 + 2:08
     assert f"by the report's table {100 * 127 / 588:.0f} %" in words(drawn[0])
 
@@ -833,14 +772,11 @@ def test_table_1_counts_the_sampling_of_rloo(drawn):
         if line["split"] == "train"
     ]
     median = np.median([10 / (line["seconds"] + 1.5) for line in lines])
-    value, low, high = names["speed"]("here", "rloo_v1_2")
+    value, low, high = speed_of(names["here"], "rloo_v1_2", names["runs"])
     assert value == pytest.approx(median, rel=1e-3) and low <= value <= high
-    assert (
-        names["answers_each"]("dpo_v2_4") == 64
-        and names["answers_each"]("kto_v1_1") == 64
-        and names["answers_each"]("rloo_v1_2") == 128
-        and names["answers_each"]("sft_v2_6") == 32
-    )
+    found = {stage: answers_each(run) for stage, run in names["runs"].items() if stage in ROWS}
+    assert found["dpo_v2_4"] == found["kto_v1_1"] == 64
+    assert found["rloo_v1_2"] == 128 and found["sft_v2_6"] == 32
 
 
 def test_the_verdicts_are_what_the_intervals_say(drawn):
@@ -850,11 +786,7 @@ def test_the_verdicts_are_what_the_intervals_say(drawn):
     gold = {
         model: [each["total"] for each in part["gold"]] for model, part in records.groupby("model")
     }
-    found = {
-        claim: verdict
-        for claim in names["CLAIMS"]
-        for verdict in [names["judged"]("here", claim)[0]]
-    }
+    found = names["report"].verdicts(names["here"])
     # by STRENGTH
     assert (
         found["ORPO V1.1 is the best method"] == "holds"
@@ -865,9 +797,9 @@ def test_the_verdicts_are_what_the_intervals_say(drawn):
         found["ORPO V1.2, trained without SFT, is better than SFT"] == "cannot be told"
         and "does not hold" not in found.values()
     )
-    for claim, (_, side, comparisons) in names["CLAIMS"].items():
+    for claim in names["report"].claims:
         spans = []
-        for *models, reference in comparisons:
+        for *models, reference in claim.comparisons:
             one = win_rate(gold[models[0]], gold[reference])
             low, high = (
                 (one.low - 0.5, one.high - 0.5)
@@ -876,7 +808,7 @@ def test_the_verdicts_are_what_the_intervals_say(drawn):
                     win_rate_difference(gold[models[0]], gold[models[1]], gold[reference])
                 )
             )
-            spans.append((low, high) if side > 0 else (-high, -low))
+            spans.append((low, high) if claim.side > 0 else (-high, -low))
         expected = (
             "holds"
             if all(low > 0 for low, _ in spans)
@@ -884,7 +816,7 @@ def test_the_verdicts_are_what_the_intervals_say(drawn):
             if any(high < 0 for _, high in spans)
             else "cannot be told"
         )
-        assert found[claim] == expected, claim
+        assert found[claim.text] == expected, claim
     text = words(output)
     assert (
         f"Of {len(found)} claims of the report {list(found.values()).count('holds')} hold" in text
@@ -893,13 +825,15 @@ def test_the_verdicts_are_what_the_intervals_say(drawn):
     assert list(table["seed 0"]) == list(found.values()) and "3 seeds" in table
 
 
-def test_a_claim_that_is_wrong_here_does_not_hold(tmp_path, monkeypatch):
+def test_a_claim_that_is_wrong_here_does_not_hold(tmp_path):
     "TOPR far below DPO, RLOO far above SFT; the first sentence names the best."
     home = make_runs(
         tmp_path / "runs/comparison", strength={**STRENGTH, "topr_v1_1": -2.0, "rloo_v1_2": 4.0}
     )
-    names = run_cells(REPORT, given(tmp_path, home), until="say_compared")
-    verdicts = {claim: names["judged"]("here", claim) for claim in names["CLAIMS"]}
+    names = run_cells(REPORT, given(tmp_path, home), until="claims")
+    verdicts = {
+        claim.text: claim.judge(names["here"].difference) for claim in names["report"].claims
+    }
     assert (
         verdicts["TOPR is better than DPO"][0]
         == verdicts["RLOO is worse than SFT"][0]
@@ -913,14 +847,16 @@ def test_a_claim_that_is_wrong_here_does_not_hold(tmp_path, monkeypatch):
 
 def test_rank_correlations_are_scipys_and_p_counts_every_order(drawn):
     names = drawn[1]
-    theirs = names["with_both"]("sft_v2_6")
-    ours = [names["win"]("here", model, "sft_v2_6")[0] for model in theirs]
-    value, low, high, n, p = names["agreement"]("here", "sft_v2_6")
+    report, here = names["report"], names["here"]
+    theirs = report.rates("sft_v2_6")
+    ours = [here.win(model, "sft_v2_6")[0] for model in theirs]
+    value, low, high, n, p = here.agreement(theirs, "sft_v2_6")
     assert (
         n == 8
         and value == pytest.approx(spearmanr(list(theirs.values()), ours).statistic)
         and low <= value <= high
     )
+    assert p == exact_p(list(theirs.values()), ours)
     short = [3.0, 1.0, 4.0, 1.5, 5.0, 9.0], [2.0, 1.0, 3.0, 4.0, 5.0, 6.0]
     orders = [spearmanr(order, short[1]).statistic for order in itertools.permutations(short[0])]
     observed = spearmanr(*short).statistic
@@ -928,9 +864,9 @@ def test_rank_correlations_are_scipys_and_p_counts_every_order(drawn):
         np.mean([each >= observed - 1e-9 for each in orders]),
         np.mean([each <= observed + 1e-9 for each in orders]),
     ]
-    assert names["exact_p"](*short) == pytest.approx(min(1.0, 2 * min(one_sided)))
+    assert exact_p(*short) == pytest.approx(min(1.0, 2 * min(one_sided)))
     # N/A in the report
-    assert len(names["with_both"]("base")) == 9 and "rloo_v1_2" not in names["with_both"]("base")
+    assert len(report.rates("base")) == 9 and "rloo_v1_2" not in report.rates("base")
 
 
 def test_figures_hold_what_was_logged_and_judged(drawn):

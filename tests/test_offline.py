@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from prefkit.runs.config import load_config, read_parameters
-from prefkit.core import ConfigError, project_root, write_json, write_text
-from prefkit.runs.runner import check_stage, find_report, open_run, run
+from prefkit.core import ConfigError, DataError, project_root, write_json, write_text
+from prefkit.runs.fingerprints import check_stage
+from prefkit.runs.runner import find_report, open_run, run
 from prefkit.runs.seeds import over_seeds
 from prefkit.runs.studies import load_study
-from helpers.pages import Reader
+from helpers.pages import Reader, draw_report, words_of as words
 
 ROOT = project_root()
 REPORT = ROOT / "nbs" / "reports" / "offline.ipynb"
@@ -73,7 +74,7 @@ def test_every_config_loads_and_passes_the_checks_of_its_pipelines(path, tmp_pat
         for stage in load_config(write_text(tmp_path / "config.yaml", text)).stages:
             # those name a file that the user gives
             if not path.startswith("smoke/"):
-                check_stage(stage, tmp_path)
+                check_stage(stage)
 
 
 def family(method):
@@ -187,7 +188,13 @@ def test_the_evaluation_compares_with_the_references_named_before_a_model(tmp_pa
         tmp_path / "toy.yaml",
         """experiment: toy
 stages:
-  evaluate: {pipeline: evaluate, parameters: {models: {a: data/tiny/base, b: data/tiny/base, c: data/tiny/base}, references: [b], prompts: 6, max_new_tokens: 4}}
+  evaluate:
+    pipeline: evaluate
+    parameters:
+      models: {a: data/tiny/base, b: data/tiny/base, c: data/tiny/base}
+      references: [b]
+      prompts: 6
+      max_new_tokens: 4
 """,
     )
     info = open_run(run(config, (), tmp_path, "quiet")["evaluate"]).info
@@ -301,30 +308,12 @@ RATES = {
 
 
 def draw(folder: Path, results: dict, grid: dict | None) -> Path:
-    import papermill
-
-    output = folder / "report"
     write_json(folder / "results.json", results)
     if grid:
         write_json(folder / "grid.json", grid)
-    papermill.execute_notebook(
-        str(REPORT),
-        str(folder / "executed.ipynb"),
-        {
-            "results": str(folder / "results.json"),
-            "grid": str(folder / "grid.json"),
-            "output_dir": str(output),
-        },
-        kernel_name="python3",
-        progress_bar=False,
-    )
-    return output
-
-
-def words(output):
-    return " ".join(
-        " ".join(Reader((output / "report.html").read_text(encoding="utf-8")).words).split()
-    )
+    given = {name: str(folder / f"{name}.json") for name in ("results", "grid")}
+    draw_report("offline", output_dir=str(folder / "report"), **given)
+    return folder / "report"
 
 
 @pytest.fixture(scope="module")
@@ -451,19 +440,9 @@ def test_the_same_results_give_the_same_page(drawn, tmp_path):
 
 
 def test_results_that_are_missing_name_the_command(tmp_path):
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    with pytest.raises(
-        PapermillExecutionError, match="prefkit seeds data/configs/tiny/offline.yaml"
-    ):
-        papermill.execute_notebook(
-            str(REPORT),
-            str(tmp_path / "x.ipynb"),
-            {"results": str(tmp_path / "none.json"), "output_dir": str(tmp_path)},
-            kernel_name="python3",
-            progress_bar=False,
-        )
+    with pytest.raises(DataError, match="prefkit seeds data/configs/tiny/offline.yaml") as error:
+        draw_report("offline", results=str(tmp_path / "none.json"), output_dir=str(tmp_path))
+    assert (error.value.field, error.value.reason) == ("results", "missing")
 
 
 def test_a_report_of_results_needs_no_run(tmp_path):

@@ -2,21 +2,18 @@
 numbers are invented by a seed, only to test the drawing.
 """
 
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
-from prefkit.report import figures
 from prefkit.runs.config import load_config
-from prefkit.core import project_root, write_json, write_text
+from prefkit.core import DataError, project_root, write_json, write_text
 from prefkit.report.figures import mean_interval
 from prefkit.runs.runner import find_report
 from prefkit.runs.seeds import over_seeds
-from helpers.pages import Reader
+from helpers.pages import check_page as whole, draw_report, page_of, words_of as words
 
 ROOT = project_root()
 ABOUT = {
@@ -251,46 +248,9 @@ def given(folder, report, parts):
 
 
 def draw(folder: Path, report: str, **parts) -> Path:
-    """Run a report on results given as dicts, in this process, which is quicker than a kernel;
-    every figure must keep the rules that a machine can check.
-    """
-    wrong, save = {}, figures.save_figure
-
-    def checked(fig, place, name, data=None):
-        wrong[name] = figures.check_figure(fig)
-        with plt.rc_context({"savefig.dpi": 50}):
-            return save(fig, place, name, data)
-
-    space = {}
-    with pytest.MonkeyPatch.context() as patch, plt.rc_context():
-        patch.setattr(figures, "save_figure", checked)
-        for cell in json.loads(
-            (ROOT / "nbs/reports" / f"{report}.ipynb").read_text(encoding="utf-8")
-        )["cells"]:
-            if cell["cell_type"] == "code":
-                exec("".join(cell["source"]), space)
-            if "parameters" in cell["metadata"].get("tags", []):
-                space |= given(folder, report, parts)
-    plt.close("all")
-    assert wrong and not any(wrong.values()), wrong
+    "Draw a report on results given as dicts."
+    draw_report(report, **given(folder, report, parts))
     return folder / "report"
-
-
-def words(output):
-    return " ".join(
-        " ".join(Reader((output / "report.html").read_text(encoding="utf-8")).words).split()
-    )
-
-
-def whole(output, names):
-    "The page is closed HTML that loads nothing, with these figures and their numbers."
-    page = Reader((output / "report.html").read_text(encoding="utf-8"))
-    assert page.open == [] and all(
-        source.startswith("data:image/png;base64,") for source in page.loaded
-    )
-    assert {path.stem for path in (output / "figures").glob("*.png")} == set(names) == {
-        path.stem for path in (output / "figures").glob("*.csv")
-    } and len(page.loaded) == len(names)
 
 
 def said(values, factor=100, digits=1):
@@ -586,7 +546,7 @@ def test_lora_stands_beside_what_the_report_states(puzzles):
             ].to_numpy(),
         )
     ) == {("sft_lora", "sft")}
-    report = (puzzles / "report.html").read_text(encoding="utf-8")
+    report = page_of(puzzles)
     row = re.search(
         r"<tr><td[^>]*>SFT \(LoRA\)</td>.*?</tr>",
         report[report.index("on a leaderboard, which gives") :],
@@ -620,9 +580,6 @@ def test_a_missing_lora_comparison_names_its_command_and_one_seed_is_enough(tmp_
 
 @pytest.mark.parametrize("report", ["online", "countdown"])
 def test_the_runner_finds_the_report_and_missing_results_name_their_command(report, tmp_path):
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
     config = load_config(
         write_text(
             tmp_path / "toy.yaml",
@@ -636,20 +593,9 @@ def test_the_runner_finds_the_report_and_missing_results_name_their_command(repo
     assert notebook == ROOT / f"nbs/reports/{report}.ipynb" and parameters["output_dir"] == str(
         tmp_path / ".report.partial"
     )
-    with pytest.raises(
-        PapermillExecutionError,
-        match=(
-            f"no such results. Make them: prefkit seeds data/configs/tiny/{report}.yaml --seeds "
-            "0,1,2"
-        ),
-    ):
-        papermill.execute_notebook(
-            str(notebook),
-            str(tmp_path / "x.ipynb"),
-            {**parameters, "results": str(tmp_path / "none.json")},
-            kernel_name="python3",
-            progress_bar=False,
-        )
+    command = f"prefkit seeds data/configs/tiny/{report}.yaml --seeds 0,1,2"
+    with pytest.raises(DataError, match=f"no such results. Make them: {command}"):
+        draw_report(report, **{**parameters, "results": str(tmp_path / "none.json")})
 
 
 def test_the_reports_models_are_those_of_their_configs():

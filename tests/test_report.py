@@ -3,17 +3,18 @@
 Their numbers are invented by a seed, only to test the drawing.
 """
 
-import json, re, shutil
+import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.pages import Reader
 
 from prefkit.core import DataError, PrefkitError, project_root, write_json, write_jsonl, write_text
 from prefkit.data.records import RowReport
 from prefkit.report.page import Page
+from prefkit.runs.config import read_notebook
+from helpers.pages import Reader, draw_report, page_of, words_of
 
 ROOT = project_root()
 REPORT = ROOT / "nbs" / "reports" / "first_path.ipynb"
@@ -171,10 +172,8 @@ def make_experiment(home: Path, seed=0, n=160, gap=None) -> Path:
     rng = np.random.default_rng(seed)
     report = RowReport("toy.jsonl", read=4000, kept=3950, shortened=12)
     for number in range(50):
-        report.drop(
-            f"row {number} of toy.jsonl",
-            DataError("the answer is empty" if number < 30 else "chosen equals rejected"),
-        )
+        reason = "the answer is empty" if number < 30 else "chosen equals rejected"
+        report.drop(f"row {number} of toy.jsonl", DataError(reason, reason=reason))
     report = report.to_dict()
     write_training(
         write_run(
@@ -229,8 +228,15 @@ def make_experiment(home: Path, seed=0, n=160, gap=None) -> Path:
     return home
 
 
-def draw(home: Path) -> Path:
-    "Run the report notebook as the runner does; gives its output folder."
+def draw(home: Path, **options) -> Path:
+    "Draw the report in this process; gives its output folder."
+    given = {"experiment": home.name, "runs_dir": str(home.parent)}
+    draw_report("first_path", output_dir=str(home / "report"), **given, **options)
+    return home / "report"
+
+
+def draw_as_the_runner_does(home: Path) -> Path:
+    "Draw the report by papermill; gives its output folder."
     import papermill
 
     output = home / "report"
@@ -247,7 +253,7 @@ def draw(home: Path) -> Path:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     home = make_experiment(tmp_path_factory.mktemp("runs") / "toy")
-    return home, draw(home)
+    return home, draw_as_the_runner_does(home)
 
 
 def test_page_is_one_file_that_loads_nothing(drawn):
@@ -368,18 +374,25 @@ def test_report_knows_no_stage_by_name(tmp_path):
 
 
 def test_report_of_nothing_says_what_to_do(tmp_path):
-    from papermill.exceptions import PapermillExecutionError
-
     (tmp_path / "none").mkdir()
-    with pytest.raises(PapermillExecutionError, match="no finished run. Run the experiment first"):
+    with pytest.raises(DataError, match="no finished run. Run the experiment first"):
         draw(tmp_path / "none")
 
 
 def test_same_run_folders_give_the_same_page(drawn):
+    "Here and in a kernel the same text and numbers; here twice the same bytes."
     home, output = drawn
-    first = (output / "report.html").read_bytes()
-    shutil.rmtree(output)
-    assert (draw(home) / "report.html").read_bytes() == first
+    text, tables = words_of(output), numbers_of(output)
+    pages = []
+    for _ in range(2):
+        shutil.rmtree(output)
+        pages.append(page_of(draw(home)))
+    assert pages[0] == pages[1] and words_of(output) == text and numbers_of(output) == tables
+
+
+def numbers_of(output):
+    "Everything beside a page that is no picture."
+    return {path.name: path.read_bytes() for path in sorted(output.rglob("*.csv"))}
 
 
 def test_page_refuses_a_missing_picture(tmp_path):
@@ -416,3 +429,47 @@ def test_page_is_dark_on_light_and_fits_a_phone():
         and re.search(r"img \{ width: 100%", text)
         and "overflow-x: auto" in text
     )
+
+
+def code_of(notebook):
+    "The lines of code of a notebook, without blank lines and comments."
+    cells = [cell for cell in read_notebook(notebook)["cells"] if cell["cell_type"] == "code"]
+    lines = [line.strip() for cell in cells for line in "".join(cell["source"]).splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def functions_of(notebook):
+    "Name and body of each function of a notebook."
+    found = []
+    for cell in read_notebook(notebook)["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            if isinstance(node, ast.FunctionDef):
+                body = [each for each in node.body if not isinstance(each, ast.Expr)]
+                found.append((node.name, "\n".join(map(ast.unparse, body))))
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
+                found.append((ast.unparse(node.targets), ast.unparse(node.value.body)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["comparison", "countdown", "first_path", "offline", "online"])
+def test_a_report_reads_and_has_no_function_that_another_has(name):
+    notebooks = {path.stem: path for path in REPORT.parent.glob("*.ipynb")}
+    assert len(notebooks) == 5 and len(code_of(notebooks[name])) < 250
+    own = functions_of(notebooks.pop(name))
+    others = [each for path in notebooks.values() for each in functions_of(path)]
+    for place in (0, 1):  # names, bodies
+        found = [each[place] for each in own]
+        assert len(set(found)) == len(found), "twice in one report"
+        assert not set(found) & {each[place] for each in others}
+
+
+def test_the_room_asks_for_no_runs_and_no_judges():
+    "It is handed what it draws; a page of results must not need torch."
+    files = sorted((ROOT / "prefkit" / "report").glob("*.py"))
+    code = "import sys, " + ", ".join(f"prefkit.report.{file.stem}" for file in files[1:])
+    code += "; print([m for m in sys.modules if m == 'torch' or m.startswith('prefkit.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    reached = {name.split(".")[1] for name in ast.literal_eval(done.stdout) if "." in name}
+    assert reached == {"core", "report", "stats"} and "'torch'" not in done.stdout

@@ -19,6 +19,8 @@ __all__ = [
     "mean_interval",
     "share_interval",
     "moving_average",
+    "set_title",
+    "set_legend",
     "draw_curves",
     "draw_intervals",
     "say_interval",
@@ -38,7 +40,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from cycler import cycler
 from matplotlib import pyplot as plt
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from ..core import ConfigError, DataError, write_text
 from ..stats.win_rate import over_seeds_interval, wilson
@@ -215,15 +219,30 @@ def _has_names(ax):
     return any(letter.isalpha() for label in ax.get_yticklabels() for letter in label.get_text())
 
 
+class _DashReader(RendererBase):
+    "Draws nothing and keeps the dashes of a line, which matplotlib tells only to who draws it."
+
+    dashes = None
+
+    def draw_path(self, gc, path, transform, rgbFace=None):
+        self.dashes = gc.get_dashes()[1] or []
+
+    def draw_markers(self, gc, *marker, **options):
+        pass
+
+
+def _dashes(line):
+    "Dashes and gaps in multiples of the line's width; [] is solid, None no line at all."
+    reader = _DashReader()
+    line.draw(reader)
+    if reader.dashes is None:
+        return None
+    return [round(length / line.get_linewidth(), 3) for length in reader.dashes]
+
+
 def _grey_marks(ax):
     "Pairs (name in the legend, what still tells it apart when the colour is gone)."
-    pairs = [
-        (
-            line.get_label(),
-            (getattr(line, "_unscaled_dash_pattern", line.get_linestyle()), line.get_marker()),
-        )
-        for line in ax.get_lines()
-    ]
+    pairs = [(line.get_label(), (_dashes(line), line.get_marker())) for line in ax.get_lines()]
     for group in ax.containers:
         first = group[0]  # a bar's rectangle, or an interval's line
         pairs.append(
@@ -255,12 +274,12 @@ def check_figure(
         found.append("the x-axis has no label")
     if not (fig.get_supylabel() or all(ax.get_ylabel() or _has_names(ax) for ax in shown)):
         found.append("the y-axis has no label")
-    texts = [fig._suptitle] + [
-        text
-        for ax in shown
-        for text in (ax.title, ax._left_title, ax._right_title, ax.xaxis.label, ax.yaxis.label)
-    ]
-    spans = [text.get_window_extent() for text in texts if text is not None and text.get_text()]
+    texts = list(fig.texts)
+    for ax in shown:
+        titles_of = [part for part in ax.get_children() if isinstance(part, Text)]
+        texts += [part for part in titles_of if part not in ax.texts]
+        texts += [ax.xaxis.label, ax.yaxis.label]
+    spans = [text.get_window_extent() for text in texts if text.get_text()]
     if any(
         span.x0 < -1 or span.y0 < -1 or span.x1 > fig.bbox.x1 + 1 or span.y1 > fig.bbox.y1 + 1
         for span in spans
@@ -331,33 +350,37 @@ def _finish(fig, ax, title, xlabel, ylabel, data, level=None):
     """Title, labels, a legend below the axes where there is something to tell apart, and the data
     on the figure.
     """
-    _set_title(fig, title)
+    set_title(fig, title)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     handles, names = ax.get_legend_handles_labels()
     # the level to compare with comes last
     order = sorted(range(len(names)), key=lambda place: names[place] == level)
     handles, names = [handles[place] for place in order], [names[place] for place in order]
     if len(names) > 1 or level:
-        fig.legend(
-            handles,
-            names,
-            loc="outside lower center",
-            ncols=min(3 if len(names) != 4 else 2, len(names)),
-            handlelength=3.2,
-        )
+        set_legend(fig, handles, names)
     fig.data = data.reset_index(drop=True)
     return fig
 
 
-def _set_title(fig, title, width=54):
+def set_title(
+    fig: Figure,
+    title: str,  # a sentence that says what to see
+    width: int | None = 54,  # characters of a line; None: broken already
+):
     "Title at the left edge of the figure, in lines that fit into it."
-    fig.suptitle(
-        "\n".join(textwrap.wrap(sentence(title), width)),
-        x=0.01,
-        ha="left",
-        fontsize=11.5,
-        fontweight="bold",
-    )
+    lines = textwrap.wrap(sentence(title), width) if width else [sentence(title)]
+    fig.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+
+
+def set_legend(
+    fig: Figure,
+    handles,  # what is drawn
+    names,  # its names
+    columns: int | None = None,  # None: as many as fit, without a single name in the last row
+):
+    "A legend below the axes, where it hides nothing."
+    columns = columns or min(3 if len(names) != 4 else 2, len(names))
+    fig.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=3.2)
 
 
 # %% ../../nbs/lib/report/60_figures.ipynb #fab52e03
@@ -592,7 +615,7 @@ def draw_distributions(
                 }
             )
         )
-    _set_title(fig, title)
+    set_title(fig, title)
     fig.supylabel("answers (%)", fontsize=10.5)
     axes[-1, 0].set_xlabel(xlabel)
     fig.data = pd.concat(found, ignore_index=True)

@@ -15,43 +15,133 @@ from prefkit.core import DataError, write_text
 __all__ = ["Page"]
 
 STYLE = """
-:root { color-scheme: light; --ink: #1a1a1a; --soft: #555; --line: #d5d5d5; --wash: #f5f5f2; --link: #005a8c; }
+:root {
+  color-scheme: light;
+  --ink: #1a1a1a;
+  --soft: #555;
+  --line: #d5d5d5;
+  --wash: #f5f5f2;
+  --link: #005a8c;
+}
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
-body { margin: 0; background: #fff; color: var(--ink); font: 1.06rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+body {
+  margin: 0;
+  background: #fff;
+  color: var(--ink);
+  font: 1.06rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+}
 main, header, footer { max-width: 52rem; margin: 0 auto; padding: 0 1.1rem; }
-header { padding-top: 2.2rem; } footer { padding-bottom: 3rem; color: var(--soft); font-size: .9rem; }
-h1 { font-size: clamp(1.55rem, 4.5vw, 2.3rem); line-height: 1.2; margin: 0 0 .6rem; text-wrap: balance; }
-h2 { font-size: 1.4rem; line-height: 1.25; margin: 2.8rem 0 .6rem; padding-top: .9rem; border-top: 2px solid var(--ink); }
+header { padding-top: 2.2rem; }
+footer { padding-bottom: 3rem; color: var(--soft); font-size: .9rem; }
+h1 {
+  font-size: clamp(1.55rem, 4.5vw, 2.3rem);
+  line-height: 1.2;
+  margin: 0 0 .6rem;
+  text-wrap: balance;
+}
+h2 {
+  font-size: 1.4rem;
+  line-height: 1.25;
+  margin: 2.8rem 0 .6rem;
+  padding-top: .9rem;
+  border-top: 2px solid var(--ink);
+}
 h3 { font-size: 1.1rem; margin: 1.8rem 0 .4rem; }
 p { margin: .5rem 0 .9rem; max-width: 42rem; overflow-wrap: anywhere; }
-ul { max-width: 42rem; padding-left: 1.2rem; } li { margin: .3rem 0; overflow-wrap: anywhere; }
+ul { max-width: 42rem; padding-left: 1.2rem; }
+li { margin: .3rem 0; overflow-wrap: anywhere; }
 .lead { font-size: 1.15rem; }
-a { color: var(--link); } nav { margin: 1.1rem 0 0; line-height: 2; } nav a { display: inline-block; margin-right: .9rem; }
-figure { margin: 1.6rem 0 2rem; } figure img { width: 100%; max-width: 46rem; height: auto; display: block; }
-figcaption, caption { color: var(--ink); font-size: .95rem; line-height: 1.45; text-align: left; max-width: 42rem; }
-figcaption { margin-top: .5rem; } caption { padding-bottom: .4rem; caption-side: top; }
+a { color: var(--link); }
+nav { margin: 1.1rem 0 0; line-height: 2; }
+nav a { display: inline-block; margin-right: .9rem; }
+figure { margin: 1.6rem 0 2rem; }
+figure img { width: 100%; max-width: 46rem; height: auto; display: block; }
+figcaption, caption {
+  color: var(--ink);
+  font-size: .95rem;
+  line-height: 1.45;
+  text-align: left;
+  max-width: 42rem;
+}
+figcaption { margin-top: .5rem; }
+caption { padding-bottom: .4rem; caption-side: top; }
 .file { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: 1.2rem 0 1.8rem; }
-@media (min-width: 56rem) { .scroll { width: max-content; max-width: calc(50vw + 23rem); } } /* into the right margin */
+/* a wide table reaches into the right margin */
+@media (min-width: 56rem) { .scroll { width: max-content; max-width: calc(50vw + 23rem); } }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .9rem .32rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { white-space: nowrap; } td.long { min-width: 11.5rem; } thead th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; } tbody tr:last-child td { border-bottom: 1.5px solid var(--ink); }
-td.number, th.number { text-align: right; white-space: nowrap; } td { max-width: 26rem; overflow-wrap: break-word; } td.short { white-space: nowrap; }
+th, td {
+  padding: .32rem .9rem .32rem 0;
+  text-align: left;
+  vertical-align: top;
+  border-bottom: 1px solid var(--line);
+}
+th { white-space: nowrap; }
+td.long { min-width: 11.5rem; }
+thead th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; }
+tbody tr:last-child td { border-bottom: 1.5px solid var(--ink); }
+td.number, th.number { text-align: right; white-space: nowrap; }
+td { max-width: 26rem; overflow-wrap: break-word; }
+td.short { white-space: nowrap; }
 .caption { font-size: .95rem; margin-bottom: .3rem; }
-details { margin: .5rem 0; border: 1px solid var(--line); border-radius: .3rem; padding: .4rem .8rem; }
+details {
+  margin: .5rem 0;
+  border: 1px solid var(--line);
+  border-radius: .3rem;
+  padding: .4rem .8rem;
+}
 summary { cursor: pointer; font-weight: 600; padding: .2rem 0; }
-code, pre { font-family: ui-monospace, SFMono-Regular, Consolas, "DejaVu Sans Mono", monospace; font-size: .9em; }
-pre { background: var(--wash); padding: .7rem .9rem; overflow-x: auto; border-radius: .3rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.example { border: 1px solid var(--line); border-radius: .4rem; margin: 1.1rem 0; overflow: hidden; }
-.example > .prompt { background: var(--wash); padding: .6rem .9rem; border-bottom: 1px solid var(--line); }
-.prompt .kind { display: block; color: var(--soft); font-size: .85rem; } .said { white-space: pre-wrap; overflow-wrap: anywhere; }
-.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 12rem), 1fr)); }
-.answers > div { padding: .6rem .9rem; border-right: 1px solid var(--line); border-bottom: 1px solid var(--line); margin: 0 -1px -1px 0; }
-.answers b { display: block; } .marks { display: block; color: var(--soft); font-size: .85rem; margin-top: .35rem; font-variant-numeric: tabular-nums; }
+code, pre {
+  font-family: ui-monospace, SFMono-Regular, Consolas, "DejaVu Sans Mono", monospace;
+  font-size: .9em;
+}
+pre {
+  background: var(--wash);
+  padding: .7rem .9rem;
+  overflow-x: auto;
+  border-radius: .3rem;
+  white-space: pre-wrap;
+  overflow-wrap: anywhere;
+}
+.example {
+  border: 1px solid var(--line);
+  border-radius: .4rem;
+  margin: 1.1rem 0;
+  overflow: hidden;
+}
+.example > .prompt {
+  background: var(--wash);
+  padding: .6rem .9rem;
+  border-bottom: 1px solid var(--line);
+}
+.prompt .kind { display: block; color: var(--soft); font-size: .85rem; }
+.said { white-space: pre-wrap; overflow-wrap: anywhere; }
+.answers {
+  display: grid;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 12rem), 1fr));
+}
+.answers > div {
+  padding: .6rem .9rem;
+  border-right: 1px solid var(--line);
+  border-bottom: 1px solid var(--line);
+  margin: 0 -1px -1px 0;
+}
+.answers b { display: block; }
+.marks {
+  display: block;
+  color: var(--soft);
+  font-size: .85rem;
+  margin-top: .35rem;
+  font-variant-numeric: tabular-nums;
+}
 @media (max-width: 34rem) { body { font-size: 1rem; } th, td { padding-right: .7rem; } }
 @media (min-width: 100rem) { html { font-size: 125%; } }
-@media print { nav { display: none; } figure, .example, tr { break-inside: avoid; } body { font-size: 10pt; } }
+@media print {
+  nav { display: none; }
+  figure, .example, tr { break-inside: avoid; }
+  body { font-size: 10pt; }
+}
 """
 
 
