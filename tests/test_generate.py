@@ -14,21 +14,23 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-import prefkit.model.sampling
+import prefkit.judging.asking
 from prefkit.core import ConfigError, DataError, derive_seed, project_root, read_jsonl
 from prefkit.model.sampling import (
-    DECODING,
-    TOKEN_LIMITS,
     _choose,
     beam_ids,
-    decoding,
     generate,
-    generate_records,
     next_token_probs,
-    prompt_records,
-    request_body,
     sample_ids,
     stop_tokens,
+)
+from prefkit.judging.asking import (
+    DECODING,
+    TOKEN_LIMITS,
+    decoding,
+    generate_records,
+    prompt_records,
+    request_body,
     write_alpaca_eval,
     write_leaderboard,
 )
@@ -465,7 +467,7 @@ def test_killed_half_way_it_goes_on_and_makes_nothing_twice(model, tmp_path, mon
         name="m",
         batch_size=8,
     )
-    original = prefkit.model.sampling._answer
+    original = prefkit.judging.asking.decode_answer
 
     def dies(tokenizer, ids, ended):
         if len(made) == 5:
@@ -473,7 +475,7 @@ def test_killed_half_way_it_goes_on_and_makes_nothing_twice(model, tmp_path, mon
         made.append(ids)
         return original(tokenizer, ids, ended)
 
-    monkeypatch.setattr(prefkit.model.sampling, "_answer", dies)
+    monkeypatch.setattr(prefkit.judging.asking, "decode_answer", dies)
     with pytest.raises(KeyboardInterrupt):
         generate_records(
             model,
@@ -488,7 +490,7 @@ def test_killed_half_way_it_goes_on_and_makes_nothing_twice(model, tmp_path, mon
     assert 0 < len(kept) < 6 and all(record in whole for record in kept)
     count = []
     monkeypatch.setattr(
-        prefkit.model.sampling, "_answer", lambda *args: (count.append(1), original(*args))[1]
+        prefkit.judging.asking, "decode_answer", lambda *args: (count.append(1), original(*args))[1]
     )
     with (tmp_path / "a.jsonl").open("ab") as file:
         file.write(b'{"prompt_id": "torn')

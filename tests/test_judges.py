@@ -15,7 +15,7 @@ from prefkit.judging.records import messages_of, pair_ids, record_ids, text_of
 from prefkit.core import ConfigError, DataError, project_root, read_jsonl
 from prefkit.data.countdown import verify
 from prefkit.judging.judges import (
-    BUILT_IN,
+    BUILT_IN_JUDGES,
     JUDGES,
     TEMPLATE,
     Judgement,
@@ -218,7 +218,7 @@ def test_a_preference_outside_0_to_1_is_refused():
 
 
 def test_built_in_names_are_kept():
-    for name in BUILT_IN:
+    for name in BUILT_IN_JUDGES:
         with pytest.raises(ConfigError, match="there already"):
             register_judge(name, lambda: None)
 
@@ -799,7 +799,7 @@ def test_a_pairwise_judge_keeps_the_half_that_came(server, tmp_path):
 CLIENT = """
 import json, sys
 from pathlib import Path
-from prefkit.judges import make_judge
+from prefkit.judging.judges import make_judge
 records, options, store = json.loads(Path(sys.argv[1]).read_text()), json.loads(sys.argv[2]), sys.argv[3]
 make_judge("reward_api", **options).score(records, store)
 """

@@ -10,7 +10,7 @@ import pytest, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.core import ConfigError, DataError, PrefkitError, project_root
-from prefkit.judging.rewards import RewardSource, reward_source
+from prefkit.judging.rewards import FunctionReward, reward_source
 from prefkit.model.batches import scored_logps
 from prefkit.train import rounds
 from prefkit.train.log import TIME_FIELDS
@@ -228,10 +228,8 @@ def test_every_method_trains_and_logs_what_it_is_watched_for(method, tmp_path, t
 @pytest.mark.parametrize("method", ["rloo", "grpo", "ppo"])
 def test_a_reward_that_can_be_learned_is_learned(method, tmp_path, tokenizer, rows):
     "The reward is minus the number of tokens: in some steps answers become much shorter."
-    short = RewardSource(
-        "short",
-        {"offset": 0.0, "scale": 1.0, "cut_off": None},
-        lambda rows, answers: [-float(a["tokens"]) for a in answers],
+    short = FunctionReward(
+        "short", lambda rows, answers: [-float(answer["tokens"]) for answer in answers]
     )
     result = fit(
         tmp_path,

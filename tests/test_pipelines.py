@@ -327,7 +327,7 @@ def test_three_label_constructions_see_three_sets_of_tokens():
     ],
 )
 def test_a_model_folder_that_lacks_a_part_is_refused_without_loading_it(broken, says, tmp_path):
-    from prefkit.runs.pipelines import check_model
+    from prefkit.model.loading import check_model
 
     for file in (ROOT / "data" / "tiny" / "base").iterdir():
         if file.name != broken:
@@ -341,7 +341,7 @@ def test_a_model_folder_that_lacks_a_part_is_refused_without_loading_it(broken, 
 
 
 def test_weights_cut_short_are_a_clear_error(tmp_path):
-    from prefkit.runs.pipelines import load_model
+    from prefkit.model.loading import load_model
 
     for file in (ROOT / "data" / "tiny" / "base").iterdir():
         (tmp_path / file.name).write_bytes(

@@ -10,12 +10,11 @@ from transformers import AutoTokenizer
 from prefkit.core import ConfigError, DataError, NotFinite, project_root
 from prefkit.data.countdown import shaped_reward
 from prefkit.judging.rewards import (
-    BUILT_IN,
+    BUILT_IN_REWARDS,
     REWARDS,
     check_reward,
     each_answer,
     register_reward,
-    reward_fingerprint,
     reward_source,
 )
 from prefkit.judging.reward_model import rewards_of, scalar_head
@@ -445,7 +444,7 @@ def test_a_check_of_ones_own():
     ]
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [kind.name for kind in BUILT_IN_REWARDS])
 def test_built_in_names_are_not_taken_over(name):
     with pytest.raises(ConfigError, match=name):
         register_reward(name, lambda: None)
@@ -463,8 +462,8 @@ def test_fingerprints_tell_names_and_options_apart_and_nothing_else():
         reward_source("text"),
         reward_source("text", full_words=10),
     ]
-    assert len({reward_fingerprint(source) for source in sources}) == len(sources)
-    assert reward_fingerprint(reward_source("gold", scale=1.0)) == reward_fingerprint(sources[0])
+    assert len({source.fingerprint() for source in sources}) == len(sources)
+    assert reward_fingerprint(reward_source("gold", scale=1.0)) == sources[0].fingerprint()
     assert reward_fingerprint(reward_source("text", full_words=64)) == reward_fingerprint(
         sources[4]
     )
@@ -477,14 +476,14 @@ def test_fingerprint_of_a_model_goes_by_its_files(folder, tmp_path):
         (copy / file.name).write_bytes(file.read_bytes())
     make = lambda path, **options: reward_source("model", model_name_or_path=str(path), **options)
     before = make(folder)
-    mark = reward_fingerprint(before)
+    mark = before.fingerprint()
     # the same model elsewhere, scored in other batches
-    assert mark == reward_fingerprint(make(copy, batch_size=2))
-    assert mark != reward_fingerprint(make(copy, max_length=100)) and mark != reward_fingerprint(
+    assert mark == make(copy, batch_size=2).fingerprint()
+    assert mark != make(copy, max_length=100).fingerprint() and mark != reward_fingerprint(
         make(copy, offset=1.0)
     )
     scalar_head(BASE, seed=4).save_pretrained(copy)
-    assert reward_fingerprint(make(copy)) != mark == reward_fingerprint(before)
+    assert make(copy).fingerprint() != mark == before.fingerprint()
 
 
 def test_importing_is_cheap():

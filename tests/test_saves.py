@@ -14,12 +14,12 @@ from prefkit.train.saves import (
     cut_lines,
     discard,
     find_checkpoints,
-    model_fingerprint,
     open_folder,
     rows_fingerprint,
     save_folder,
     with_reference,
 )
+from prefkit.model.loading import model_fingerprint
 from prefkit.core import ConfigError, write_text
 from transformers import Qwen2Config, Qwen2ForCausalLM
 

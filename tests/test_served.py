@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkit.core import ConfigError, DataError, read_jsonl
-from prefkit.model.sampling import DECODING, generate_records
+from prefkit.judging.asking import DECODING, generate_records
 from prefkit.judging.served import Secret, Served, ask_all, retry_after
 from prefkit.data.world import tiny_records
 
@@ -453,7 +453,7 @@ def test_one_process_at_a_time(faulty, tmp_path):
             sys.executable,
             "-c",
             (
-                f"from prefkit.judging.served import Lines; held = Lines({str(store)!r}, {{}}); "
+                f"from prefkit.judging.served import JsonLinesFile; held = JsonLinesFile({str(store)!r}, {{}}); "
                 "print('held', flush=True); input()"
             ),
         ],
@@ -526,7 +526,7 @@ def test_works_where_a_loop_is_running(faulty, tmp_path):
 
 CLIENT = """
 import sys, traceback
-from prefkit.served import Served, ask_all
+from prefkit.judging.served import Served, ask_all
 from prefkit.core import PrefkitError
 server = Served("m", sys.argv[1], key_env="FAKE_KEY", backoff=0.01, timeout=5, concurrency=4, retries=1)
 print(server, flush=True)

@@ -11,7 +11,10 @@ __all__ = [
     "FORMS",
     "GSM8K_PROMPT",
     "LM_EVAL_TASKS",
+    "ANNOTATION",
+    "IN_PERCENT",
     "MT_BENCH_TEMPERATURES",
+    "SCORE",
     "numbers_in",
     "Extracted",
     "extract_answer",
@@ -30,7 +33,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #e6b610a9
-import json, math, re, shlex, sys, time
+import json, math, re, sys, time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -40,6 +43,7 @@ from prefkit.core import (
     ConfigError,
     DataError,
     fingerprint,
+    is_number,
     read_jsonl,
     resolve_path,
     write_jsonl,
@@ -82,11 +86,24 @@ _TYPOGRAPHY = str.maketrans(
 _SCALE = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #ef9ad4ac
+_FRACTION = r"""
+    (?<!/)(?:(?P<whole>[0-9]{1,9})\ )?             # 1 1/2
+    (?P<top>[0-9]{1,9})/(?P<bottom>[0-9]{1,9})     # 3/4
+    (?![\w/])                                      # no dates
+"""
+_DECIMAL = r"""
+    (?P<number>
+        (?:[0-9]{1,3}(?:[,\u202f][0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?
+        |(?<!\.)\.[0-9]+
+    )
+    (?:\ (?P<scale>thousand|million|billion)\b)?
+"""
 _NUMBER = re.compile(
-    r"""(?<![^\W_])(?<![0-9]\.)                     # not inside a word or another number
-    (?P<sign>(?:(?<!\))[-+])?(?:[$€£¥]\ ?-?)?)                            # behind a closing bracket a dash is an operator
-    (?:(?<!/)(?:(?P<whole>[0-9]{1,9})\ )?(?P<top>[0-9]{1,9})/(?P<bottom>[0-9]{1,9})(?![\w/]) # 3/4, 1 1/2; no dates
-    |(?P<number>(?:[0-9]{1,3}(?:[,\u202f][0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)(?:\ (?P<scale>thousand|million|billion)\b)?)""",
+    rf"""
+    (?<![^\W_])(?<![0-9]\.)                        # not inside a word or another number
+    (?P<sign>(?:(?<!\))[-+])?(?:[$€£¥]\ ?-?)?)      # behind a closing bracket a dash is an operator
+    (?:{_FRACTION}|{_DECIMAL})
+    """,
     re.X | re.I,
 )
 MOST_DIGITS = 1000  # a longer number is a model that does not stop, not an answer
@@ -120,9 +137,8 @@ def _value(match):
     else:
         if len(match["number"]) > MOST_DIGITS:
             return None
-        value = Fraction(re.sub(r"[,\u202f]", "", match["number"])) * _SCALE.get(
-            (match["scale"] or "").lower(), 1
-        )
+        digits = re.sub(r"[,\u202f]", "", match["number"])
+        value = Fraction(digits) * _SCALE.get((match["scale"] or "").lower(), 1)
     return -value if "-" in match["sign"] else value
 
 
@@ -190,7 +206,11 @@ def extract_answer(
     last place; never raises for any text, `ConfigError` for an unknown form.
     """
     if unknown := [form for form in forms if form not in FORMS]:
-        raise ConfigError(f"form {unknown[0]!r} is not known. The forms are {', '.join(FORMS)}.")
+        raise ConfigError(
+            f"form {unknown[0]!r} is not known. The forms are {', '.join(FORMS)}.",
+            field="forms",
+            reason="unknown form",
+        )
     tidy = _tidy(text)
     for form in forms:
         if form == "last_number":
@@ -226,9 +246,7 @@ def gold_answer(
     reference,  # GSM8K's solution ("... #### 18" or "... A: 18"), a number, or a number as text
 ) -> Fraction:
     "The reference's value; raises `DataError` where it holds none."
-    if isinstance(reference, (int, Fraction)) and not isinstance(reference, bool):
-        return Fraction(reference)
-    if isinstance(reference, float) and math.isfinite(reference):
+    if is_number(reference):
         return Fraction(str(reference))
     if isinstance(reference, str):
         found = extract_answer(reference, ("hash", "a_colon"))
@@ -239,7 +257,9 @@ def gold_answer(
             return alone[0][0]
     raise DataError(
         f"no answer in the reference {str(reference)[:60]!r}. Give GSM8K's solution with its #### "
-        "line, or a number."
+        "line, or a number.",
+        field="references",
+        reason="no answer",
     )
 
 
@@ -257,10 +277,14 @@ def gsm8k_score(
     if len(answers) != len(references) or not len(answers):
         raise DataError(
             f"{len(answers)} answers and {len(references)} references: there must be as many of "
-            "both, at least one."
+            "both, at least one.",
+            field="references",
+            reason="unequal lengths",
         )
     if bad := [row for row, text in enumerate(answers) if not isinstance(text, str)]:
-        raise DataError(f"answer {bad[0]} is not a text ({len(bad)} in all).")
+        raise DataError(
+            f"answer {bad[0]} is not a text ({len(bad)} in all).", field="answers", reason="no text"
+        )
     read = [extract_answer(text, forms) for text in answers]
     correct = tuple(
         each.value is not None
@@ -310,7 +334,9 @@ def _model_args(model, dtype):
         if not base:
             raise ConfigError(
                 f"{adapter} does not name its base model. Merge the adapter into the model and "
-                "save both."
+                "save both.",
+                field="model",
+                reason="no base model",
             )
         base_folder = resolve_path(base)
         parts = {"pretrained": str(base_folder) if base_folder.is_dir() else base, "peft": place}
@@ -320,6 +346,35 @@ def _model_args(model, dtype):
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #55af255d
+def _options(**values):
+    "Options of a command line, without those that are None."
+    given = {name: value for name, value in values.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+def _task_names(tasks):
+    "Names of lm-eval's tasks in a list; raises `ConfigError`."
+    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+    if not tasks or any(not re.fullmatch(r"[\w.\-]+", task) for task in tasks):
+        raise ConfigError(
+            f"tasks {tasks} must be names such as {', '.join(LM_EVAL_TASKS)}.",
+            field="tasks",
+            reason="no task",
+        )
+    return tasks
+
+
+def _joined(arguments):
+    "Arguments of a model as lm-eval reads them; raises `ConfigError`."
+    if bad := [str(value) for value in arguments.values() if "," in str(value)]:
+        raise ConfigError(
+            f"{bad[0]!r} holds a comma, where lm-eval would cut it. Rename or link the folder.",
+            field="model",
+            reason="a comma",
+        )
+    return ",".join(f"{name}={value}" for name, value in arguments.items())
+
+
 def lm_eval_command(
     # a checkpoint's folder, a LoRA adapter's, a name on the Hub; with `base_url` the server's name
     # for it
@@ -340,9 +395,6 @@ def lm_eval_command(
     """The command of lm-evaluation-harness for a checkpoint of ours; nothing is run, and no key is
     part of it. Raises `ConfigError`.
     """
-    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-    if not tasks or any(not re.fullmatch(r"[\w.\-]+", task) for task in tasks):
-        raise ConfigError(f"tasks {tasks} must be names such as {', '.join(LM_EVAL_TASKS)}.")
     if base_url:
         arguments = {
             "model": model,
@@ -352,47 +404,32 @@ def lm_eval_command(
         }
     else:
         arguments = _model_args(model, dtype)
-    if bad := [str(value) for value in arguments.values() if "," in str(value)]:
-        raise ConfigError(
-            f"{bad[0]!r} holds a comma, where lm-eval would cut it. Rename or link the folder."
-        )
-    command = [
-        sys.executable,
-        "-m",
-        "lm_eval",
-        "--model",
-        "local-chat-completions" if base_url else "hf",
-        "--model_args",
-        ",".join(f"{name}={value}" for name, value in arguments.items()),
-        "--tasks",
-        ",".join(tasks),
-        "--batch_size",
-        "1" if base_url else str(batch_size),
-        "--seed",
-        str(seed),
-        "--output_path",
-        str(output),
-        "--log_samples",
-    ]
-    options = {
-        "--num_fewshot": few_shot,
-        "--device": device,
-        "--limit": limit,
-        "--include_path": include,
-    }
-    return (
-        command
-        + ["--apply_chat_template"] * bool(chat or base_url)
-        + [
-            part
-            for name, value in options.items()
-            if value is not None
-            for part in (name, str(value))
-        ]
+    options = _options(
+        model="local-chat-completions" if base_url else "hf",
+        model_args=_joined(arguments),
+        tasks=",".join(_task_names(tasks)),
+        batch_size=1 if base_url else batch_size,
+        seed=seed,
+        output_path=output,
+        num_fewshot=few_shot,
+        device=device,
+        limit=limit,
+        include_path=include,
     )
+    switches = ["--log_samples", *(["--apply_chat_template"] if chat or base_url else [])]
+    return [sys.executable, "-m", "lm_eval", *options, *switches]
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #76c384cb
+def _filter(name, pattern):
+    "lm-eval's filter that takes the last match of a pattern."
+    steps = [
+        {"function": "regex", "group_select": -1, "regex_pattern": pattern},
+        {"function": "take_first"},
+    ]
+    return {"name": name, "filter": steps}
+
+
 def write_lm_eval_task(
     folder: str | Path,  # where to; give it to `lm_eval_command` as `include`
     name: str = "gsm8k_so_the_answer_is",  # of the task
@@ -405,21 +442,17 @@ def write_lm_eval_task(
     """A task of lm-eval: GSM8K with the MinorDPO report's prompt, without examples, read by "So the
     answer is:" and by the last number.
     """
+    source = {"dataset_path": "openai/gsm8k", "dataset_name": "main"}
+    if data:
+        files = {"data_files": {"test": str(resolve_path(data))}}
+        source = {"dataset_path": "json", "dataset_kwargs": files}
     number = r"-?\$?-?[0-9][0-9,]*(?:\.[0-9]+)?"
-    source = (
-        {
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(resolve_path(data))}},
-        }
-        if data
-        else {"dataset_path": "openai/gsm8k", "dataset_name": "main"}
-    )
-    rule = lambda label, pattern: {
-        "name": label,
-        "filter": [
-            {"function": "regex", "group_select": -1, "regex_pattern": pattern},
-            {"function": "take_first"},
-        ],
+    match = {
+        "metric": "exact_match",
+        "aggregation": "mean",
+        "higher_is_better": True,
+        "ignore_case": True,
+        "regexes_to_ignore": [",", r"\$", r"\.$"],
     }
     task = {
         "task": name,
@@ -435,48 +468,49 @@ def write_lm_eval_task(
             "max_gen_toks": most_tokens,
         },
         "filter_list": [
-            rule("so-the-answer-is", rf"(?i)so the answer is:?\s*({number})"),
-            rule("last-number", rf"({number})"),
+            _filter("so-the-answer-is", rf"(?i)so the answer is:?\s*({number})"),
+            _filter("last-number", rf"({number})"),
         ],
-        "metric_list": [
-            {
-                "metric": "exact_match",
-                "aggregation": "mean",
-                "higher_is_better": True,
-                "ignore_case": True,
-                "regexes_to_ignore": [",", r"\$", r"\.$"],
-            }
-        ],
+        "metric_list": [match],
         "metadata": {"version": 1.0},
     }
-    return write_text(
-        Path(folder) / f"{name}.yaml", yaml.safe_dump(task, sort_keys=False, allow_unicode=True)
-    )
+    text = yaml.safe_dump(task, sort_keys=False, allow_unicode=True)
+    return write_text(Path(folder) / f"{name}.yaml", text)
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #4ecbf814
+def _unusable(path, what, reason):
+    "An error about a file of somebody else's tool."
+    return DataError(f"{path}{what}", field=str(path), reason=reason)
+
+
+def _read_json(path):
+    "A file's JSON; raises `DataError`."
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise _unusable(
+            path,
+            f" is not valid JSON ({error.msg}, line {error.lineno}). Run the evaluation again.",
+            "broken",
+        ) from error
+
+
 def _newest(path):
     """The results file: the path itself, or the newest results_*.json below a folder (lm-eval puts
     the date into the name).
     """
     path = Path(path)
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(path.rglob("results_*.json"), key=lambda file: file.name)
-    )
+    if path.is_file():
+        return path
+    files = sorted(path.rglob("results_*.json"), key=lambda file: file.name)
     if not files:
-        raise DataError(
-            f"{path}: no results_*.json of lm-eval. Has the run ended, and was --output_path this "
-            "folder?"
+        raise _unusable(
+            path,
+            ": no results_*.json of lm-eval. Has the run ended, and was --output_path this folder?",
+            "no results",
         )
-    try:
-        return files[-1], json.loads(files[-1].read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{files[-1]} is not valid JSON ({error.msg}, line {error.lineno}). Run the evaluation "
-            "again."
-        ) from error
+    return files[-1]
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #d37d1395
@@ -486,18 +520,10 @@ def _interval(value, error, n):
     """
     if error is None:
         return math.nan, math.nan, math.nan
-    if (
-        n
-        and n > 1
-        and 0 <= value <= 1
-        and abs(error - math.sqrt(value * (1 - value) / (n - 1))) < 1e-6
-    ):
+    is_share = n and n > 1 and 0 <= value <= 1
+    if is_share and abs(error - math.sqrt(value * (1 - value) / (n - 1))) < 1e-6:
         return (error, *wilson(value, n))
     return error, value - 1.959964 * error, value + 1.959964 * error
-
-
-def _number(value):
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #8684df89
@@ -505,14 +531,10 @@ def _clustered(results_file, task, metric):
     """A metric that holds several verdicts for each prompt, from the samples beside the results:
     ratio with its interval over prompts; None where there are none.
     """
-    file = results_file.with_name(
-        results_file.name.replace("results_", f"samples_{task}_", 1)
-    ).with_suffix(".jsonl")
-    rows = (
-        [row[metric] for row in read_jsonl(file) if isinstance(row.get(metric), list)]
-        if file.is_file()
-        else []
-    )
+    name = results_file.stem.replace("results_", f"samples_{task}_", 1)
+    file = results_file.with_name(f"{name}.jsonl")
+    samples = read_jsonl(file) if file.is_file() else []
+    rows = [row[metric] for row in samples if isinstance(row.get(metric), list)]
     if not rows:
         return None
     value, low, high = ratio_interval(
@@ -522,6 +544,31 @@ def _clustered(results_file, task, metric):
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #59ac24db
+def _task_rows(file, found, task):
+    "The metrics of one task, a row for each with each of its filters."
+    values = found["results"][task]
+    n = (found.get("n-samples", {}).get(task) or {}).get("effective")
+    for key, value in values.items():
+        metric, comma, rule = key.partition(",")
+        a_figure = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not comma or metric.endswith("_stderr") or not a_figure:
+            continue
+        error = values.get(f"{metric}_stderr,{rule}")
+        numbers = _interval(float(value), float(error) if is_number(error) else None, n)
+        if math.isnan(numbers[0]):
+            numbers = _clustered(file, task, metric) or numbers
+        yield {
+            "task": task,
+            "metric": metric,
+            "filter": rule,
+            "value": float(value),
+            **dict(zip(("standard_error", "low", "high"), numbers)),
+            "n": n,
+            "few_shot": found.get("n-shot", {}).get(task),
+            "version": found.get("versions", {}).get(task),
+        }
+
+
 def read_lm_eval(
     path: str | Path,  # a results_*.json, or a folder: the newest below it
     # a row for each task, metric and filter: value, standard_error, low, high, n, few_shot, version
@@ -529,37 +576,13 @@ def read_lm_eval(
     """Results of lm-eval as a table, with 95 % intervals; NaN where lm-eval gives no error and no
     samples are there. Raises `DataError`.
     """
-    file, found = _newest(path)
+    file = _newest(path)
+    found = _read_json(file)
     if not isinstance(found.get("results"), dict):
-        raise DataError(f"{file} has no results. Is it a results_*.json of lm-eval?")
-    rows = []
-    for task, values in found["results"].items():
-        n = (found.get("n-samples", {}).get(task) or {}).get("effective")
-        for key, value in values.items():
-            metric, comma, rule = key.partition(",")
-            if not comma or metric.endswith("_stderr") or _number(value) is None:
-                continue
-            error, low, high = _interval(
-                float(value), _number(values.get(f"{metric}_stderr,{rule}")), n
-            )
-            if math.isnan(error):
-                error, low, high = _clustered(file, task, metric) or (error, low, high)
-            rows.append(
-                {
-                    "task": task,
-                    "metric": metric,
-                    "filter": rule,
-                    "value": float(value),
-                    "standard_error": error,
-                    "low": low,
-                    "high": high,
-                    "n": n,
-                    "few_shot": found.get("n-shot", {}).get(task),
-                    "version": found.get("versions", {}).get(task),
-                }
-            )
+        raise _unusable(file, " has no results. Is it a results_*.json of lm-eval?", "no results")
+    rows = [row for task in found["results"] for row in _task_rows(file, found, task)]
     if not rows:
-        raise DataError(f"{file} has no metric in its results.")
+        raise _unusable(file, " has no metric in its results.", "no metric")
     return pd.DataFrame(rows)
 
 
@@ -575,37 +598,51 @@ def alpaca_eval_command(
     limit: int | None = None,  # only so many prompts: a trial
 ) -> list[str]:  # argv; the key is read from OPENAI_API_KEY by the tool, never given here
     "The command of AlpacaEval for a file of ours; nothing is run."
-    options = {
-        "--model_outputs": outputs,
-        "--annotators_config": judge,
-        "--output_path": output,
-        "--reference_outputs": reference,
-        "--max_instances": limit,
-    }
-    return [
-        "alpaca_eval",
-        "evaluate",
-        *(
-            part
-            for name, value in options.items()
-            if value is not None
-            for part in (name, str(value))
-        ),
-    ]
+    options = _options(
+        model_outputs=outputs,
+        annotators_config=judge,
+        output_path=output,
+        reference_outputs=reference,
+        max_instances=limit,
+    )
+    return ["alpaca_eval", "evaluate", *options]
 
 
 def _preference(row, flipped):
     "Share for the model, in [0, 1]; None where the judge gave nothing."
     value = row.get("preference")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if not is_number(value):
         return None
-    value = 1.5 if value == 0 else value  # AlpacaEval 1 wrote ties as 0
+    value = value or 1.5  # AlpacaEval 1 wrote ties as 0
     if not 1 <= value <= 2:
         return None
     return 2 - value if flipped else value - 1
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #352541a8
+ANNOTATION = ("instruction", "output_1", "output_2", "generator_1", "generator_2")
+
+
+def _annotations(path):
+    "AlpacaEval's judgements, each with its columns; raises `DataError`."
+    path = Path(path)
+    if not path.is_file():
+        what = ": no such file. AlpacaEval writes it as <output>/<judge>/annotations.json."
+        raise _unusable(path, what, "no file")
+    found = _read_json(path)
+    if not isinstance(found, list) or not found:
+        raise _unusable(path, " is not a list of judgements.", "no list")
+    for number, row in enumerate(found):
+        if missing := [name for name in ANNOTATION if name not in row]:
+            raise DataError(
+                f"{path}, judgement {number}: no {missing[0]}. Is it AlpacaEval's "
+                "annotations.json?",
+                field=missing[0],
+                reason="missing",
+            )
+    return found
+
+
 def read_alpaca_annotations(
     path: str | Path,  # annotations.json
     model: str | None = None,  # whose share; AlpacaEval's second generator if None
@@ -615,40 +652,24 @@ def read_alpaca_annotations(
     """AlpacaEval's judgements for this kit's statistics; rows without a valid preference are named,
     not guessed, as the tool leaves them out, too. Raises `DataError`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such file. AlpacaEval writes it as <output>/<judge>/annotations.json."
-        )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not valid JSON ({error.msg}, line {error.lineno}).") from error
-    if not isinstance(found, list) or not found:
-        raise DataError(f"{path} is not a list of judgements.")
-    kept, dropped = [], {}
+    kept, dropped, found = [], {}, _annotations(path)
     for number, row in enumerate(found):
-        missing = [
-            name
-            for name in ("instruction", "output_1", "output_2", "generator_1", "generator_2")
-            if name not in row
-        ]
-        if missing:
-            raise DataError(
-                f"{path}, judgement {number}: no {missing[0]}. Is it AlpacaEval's annotations.json?"
-            )
         names = [row["generator_1"], row["generator_2"]]
         if model is not None and model not in names:
             raise DataError(
                 f"{path}, judgement {number} is about {names[1]} against {names[0]}, not about "
-                f"{model}."
+                f"{model}.",
+                field="model",
+                reason="not judged",
             )
         flipped = model is not None and model == names[0] != names[1]
         preference = _preference(row, flipped)
         if preference is None:
             dropped[number] = f"preference is {row.get('preference')!r}"
             continue
-        ours, theirs = (row["output_1"], row["output_2"])[:: 1 if flipped else -1]
+        theirs, ours = row["output_1"], row["output_2"]
+        if flipped:
+            theirs, ours = ours, theirs
         kept.append(
             {
                 "instruction": row["instruction"],
@@ -659,13 +680,21 @@ def read_alpaca_annotations(
             }
         )
     if not kept:
-        raise DataError(
-            f"{path}: none of {len(found)} judgements holds a valid preference ({dropped[0]})."
-        )
+        what = f": none of {len(found)} judgements holds a valid preference ({dropped[0]})."
+        raise _unusable(path, what, "no preference")
     return pd.DataFrame(kept), dropped
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #f7d51bf6
+IN_PERCENT = (
+    "win_rate",
+    "standard_error",
+    "discrete_win_rate",
+    "length_controlled_winrate",
+    "lc_standard_error",
+)
+
+
 def read_alpaca_leaderboard(
     path: str | Path,  # leaderboard.csv: models in rows, figures in percent
     # a row for each model: rates and standard errors as shares, other columns as they are
@@ -673,24 +702,14 @@ def read_alpaca_leaderboard(
     "AlpacaEval's own figures, rates in [0, 1] as everywhere in this kit; raises `DataError`."
     path = Path(path)
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such file. AlpacaEval writes it as <output>/<judge>/leaderboard.csv."
-        )
+        what = ": no such file. AlpacaEval writes it as <output>/<judge>/leaderboard.csv."
+        raise _unusable(path, what, "no file")
     table = pd.read_csv(path, index_col=0)
     if "win_rate" not in table:
-        raise DataError(f"{path} has no column win_rate. Is it AlpacaEval's leaderboard.csv?")
-    rates = [
-        name
-        for name in (
-            "win_rate",
-            "standard_error",
-            "discrete_win_rate",
-            "length_controlled_winrate",
-            "lc_standard_error",
-        )
-        if name in table
-    ]
-    return table.assign(**{name: table[name] / 100 for name in rates}).rename_axis("model")
+        what = " has no column win_rate. Is it AlpacaEval's leaderboard.csv?"
+        raise _unusable(path, what, "no win_rate")
+    rates = {name: table[name] / 100 for name in IN_PERCENT if name in table}
+    return table.assign(**rates).rename_axis("model")
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #dc1cc915
@@ -716,31 +735,53 @@ def answer_turns(
     """Asks every turn of every question with the model's own earlier answers before it, at the
     category's temperature (0.7 for others). Raises `DataError`.
     """
-    chats, answers = {}, {}
     for row, question in enumerate(questions):
         if missing := [name for name in ("question_id", "turns") if not question.get(name)]:
-            raise DataError(f"question {row} has no {missing[0]}.")
-        chats[question["question_id"]], answers[question["question_id"]] = [], []
+            raise DataError(
+                f"question {row} has no {missing[0]}.", field=missing[0], reason="missing"
+            )
+    chats = {question["question_id"]: [] for question in questions}
+    answers = {question["question_id"]: [] for question in questions}
     for turn in range(max((len(question["turns"]) for question in questions), default=0)):
-        groups = {}
+        groups = {}  # temperature -> questions
         for question in questions:
             if turn < len(question["turns"]):
-                groups.setdefault(
-                    MT_BENCH_TEMPERATURES.get(question.get("category"), 0.7), []
-                ).append(question)
+                temperature = MT_BENCH_TEMPERATURES.get(question.get("category"), 0.7)
+                groups.setdefault(temperature, []).append(question)
         for temperature, group in groups.items():
-            for question in group:
-                chats[question["question_id"]].append(
-                    {"role": "user", "content": question["turns"][turn]}
-                )
-            texts = ask([list(chats[question["question_id"]]) for question in group], temperature)
-            for question, text in zip(group, texts, strict=True):
-                chats[question["question_id"]].append({"role": "assistant", "content": text})
+            asked = [chats[question["question_id"]] for question in group]
+            for chat, question in zip(asked, group):
+                chat.append({"role": "user", "content": question["turns"][turn]})
+            texts = ask([list(chat) for chat in asked], temperature)
+            for chat, question, text in zip(asked, group, texts, strict=True):
+                chat.append({"role": "assistant", "content": text})
                 answers[question["question_id"]].append(text)
     return answers
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #a91c560a
+SCORE = ("model", "question_id", "turn", "score")
+
+
+def _choices(question, turns):
+    "The answers to one question as a list of choices, each a list of texts; raises `DataError`."
+    if not is_number(question, whole=True):
+        raise DataError(
+            f"question {question!r}: FastChat sorts by whole numbers (81 to 160).",
+            field="question_id",
+            reason="no whole number",
+        )
+    choices = [turns] if turns and isinstance(turns[0], str) else list(turns)
+    texts = [choice and all(isinstance(text, str) for text in choice) for choice in choices]
+    if not choices or not all(texts):
+        raise DataError(
+            f"question {question}: the answers must be texts, one for each turn.",
+            field="answers",
+            reason="no text",
+        )
+    return [list(choice) for choice in choices]
+
+
 def write_mt_bench(
     folder: str | Path,  # FastChat's data/mt_bench
     model: str,  # its name: names the file, too
@@ -753,29 +794,26 @@ def write_mt_bench(
     of what was said. Raises `DataError`.
     """
     if not model or re.search(r"[\\/:\0]", model):
-        raise ConfigError(f"model {model!r} must be a name that a file can have, without slashes.")
-    rows, timestamp = [], time.time() if timestamp is None else float(timestamp)
+        raise ConfigError(
+            f"model {model!r} must be a name that a file can have, without slashes.",
+            field="model",
+            reason="no name",
+        )
+    if not answers:
+        raise DataError("there are no answers to write.", field="answers", reason="none")
+    timestamp = time.time() if timestamp is None else float(timestamp)
+    rows = []
     for question, turns in sorted(answers.items()):
-        if isinstance(question, bool) or not isinstance(question, int):
-            raise DataError(f"question {question!r}: FastChat sorts by whole numbers (81 to 160).")
-        choices = [turns] if turns and isinstance(turns[0], str) else list(turns)
-        if not choices or any(
-            not choice or any(not isinstance(text, str) for text in choice) for choice in choices
-        ):
-            raise DataError(f"question {question}: the answers must be texts, one for each turn.")
+        choices = _choices(question, turns)
         rows.append(
             {
                 "question_id": question,
                 "answer_id": fingerprint([model, question, choices]),
                 "model_id": model,
-                "choices": [
-                    {"index": index, "turns": list(choice)} for index, choice in enumerate(choices)
-                ],
+                "choices": [{"index": index, "turns": each} for index, each in enumerate(choices)],
                 "tstamp": timestamp,
             }
         )
-    if not rows:
-        raise DataError("there are no answers to write.")
     return write_jsonl(Path(folder) / "model_answer" / f"{model}.jsonl", rows)
 
 
@@ -788,17 +826,13 @@ def read_mt_bench_scores(
     """
     rows = read_jsonl(path)
     for number, row in enumerate(rows, 1):
-        if missing := [
-            name for name in ("model", "question_id", "turn", "score") if name not in row
-        ]:
+        if missing := [name for name in SCORE if name not in row]:
             raise DataError(
-                f"{path}, line {number}: no {missing[0]}. Is it a <judge>_single.jsonl?"
+                f"{path}, line {number}: no {missing[0]}. Is it a <judge>_single.jsonl?",
+                field=missing[0],
+                reason="missing",
             )
-    kept = [
-        {name: row[name] for name in ("model", "question_id", "turn", "score")}
-        for row in rows
-        if row["score"] != -1
-    ]
+    kept = [{name: row[name] for name in SCORE} for row in rows if row["score"] != -1]
     if not kept:
-        raise DataError(f"{path} holds no score ({len(rows)} judgements).")
+        raise _unusable(path, f" holds no score ({len(rows)} judgements).", "no score")
     return pd.DataFrame(kept), len(rows) - len(kept)

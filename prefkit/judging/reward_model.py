@@ -37,7 +37,14 @@ from prefkit.data.chat import (
     split_response,
     truncate,
 )
-from ..core import ConfigError, DataError, Progress, derive_seed, input_path
+from prefkit.core import (
+    ConfigError,
+    DataError,
+    Progress,
+    check_number,
+    derive_seed,
+    input_path,
+)
 from ..stats.win_rate import WinRate, wilson, win_rate
 
 
@@ -59,7 +66,9 @@ def filling_token(
         f"the tokenizer has no special token but {tokenizer.convert_ids_to_tokens(end)}, which "
         "ends an answer, so nothing is left to fill up with. "
         "Add one: tokenizer.add_special_tokens({'pad_token': '<|pad|>'}), resize the model's "
-        "embeddings, and save both."
+        "embeddings, and save both.",
+        field="tokenizer",
+        reason="no filling token",
     )
 
 
@@ -88,8 +97,7 @@ def _fewer_layers(place, layers):
 
     config = AutoConfig.from_pretrained(place)
     most = config.get_text_config().num_hidden_layers
-    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= most:
-        raise ConfigError(f"layers is {layers!r}, but must be a whole number from 1 to {most}.")
+    check_number("layers", layers, whole=True, least=1, most=most)
     kinds = getattr(config, "layer_types", None)
     return {"num_hidden_layers": layers, **({"layer_types": kinds[:layers]} if kinds else {})}
 
@@ -111,11 +119,8 @@ def scalar_head(
     """
     from transformers import AutoTokenizer
 
-    place = (
-        str(input_path(model_name_or_path))
-        if input_path(model_name_or_path).exists()
-        else model_name_or_path
-    )
+    path = input_path(model_name_or_path)
+    place = str(path) if path.exists() else model_name_or_path
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model, info = _load_quietly(
@@ -124,13 +129,15 @@ def scalar_head(
             pad_token_id=filling_token(tokenizer),
             **_fewer_layers(place, layers),
         )
+    except ConfigError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(
             f"model: {model_name_or_path} cannot be loaded as a reward model "
             f"({str(error).strip().splitlines()[0]}). Give a folder written by save_pretrained, or "
-            "a name on the Hub."
+            "a name on the Hub.",
+            field="model_name_or_path",
+            reason="cannot be loaded",
         ) from error
     _draw_head(model, info["missing_keys"], seed, model_name_or_path)
     return model.eval()
@@ -141,17 +148,21 @@ def _draw_head(model, missing, seed, name):
     """Draw the weights of a new head; the standard deviation is the one that the model's other
     matrices start with.
     """
-    weights, generator = (
-        dict(model.named_parameters()),
-        torch.Generator().manual_seed(derive_seed(seed, "scalar head")),
-    )
+    weights = dict(model.named_parameters())
     if wrong := [key for key in missing if key not in weights or len(weights[key]) != 1]:
-        raise ConfigError(f"model: {name} lacks {wrong[0]}, which is no head. Give a whole model.")
+        raise ConfigError(
+            f"model: {name} lacks {wrong[0]}, which is no head. Give a whole model.",
+            field="model_name_or_path",
+            reason="incomplete",
+        )
+    generator = torch.Generator().manual_seed(derive_seed(seed, "scalar head"))
     std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
     for key in sorted(missing):
-        weights[key].data.normal_(0, std, generator=generator) if weights[
-            key
-        ].dim() > 1 else weights[key].data.zero_()
+        weight = weights[key].data
+        if weight.dim() > 1:
+            weight.normal_(0, std, generator=generator)
+        else:
+            weight.zero_()
 
 
 # %% ../../nbs/lib/judging/51_reward_model.ipynb #d36bdea7
@@ -160,22 +171,33 @@ def _check_ends(model, sequences):
     pad, labels = model.config.get_text_config().pad_token_id, model.config.num_labels
     if labels != 1:
         raise ConfigError(
-            f"the model has a head of {labels} numbers. A reward is one: load it with num_labels=1."
+            f"the model has a head of {labels} numbers. A reward is one: load it with "
+            "num_labels=1.",
+            field="num_labels",
+            reason="several numbers",
         )
     if pad is None:
         raise ConfigError(
             "the model's config has no pad_token_id, so it cannot know where an answer ends. Set "
             "one that no answer ends with, for instance model.config.pad_token_id = "
-            "prefkit.judging.reward_model.filling_token(tokenizer)."
+            "prefkit.judging.reward_model.filling_token(tokenizer).",
+            field="pad_token_id",
+            reason="missing",
         )
     for number, ids in enumerate(sequences):
         if not ids:
-            raise DataError(f"sequence {number} is empty. Give prompt and answer.")
+            raise DataError(
+                f"sequence {number} is empty. Give prompt and answer.",
+                field="sequences",
+                reason="empty",
+            )
         if ids[-1] == pad:
             raise ConfigError(
                 f"sequence {number} ends with token {pad}, which is the model's padding token: the "
                 "score would be read one token too early. Set model.config.pad_token_id to a "
-                "token that no answer ends with."
+                "token that no answer ends with.",
+                field="pad_token_id",
+                reason="ends an answer",
             )
 
 
@@ -191,26 +213,22 @@ def sequence_rewards(
     padding and answers can be confused.
     """
     _check_ends(model, sequences)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: {batch_size} is not at least 1.")
-    order, scores = (
-        sorted(range(len(sequences)), key=lambda i: -len(sequences[i])),
-        [0.0] * len(sequences),
-    )
+    check_number("batch_size", batch_size, whole=True, least=1)
+    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
+    scores = [0.0] * len(sequences)
     pad, device = model.config.get_text_config().pad_token_id, next(model.parameters()).device
-    with (
-        evaluating(model),
-        nullcontext() if quiet else Progress(len(sequences), "scoring") as progress,
-    ):
-        for numbers in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-            batch = pad_batch([sequences[i] for i in numbers], [[]] * len(numbers), pad)
+    bar = nullcontext() if quiet else Progress(len(sequences), "scoring")
+    with evaluating(model), bar as progress:
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            batch = pad_batch([sequences[number] for number in numbers], [[]] * len(numbers), pad)
             logits = model(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),
                 use_cache=False,
             ).logits
-            for i, score in zip(numbers, logits[:, 0].float().tolist()):
-                scores[i] = score
+            for number, score in zip(numbers, logits[:, 0].float().tolist()):
+                scores[number] = score
             if progress:
                 progress.update(len(numbers))
     return scores
@@ -224,13 +242,12 @@ def _answer_ids(tokenizer, prompt, answer, max_length, max_prompt_length):
     if text.strip():
         prompt_ids, ids = encode_response(tokenizer, prompt, turn)
     else:
-        prompt_ids, whole = tokenizer(
-            list(render_response(tokenizer, prompt, turn)), add_special_tokens=False
-        )["input_ids"]
+        words = list(render_response(tokenizer, prompt, turn))
+        prompt_ids, whole = tokenizer(words, add_special_tokens=False)["input_ids"]
         ids = split_response(tokenizer, prompt_ids, whole)
-    return sum(
-        truncate(prompt_ids, ids, max_length=max_length, max_prompt_length=max_prompt_length), []
-    )
+    limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+    prompt_ids, ids = truncate(prompt_ids, ids, **limits)
+    return prompt_ids + ids
 
 
 def rewards_of(
@@ -249,14 +266,16 @@ def rewards_of(
     """
     if len(prompts) != len(answers):
         raise DataError(
-            f"{len(prompts)} prompts and {len(answers)} answers: there must be as many of both."
+            f"{len(prompts)} prompts and {len(answers)} answers: there must be as many of both.",
+            field="answers",
+            reason="unequal lengths",
         )
     sequences = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers)):
         try:
             sequences.append(_answer_ids(tokenizer, prompt, answer, max_length, max_prompt_length))
         except DataError as error:
-            raise DataError(f"answer {number}: {error}") from error
+            raise error.at(f"answer {number}") from error
     return sequence_rewards(model, sequences, batch_size=batch_size, quiet=quiet)
 
 
@@ -267,10 +286,16 @@ def _differences(chosen_rewards, rejected_rewards):
     if chosen.shape != rejected.shape or chosen.ndim != 1 or not len(chosen):
         raise DataError(
             f"chosen_rewards {chosen.shape} and rejected_rewards {rejected.shape} must be two "
-            "lists of one length, at least one pair."
+            "lists of one length, at least one pair.",
+            field="rejected_rewards",
+            reason="unequal lengths",
         )
     if not np.isfinite(chosen).all() or not np.isfinite(rejected).all():
-        raise DataError("a reward is NaN or infinite. Look at the rows with the largest rewards.")
+        raise DataError(
+            "a reward is NaN or infinite. Look at the rows with the largest rewards.",
+            field="chosen_rewards",
+            reason="not finite",
+        )
     return chosen - rejected
 
 
@@ -304,8 +329,7 @@ def calibration(
     """
     import pandas as pd
 
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise ConfigError(f"bins is {bins!r}, but must be a whole number of at least 1.")
+    check_number("bins", bins, whole=True, least=1)
     difference = _differences(chosen_rewards, rejected_rewards)
     predicted, observed = expit(np.abs(difference)), (np.sign(difference) + 1) / 2
     number = np.minimum((2 * (predicted - 0.5) * bins).astype(int), bins - 1)
@@ -313,6 +337,7 @@ def calibration(
     for each in np.unique(number):
         inside = number == each
         share = float(observed[inside].mean())
+        low, high = wilson(share, int(inside.sum()))
         rows.append(
             {
                 "from": 0.5 + each / bins / 2,
@@ -320,7 +345,8 @@ def calibration(
                 "n": int(inside.sum()),
                 "predicted": float(predicted[inside].mean()),
                 "observed": share,
-                **dict(zip(("low", "high"), wilson(share, int(inside.sum())))),
+                "low": low,
+                "high": high,
             }
         )
     return pd.DataFrame(rows)
@@ -368,10 +394,8 @@ def preference_report(
     # no finite one)
 ) -> dict:
     "How well rewards explain preferences; raises `DataError`."
-    found, difference = (
-        reward_accuracy(chosen_rewards, rejected_rewards),
-        _differences(chosen_rewards, rejected_rewards),
-    )
+    found = reward_accuracy(chosen_rewards, rejected_rewards)
+    difference = _differences(chosen_rewards, rejected_rewards)
     scale = honest_scale(chosen_rewards, rejected_rewards)
     return {
         "n": found.n,

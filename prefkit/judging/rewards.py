@@ -7,51 +7,69 @@ sources disagree.
 
 # %% auto #0
 __all__ = [
-    "COMMON",
+    "BUILT_IN_REWARDS",
     "REWARDS",
-    "BUILT_IN",
     "each_answer",
     "RewardSource",
+    "GoldReward",
+    "SecondReward",
+    "CountdownReward",
+    "ShapedCountdownReward",
+    "TextReward",
+    "ModelReward",
+    "FunctionReward",
+    "MadeReward",
     "register_reward",
+    "make_reward",
     "reward_source",
     "check_reward",
-    "reward_fingerprint",
+    "check_data",
 ]
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #a8d6c65c
-import inspect, math, re
+import math, re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import ClassVar
 
-from ..core import nearest
 from prefkit.core import (
     ConfigError,
     DataError,
     NotFinite,
+    PrefkitError,
+    check_number,
     fingerprint,
     fingerprint_files,
     input_path,
+    is_number,
 )
+from ..data.chat import SPECIAL_TOKENS, check_limits
+from ..data.countdown import shaped_reward, verify
+from ..data.world import gold_reward, read_request, second_judge
+from .kinds import kind_of, lookup, make, options_of
+from ..model.loading import check_model
+
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #b34f676a
-COMMON = {"offset": 0.0, "scale": 1.0, "cut_off": None}  # options that every source has
-
-
 def _question(prompt):  # the last user turn of a prompt: messages, or one string
     if isinstance(prompt, str):
         return prompt
     return next((turn["content"] for turn in reversed(prompt or ()) if turn["role"] == "user"), "")
 
 
+def _short(text):
+    text = str(text)
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
 def _place(number, row, answer):
     "Which answer to which prompt, for messages."
-    said, asked = (
-        repr(text if len(text) <= 60 else text[:57] + "...")
-        for text in (str(answer.get("text")), _question(row.get("prompt")))
-    )
-    return f"answer {number} ({said}) to {asked}" + (f" (row {row['row']})" if "row" in row else "")
+    asked = _short(_question(row.get("prompt")))
+    where = f" (row {row['row']})" if "row" in row else ""
+    return f"answer {number} ({_short(answer.get('text'))}) to {asked}{where}"
 
 
 def each_answer(
@@ -59,29 +77,60 @@ def each_answer(
 ) -> Callable:  # (rows, answers) -> list
     "A rule for one answer as one for many; a `DataError` gets the names of row and answer."
 
-    def score(rows, answers):
+    def rates(rows, answers):
         found = []
         for number, (row, answer) in enumerate(zip(rows, answers)):
             try:
                 found.append(function(row, answer))
             except DataError as error:
-                raise DataError(f"{_place(number, row, answer)}: {error}") from error
+                raise error.at(_place(number, row, answer)) from error
         return found
 
-    return score
+    return rates
 
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #892d83f9
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class RewardSource:
-    """Called with prompt rows and one answer to each, gives a dict with `reward` for each answer,
-    in their order; made by `reward_source`.
+    """Says how good answers are. A kind of reward is a subclass with `rate` for one answer or
+    `rates` for many; its fields are its options, and what is wrong with them shows when it is made.
     """
 
-    name: str  # as in a config
-    options: dict  # all of them, defaults filled in
-    # (rows, answers) -> a number, or a dict with `reward` and named parts, for each answer
-    score: Callable
+    name = "reward"  # as in a config
+
+    offset: float = 0.0  # what is taken off the source's own number
+    scale: float = 1.0  # what the rest is multiplied by, above 0
+    cut_off: float | None = None  # the reward of an answer that did not end, in place of its own
+
+    def __post_init__(self):
+        check_number("offset", self.offset)
+        check_number("scale", self.scale, above=0)
+        if self.cut_off is not None:
+            check_number("cut_off", self.cut_off)
+
+    def check(self, record: dict | list | None):
+        """Raise `ConfigError` or `DataError` for data that it cannot judge, by the first row or by
+        the names of its columns; None: not known.
+        """
+
+    def load(self):
+        "What takes time or memory; done once, before the first answers."
+
+    def rate(self, row: dict, answer: dict) -> float | dict:
+        "The source's own number for one answer, or a dict with `reward` and the parts behind it."
+        raise NotImplementedError
+
+    def rates(self, rows: list[dict], answers: list[dict]) -> list:
+        "The source's own numbers, by default each answer for itself."
+        return each_answer(self.rate)(rows, answers)
+
+    def known_by(self) -> dict:
+        "What its own numbers depend on."
+        return options_of(self)
+
+    def fingerprint(self) -> str:  # 16 hexadecimal digits
+        "Equal for sources that give equal rewards."
+        return fingerprint([self.name, options_of(self, RewardSource), self.known_by()])
 
     def __call__(
         self,
@@ -91,79 +140,98 @@ class RewardSource:
         """Raises `DataError` for rows that the source cannot judge, `NotFinite` for a reward that
         is no finite number; both name row and answer.
         """
+        return _finished(self, rows, answers)
+
+
+# %% ../../nbs/lib/judging/52_rewards.ipynb #f17a3e01
+def _finish(source, number, row, answer, value):
+    "What the trainer gets for one answer."
+    parts = dict(value) if isinstance(value, dict) else {"reward": value}
+    place = _place(number, row, answer)
+    try:
+        raw = float(parts.pop("reward"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{value!r} for {place} is neither a number nor a dict with `reward`.",
+            field="reward",
+            reason="no number",
+        ) from error
+    reward = source.scale * (raw - source.offset)
+    if not math.isfinite(reward):
+        raise NotFinite(
+            f"{raw} for {place}. With such a number nothing can be learned; look at that row.",
+            field="reward",
+            reason="not finite",
+        )
+    if source.cut_off is not None and not answer["ended"]:
+        reward = float(source.cut_off)
+    if (source.offset, source.scale, source.cut_off) != (0.0, 1.0, None):
+        parts = {"raw": raw, **parts}
+    return {"reward": reward, **parts}
+
+
+def _finished(
+    source: RewardSource,
+    rows: list[dict],  # as `RewardSource` is called with
+    answers: list[dict],  # one to each row
+) -> list[dict]:  # as `RewardSource` returns
+    "The source's own numbers, looked at, moved and scaled."
+    try:
         if len(rows) != len(answers):
             raise DataError(
-                f"reward {self.name}: {len(rows)} rows and {len(answers)} answers: give the row of "
-                "every answer."
+                f"{len(rows)} rows and {len(answers)} answers: give the row of every answer.",
+                field="answers",
+                reason="unequal lengths",
             )
-        try:
-            found = list(self.score(rows, answers)) if rows else []
-        except DataError as error:
-            raise DataError(f"reward {self.name}: {error}") from error
+        found = list(source.rates(rows, answers)) if rows else []
         if len(found) != len(answers):
             raise ConfigError(
-                f"reward {self.name}: {len(found)} rewards for {len(answers)} answers. Its "
-                "function must return one for each."
+                f"{len(found)} rewards for {len(answers)} answers. Its function must return one "
+                "for each.",
+                field="reward",
+                reason="unequal lengths",
             )
         return [
-            self._finish(number, *each) for number, each in enumerate(zip(rows, answers, found))
+            _finish(source, number, *each) for number, each in enumerate(zip(rows, answers, found))
         ]
-
-    def fingerprint(self) -> str:  # 16 hexadecimal digits
-        "Equal for sources that give equal rewards."
-        return reward_fingerprint(self)
-
-    def _finish(self, number, row, answer, value):
-        parts = dict(value) if isinstance(value, dict) else {"reward": value}
-        try:
-            raw = float(parts.pop("reward"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"reward {self.name}: {value!r} for {_place(number, row, answer)} is neither a "
-                "number nor a dict with `reward`."
-            ) from error
-        reward = self.options["scale"] * (raw - self.options["offset"])
-        if not math.isfinite(reward):
-            raise NotFinite(
-                f"reward {self.name}: {raw} for {_place(number, row, answer)}. With such a number "
-                "nothing can be learned; look at that row."
-            )
-        if self.options["cut_off"] is not None and not answer["ended"]:
-            reward = float(self.options["cut_off"])
-        changed = any(self.options[name] != value for name, value in COMMON.items())
-        return {"reward": reward, **({"raw": raw} if changed else {}), **parts}
+    except PrefkitError as error:
+        raise error.at(f"reward {source.name}") from error
 
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #d0df4bd4
-def _gold():
-    from prefkit.data.world import gold_reward
+@dataclass(kw_only=True)
+class GoldReward(RewardSource):
+    "The tiny world's true reward."
 
-    def one(row, answer):
+    name = "gold"
+
+    def check(self, record):
+        "The first prompt must be one of the tiny world."
+        if not isinstance(record, dict):
+            return  # nothing known but names of columns
+        try:
+            read_request(_question(record.get("prompt") or record.get("messages")))
+        except DataError as error:
+            raise ConfigError(
+                f"this reward judges the tiny world only: {error} Take dataset: tiny-world, or the "
+                "reward `model` or `text`.",
+                field="dataset",
+                reason="another world",
+            ) from error
+
+    def rate(self, row, answer):
         parts = gold_reward(_question(row["prompt"]), answer["text"]).to_dict()
         return {"reward": parts.pop("total"), **parts}
 
-    return each_answer(one)
 
+@dataclass(kw_only=True)
+class SecondReward(GoldReward):
+    "The tiny world's second judge: manner first."
 
-def _second():
-    from prefkit.data.world import second_judge
+    name = "second"
 
-    return each_answer(lambda row, answer: second_judge(_question(row["prompt"]), answer["text"]))
-
-
-def _check_world(record, **options):
-    "The first prompt must be one of the tiny world."
-    from prefkit.data.world import read_request
-
-    if not isinstance(record, dict):
-        return  # nothing known but names of columns
-    try:
-        read_request(_question(record.get("prompt") or record.get("messages")))
-    except DataError as error:
-        raise ConfigError(
-            f"this reward judges the tiny world only: {error} Take dataset: tiny-world, or the "
-            "reward `model` or `text`."
-        ) from error
+    def rate(self, row, answer):
+        return second_judge(_question(row["prompt"]), answer["text"])
 
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #668f594b
@@ -172,91 +240,82 @@ def _numbers(record):
     if lack := [name for name in ("nums", "target") if name not in record]:
         raise DataError(
             f"the row has no column {' and no '.join(lack)}. Countdown rows have nums and target: "
-            "take dataset: countdown or countdown-tiny, or another reward."
+            "take dataset: countdown or countdown-tiny, or another reward.",
+            field=lack[0],
+            reason="missing column",
         )
     nums, target = record["nums"], record["target"]
-    whole = lambda value: isinstance(value, Integral) and not isinstance(value, bool)
-    if (
-        not hasattr(nums, "__len__")
-        or isinstance(nums, str)
-        or not len(nums)
-        or not all(map(whole, nums))
-        or not whole(target)
-    ):
+    several = hasattr(nums, "__len__") and not isinstance(nums, str) and len(nums) > 0
+    if not several or not all(is_number(number, whole=True) for number in [*nums, target]):
         raise DataError(
-            f"nums {nums!r} and target {target!r} must be whole numbers: a list of them, and one."
+            f"nums {nums!r} and target {target!r} must be whole numbers: a list of them, and one.",
+            field="nums",
+            reason="no whole numbers",
         )
-    return list(map(int, nums)), int(target)
+    return [int(number) for number in nums], int(target)
 
 
-def _countdown():
-    from prefkit.data.countdown import verify
+@dataclass(kw_only=True)
+class CountdownReward(RewardSource):
+    "1 for a right expression, 0 for any other answer."
 
-    def one(row, answer):
+    name = "countdown"
+
+    def check(self, record):
+        "The first row must have `nums` and `target`."
+        if isinstance(record, dict):
+            _numbers(record)
+        elif record is not None and not {"nums", "target"} <= set(record):  # names of columns
+            _numbers(dict.fromkeys(record, 0))
+
+    def rate(self, row, answer):
         verdict = verify(answer["text"], *_numbers(row.get("record") or {}))
-        return {
-            "reward": float(verdict.correct),
-            "correct": verdict.correct,
-            "reason": verdict.reason,
-        }
-
-    return each_answer(one)
+        right = {"correct": verdict.correct, "reason": verdict.reason}
+        return {"reward": float(verdict.correct), **right}
 
 
-def _countdown_shaped():
-    from prefkit.data.countdown import shaped_reward
+@dataclass(kw_only=True)
+class ShapedCountdownReward(CountdownReward):
+    "Parts of a point for the right form and for coming near."
 
-    def one(row, answer):
+    name = "countdown_shaped"
+
+    def rate(self, row, answer):
         found = shaped_reward(answer["text"], *_numbers(row.get("record") or {}))
-        return {
-            **{name: part for name, part in found.to_dict().items() if name != "total"},
-            "reward": found.total,
-        }
-
-    return each_answer(one)
-
-
-def _check_countdown(record, **options):
-    if record is None:
-        return
-    if isinstance(record, dict):
-        _numbers(record)
-    elif not {"nums", "target"} <= set(record):
-        # names of columns
-        _numbers(dict.fromkeys(record, 0))
+        parts = found.to_dict()
+        return {"reward": parts.pop("total"), **parts}
 
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #c790cb74
-def _text(*, full_words=64, few_words=4, few_cost=1.0, free_repetition=0.2, repetition_cost=2.0):
-    for name, value in dict(full_words=full_words, few_words=few_words).items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(
-                f"reward text: {name} is {value!r}, but must be a whole number of at least 1."
-            )
-    for name, value in dict(
-        few_cost=few_cost, free_repetition=free_repetition, repetition_cost=repetition_cost
-    ).items():
-        if not _is_number(value) or value < 0:
-            raise ConfigError(
-                f"reward text: {name} is {value!r}, but must be a number of at least 0."
-            )
+@dataclass(kw_only=True)
+class TextReward(RewardSource):
+    "Length, up to a point, without repetition."
 
-    def one(row, answer):
+    name = "text"
+
+    full_words: int = 64  # where length no longer counts
+    few_words: int = 4  # fewer cost `few_cost`
+    few_cost: float = 1.0
+    free_repetition: float = 0.2  # share of repeated triples that costs nothing
+    repetition_cost: float = 2.0  # for what is above
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("full_words", "few_words"):
+            check_number(name, getattr(self, name), whole=True, least=1)
+        for name in ("few_cost", "free_repetition", "repetition_cost"):
+            check_number(name, getattr(self, name), least=0)
+
+    def rate(self, row, answer):
         words = re.findall(r"\w+", answer["text"].lower())
         triples = Counter(zip(words, words[1:], words[2:]))
         repeated = 1 - len(triples) / triples.total() if triples else 0.0
         reward = (
-            min(len(words) / full_words, 1.0)
-            - repetition_cost * max(0.0, repeated - free_repetition)
-            - few_cost * (len(words) < few_words)
+            min(len(words) / self.full_words, 1.0)
+            - self.repetition_cost * max(0.0, repeated - self.free_repetition)
+            - self.few_cost * (len(words) < self.few_words)
         )
         return {"reward": reward, "words": len(words), "repeated": repeated}
-
-    return each_answer(one)
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #25f523d4
@@ -270,155 +329,190 @@ def _check_head(name):
     try:
         config = AutoConfig.from_pretrained(str(path) if path.is_dir() else name)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"reward model: {name} has no config that can be read "
-            f"({str(error).strip().splitlines()[0]})."
+        raise _no_reward(
+            f"{name} has no config that can be read ({str(error).strip().splitlines()[0]}).",
+            "no config",
         ) from error
-    if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
-        raise ConfigError(
-            f"reward model: {name} is a "
-            f"{', '.join(config.architectures or ['model of unknown kind'])}, without a head that "
-            "was trained to give rewards. Train one with the pipeline reward_model and name its "
-            "stage: model_name_or_path: stage:NAME."
+    kinds = config.architectures or ()
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise _no_reward(
+            f"{name} is a {', '.join(kinds) or 'model of unknown kind'}, without a head that was "
+            "trained to give rewards. Train one with the pipeline reward_model and name its "
+            "stage: model_name_or_path: stage:NAME.",
+            "no head",
         )
     if config.num_labels != 1:
-        raise ConfigError(
-            f"reward model: {name} has a head of {config.num_labels} numbers. A reward is one."
+        raise _no_reward(
+            f"{name} has a head of {config.num_labels} numbers. A reward is one.", "several numbers"
         )
-    return getattr(config, "_commit_hash", None)
 
 
-def _check_model(
-    record,
-    model_name_or_path,
-    *,
-    batch_size=64,
-    device=None,
-    max_length=512,
-    max_prompt_length=None,
-):
-    "Look at settings and local files without loading the weights."
-    from prefkit.data.chat import check_limits
-    from prefkit.runs.pipelines import check_model
-
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(
-            f"reward model: batch_size is {batch_size!r}, but must be a whole number of at least 1."
-        )
-    check_limits(max_length, max_prompt_length, min_response_tokens=1)
-    check_model(model_name_or_path, "reward model")
-    if input_path(model_name_or_path).is_dir():
-        _check_head(model_name_or_path)
+def _no_reward(what, reason):
+    return ConfigError(what, field="model_name_or_path", reason=reason)
 
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #4f54aa91
-def _model(
-    model_name_or_path, *, batch_size=64, device=None, max_length=512, max_prompt_length=None
-):
-    import torch
-    from transformers import AutoTokenizer
-    from prefkit.data.chat import SPECIAL_TOKENS
-    from prefkit.judging.reward_model import rewards_of, scalar_head
+def _hub_commit(name):
+    "Which commit of a Hub model is in the cache."
+    from huggingface_hub import try_to_load_from_cache
 
-    _check_model(
-        None,
-        model_name_or_path,
-        batch_size=batch_size,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-    )
-    commit, path = _check_head(model_name_or_path), input_path(model_name_or_path)
-    model = scalar_head(model_name_or_path).to(
-        device or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
-    tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else model_name_or_path)
-    # spelled out by a policy they would be read as boundaries
-    special = re.compile("|".join(map(re.escape, {*SPECIAL_TOKENS, *tokenizer.all_special_tokens})))
+    file = try_to_load_from_cache(name, "config.json")
+    return Path(file).parent.name if isinstance(file, str) else None
 
-    def score(rows, answers):
-        return rewards_of(
-            model,
-            tokenizer,
+
+@dataclass(kw_only=True)
+class ModelReward(RewardSource):
+    "A reward model that was trained; its weights are loaded when they are first needed."
+
+    name = "model"
+
+    model_name_or_path: str  # a folder, or a name on the Hub
+    batch_size: int = 64  # answers in one forward pass; does not change the rewards
+    device: str | None = None  # the first GPU, else the CPU, if None
+    max_length: int = 512  # most tokens of prompt and answer together
+    max_prompt_length: int | None = None  # most tokens of the prompt
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_number("batch_size", self.batch_size, whole=True, least=1)
+        check_limits(self.max_length, self.max_prompt_length, min_response_tokens=1)
+        check_model(self.model_name_or_path, "model_name_or_path")
+        if input_path(self.model_name_or_path).is_dir():
+            _check_head(self.model_name_or_path)
+
+    def load(self):
+        _ = self._loaded
+
+    @cached_property
+    def _loaded(self):
+        "The scoring function, and what tells this model from any other."
+        import torch
+        from transformers import AutoTokenizer
+        from prefkit.judging.reward_model import rewards_of, scalar_head
+
+        name, path = self.model_name_or_path, input_path(self.model_name_or_path)
+        _check_head(name)
+        here = path.is_dir()
+        files = fingerprint_files(path) if here else [name, _hub_commit(name)]
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = scalar_head(name).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(str(path) if here else name)
+        return partial(rewards_of, model, tokenizer), tokenizer, files
+
+    def rates(self, rows, answers):
+        score, tokenizer, _ = self._loaded
+        # spelled out by a policy they would be read as boundaries
+        words = {*SPECIAL_TOKENS, *tokenizer.all_special_tokens}
+        special = re.compile("|".join(map(re.escape, words)))
+        return score(
             [row["prompt"] for row in rows],
             [special.sub("", answer["text"]) for answer in answers],
-            batch_size=batch_size,
-            max_length=max_length,
-            max_prompt_length=max_prompt_length,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
             quiet=True,
         )
 
-    score.identity = {
-        "model": fingerprint_files(path) if path.is_dir() else [model_name_or_path, commit],
-        "max_length": max_length,
-        "max_prompt_length": max_prompt_length,
-    }
-    return score
+    def known_by(self):
+        limits = {"max_length": self.max_length, "max_prompt_length": self.max_prompt_length}
+        return {"model": self._loaded[2], **limits}
 
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #d786f37b
-# name -> how it is made, what it needs
-REWARDS = {
-    "gold": (_gold, _check_world),
-    "second": (_second, _check_world),
-    "countdown": (_countdown, _check_countdown),
-    "countdown_shaped": (_countdown_shaped, _check_countdown),
-    "text": (_text, None),
-    "model": (_model, _check_model),
-}
-BUILT_IN = tuple(REWARDS)
+@dataclass
+class FunctionReward(RewardSource):
+    "A function as a source, for a reward that needs no name in a config."
+
+    name: str = field()
+    function: Callable  # (rows, answers) -> a number, or a dict with `reward`, for each answer
+
+    def rates(self, rows, answers):
+        return self.function(rows, answers)
+
+    def known_by(self):
+        return options_of(self, RewardSource)
+
+
+@dataclass(kw_only=True)
+class MadeReward(RewardSource):
+    "What a maker makes of the options; its subclasses come from `register_reward`."
+
+    maker: ClassVar[Callable]
+    checker: ClassVar[Callable | None]
+
+    @cached_property
+    def _function(self):
+        return self.maker(**self._own())
+
+    def _own(self):
+        common = options_of(self, RewardSource)
+        return {name: value for name, value in options_of(self).items() if name not in common}
+
+    def check(self, record):
+        if self.checker:
+            self.checker(record, **self._own())
+        else:
+            self.load()
+
+    def load(self):
+        _ = self._function
+
+    def rates(self, rows, answers):
+        return self._function(rows, answers)
+
+
+# %% ../../nbs/lib/judging/52_rewards.ipynb #24abbd0a
+BUILT_IN_REWARDS = (
+    GoldReward,
+    SecondReward,
+    CountdownReward,
+    ShapedCountdownReward,
+    TextReward,
+    ModelReward,
+)
+REWARDS = {kind.name: kind for kind in BUILT_IN_REWARDS}  # name -> class
 
 
 def register_reward(
     name: str,  # as in a config
-    # (**options) -> function of (rows, answers); its keywords with their defaults are the options
+    # a `RewardSource`, or (**options) -> function of (rows, answers), whose keywords with their
+    # defaults are the options
     maker: Callable,
-    # (record, **options): raises `ConfigError` or `DataError` for a data set that it cannot judge
+    # of a maker: (record, **options) raises `ConfigError` or `DataError` for a data set that it
+    # cannot judge
     check: Callable | None = None,
 ):
-    "Add a reward; a name of yours may be given again, one of `BUILT_IN` raises `ConfigError`."
-    if name in BUILT_IN:
-        raise ConfigError(f"reward: {name} is there already. Take another name.")
-    REWARDS[name] = (maker, check)
-
-
-# %% ../../nbs/lib/judging/52_rewards.ipynb #24abbd0a
-def _options(name, given):
-    "All options of a reward, defaults filled in, those of the maker apart; raises `ConfigError`."
-    if name not in REWARDS:
+    "Add a reward; a name of yours may be given again, a built-in one raises `ConfigError`."
+    if name in [kind.name for kind in BUILT_IN_REWARDS]:
         raise ConfigError(
-            f"reward: there is no reward `{name}`.{nearest(name, REWARDS)} register_reward adds "
-            "one."
+            f"reward: {name} is there already. Take another name.", field="name", reason="taken"
         )
-    own = {
-        key: each.default for key, each in inspect.signature(REWARDS[name][0]).parameters.items()
-    }
-    for key in given:
-        if key not in own and key not in COMMON:
-            raise ConfigError(
-                f"reward {name}: there is no option `{key}`.{nearest(key, [*own, *COMMON])}"
-            )
-    options = {**COMMON, **own, **given}
-    for key, value in options.items():
-        if value is inspect.Parameter.empty:
-            raise ConfigError(f"reward {name}: the option {key} must be given.")
-        fine = key not in COMMON or _is_number(value) or (key == "cut_off" and value is None)
-        if not fine or (key == "scale" and value <= 0):
-            raise ConfigError(
-                f"reward {name}: {key} is {value!r}, but must be a finite "
-                f"number{' above 0' if key == 'scale' else ''}."
-            )
-    return options, {key: options[key] for key in own if key not in COMMON}
+    if not (isinstance(maker, type) and issubclass(maker, RewardSource)):
+        maker = kind_of(name, maker, MadeReward, checker=staticmethod(check) if check else None)
+    REWARDS[name] = maker
+
+
+def make_reward(
+    name: str,  # one of `REWARDS`
+    options: dict,  # of its class
+    where: str,  # stands at the start of a message
+) -> RewardSource:
+    """A reward by its name, not loaded; raises `ConfigError` for an unknown name or option, naming
+    the nearest.
+    """
+    source = make(lookup(REWARDS, name, "reward"), options, where)
+    source.name = name
+    return source
 
 
 def reward_source(
     name: str,  # one of `REWARDS`
-    **options,  # of its maker, and those of `COMMON`
+    **options,  # of its class
 ) -> RewardSource:
-    """A reward by its name, ready for use (a model is loaded); raises `ConfigError` for an unknown
-    name or option, naming the nearest.
-    """
-    options, own = _options(name, options)
-    return RewardSource(name, options, REWARDS[name][0](**own))
+    "A reward by its name, ready for use (a model is loaded); raises `ConfigError`."
+    source = make_reward(name, options, f"reward {name}")
+    source.load()
+    return source
 
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #6f7e7843
@@ -432,26 +526,19 @@ def check_reward(
     """What can be known before training: name, options, whether the data fit, whether a model's
     folder is whole; raises `ConfigError`, `DataError`.
     """
-    _, own = _options(name, options)
-    if isinstance(record, dict) and isinstance(record.get("record"), dict):
-        record = {
-            **record["record"],
-            **({"prompt": record["prompt"]} if "prompt" in record else {}),
-        }
-    maker, check = REWARDS[name]
+    source = make_reward(name, options, f"reward {name}")
     try:
-        check(record, **own) if check else maker(**own)
-    except (ConfigError, DataError) as error:
-        raise type(error)(
-            str(error) if str(error).startswith("reward ") else f"reward {name}: {error}"
-        ) from error
+        check_data(source, record)
+    except PrefkitError as error:
+        raise error.at(f"reward {name}") from error
 
 
-def reward_fingerprint(
-    source: RewardSource,  # as `reward_source` made it
-) -> str:  # 16 hexadecimal digits
-    """Equal for sources that give equal rewards: name, options, and for a model its files as they
-    were when it was loaded, wherever they lie.
-    """
-    common = {name: source.options[name] for name in COMMON}
-    return fingerprint([source.name, common, getattr(source.score, "identity", source.options)])
+def check_data(
+    source: RewardSource,
+    record: dict | list | None,  # as for `check_reward`
+):
+    "Raise `ConfigError` or `DataError` for data that a source cannot judge."
+    if isinstance(record, dict) and isinstance(record.get("record"), dict):
+        prompt = {"prompt": record["prompt"]} if "prompt" in record else {}
+        record = {**record["record"], **prompt}
+    source.check(record)

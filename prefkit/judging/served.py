@@ -8,16 +8,28 @@ stored nor shown. Written by hand, not exported from a notebook.
 
 import asyncio, base64, email.utils, json, os, random, re, threading, time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from prefkit.core import ConfigError, DataError, Progress, fingerprint, iter_jsonl
+from prefkit.core import (
+    ConfigError,
+    DataError,
+    PrefkitError,
+    Progress,
+    check_number,
+    fingerprint,
+    iter_jsonl,
+)
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # no such lock on this system: two processes at once only do the work twice
 
 RETRIED = (408, 409, 425, 429)  # besides 5xx: the server could not answer now
 REFUSED = (400, 413, 422)  # this request is at fault, for instance too long; the next may not be
-# servers that need more said than OpenAI's own fields; see `prefkit.model.sampling`
+# servers that need more said than OpenAI's own fields; see `prefkit.judging.asking`
 ENGINES = ("", "vllm", "sglang", "llama.cpp", "transformers")
 SECRET_LENGTH = 8  # a shorter "key" is a placeholder such as EMPTY, as local servers want it
 
@@ -42,37 +54,39 @@ class Served:
 
     def __post_init__(self):
         if not self.model or not isinstance(self.model, str):
-            raise ConfigError("model: give the name by which the server knows the model.")
+            self._refuse("model", "give the name by which the server knows the model.")
         url = urlsplit(self.base_url if isinstance(self.base_url, str) else "")
         # the address is not repeated: what is wrong with it may be a password
         if "@" in url.netloc or url.query:
-            raise ConfigError(
-                "base_url: no user, password, key or query in the address. Name the environment "
-                "variable that holds the key in key_env."
+            self._refuse(
+                "base_url",
+                "no user, password, key or query in the address. Name the environment variable "
+                "that holds the key in key_env.",
             )
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise ConfigError("base_url must be an address such as http://localhost:8000/v1.")
+            self._refuse("base_url", "give an address such as http://localhost:8000/v1.")
         # a key put here by mistake would be shown with the object: only what looks like a
         # variable's name is let in, and nothing is repeated
         if not isinstance(self.key_env, str) or not re.fullmatch(
-            r"[A-Z_][A-Z0-9_]*|", self.key_env
+            "([A-Z_][A-Z0-9_]*)?", self.key_env
         ):
-            raise ConfigError(
-                "key_env must be the name of an environment variable in capitals, such as "
-                "OPENAI_API_KEY (or empty for a server without a key), not the key itself."
+            self._refuse(
+                "key_env",
+                "give the name of an environment variable in capitals, such as OPENAI_API_KEY (or "
+                "nothing for a server without a key), not the key itself.",
             )
         if self.engine not in ENGINES:
-            raise ConfigError(
-                f"engine: {self.engine!r} is none of {', '.join(ENGINES[1:])} (empty: another)."
-            )
-        for name, least in {"concurrency": 1, "retries": 0}.items():
-            if not isinstance(value := getattr(self, name), int) or value < least:
-                raise ConfigError(f"{name}: {value!r} is not a whole number of at least {least}.")
-        for name in ("timeout", "backoff", "longest_wait"):
-            if not 0 <= (value := getattr(self, name)) < float("inf") or (
-                name == "timeout" and not value
-            ):
-                raise ConfigError(f"{name}: {value!r} is not a number of seconds.")
+            known = ", ".join(ENGINES[1:])
+            self._refuse("engine", f"{self.engine!r} is none of {known} (empty: another).")
+        check_number("concurrency", self.concurrency, whole=True, least=1)
+        check_number("retries", self.retries, whole=True, least=0)
+        check_number("timeout", self.timeout, above=0)
+        check_number("backoff", self.backoff, least=0)
+        check_number("longest_wait", self.longest_wait, least=0)
+
+    @staticmethod
+    def _refuse(name, what):
+        raise ConfigError(f"{name}: {what}", field=name, reason="not usable")
 
 
 class Secret:
@@ -86,7 +100,9 @@ class Secret:
         if re.search(r"[^\x21-\x7e]", self._key):
             raise ConfigError(
                 f"the key in {key_env} has a space, a line break or another character that no key "
-                "has. Set it anew."
+                "has. Set it anew.",
+                field="key_env",
+                reason="broken key",
             )
         forms = (
             self._key,
@@ -94,11 +110,8 @@ class Secret:
             json.dumps(self._key)[1:-1],
             base64.b64encode(self._key.encode()).decode().rstrip("="),
         )
-        self._forms = (
-            sorted({form for form in forms if len(form) >= SECRET_LENGTH}, key=len, reverse=True)
-            if len(self._key) >= SECRET_LENGTH
-            else []
-        )
+        known = forms if len(self._key) >= SECRET_LENGTH else ()
+        self._forms = sorted({form for form in known if form}, key=len, reverse=True)
 
     def __repr__(self):
         return "Secret(***)" if self._key else "Secret()"
@@ -130,11 +143,11 @@ def _client(server, secret):
     try:
         from openai import AsyncOpenAI
     except ImportError:
-        AsyncOpenAI = None
-    if AsyncOpenAI is None:
         raise ConfigError(
-            "a model behind a server needs the openai client: pip install 'prefkit[judge]'."
-        )
+            "a model behind a server needs the openai client: pip install 'prefkit[judge]'.",
+            field="openai",
+            reason="not installed",
+        ) from None
     # our own retries: they are counted together with what the client cannot see, such as a reply
     # that is no JSON
     return AsyncOpenAI(
@@ -148,7 +161,7 @@ def _client(server, secret):
 # What is on disk.
 
 
-class Lines:
+class JsonLinesFile:
     """A JSON-lines file that is appended to, line by line, by one process at a time: what was
     appended is on disk, whatever happens next.
 
@@ -167,44 +180,45 @@ class Lines:
             self.file = self.path.open("a+b")
         except OSError as error:
             raise ConfigError(
-                f"cannot write {self.path}: {error.strerror}. Choose another file."
+                f"cannot write {self.path}: {error.strerror}. Choose another file.",
+                field=str(self.path),
+                reason="cannot be written",
             ) from None
         try:
             self._lock()
             self._mend()
-            for number, record, reason in iter_jsonl(self.path):
-                if reason is None:
-                    reason = next(
-                        (
-                            f"no {name}"
-                            for name, kind in needed.items()
-                            if not isinstance(record.get(name), kind)
-                        ),
-                        None,
-                    )
-                if reason:
-                    raise DataError(
-                        f"{self.path}, line {number}: {reason}. Delete that line: what it stood "
-                        "for is made again."
-                    )
-                self.records.append(record)
+            self._read(needed)
         except BaseException:
             self.file.close()
             raise
 
     def _lock(self):
         try:
-            import fcntl
-        except ImportError:
-            # no such lock on this system: two processes at once would only do the work twice
-            return
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(
                 f"{self.path}: another process is writing there. Wait for it, or choose another "
-                "file."
+                "file.",
+                field=str(self.path),
+                reason="in use",
             ) from None
+
+    def _read(self, needed):
+        for number, record, reason in iter_jsonl(self.path):
+            lack = [
+                name
+                for name, kind in needed.items()
+                if record is not None and not isinstance(record.get(name), kind)
+            ]
+            if reason or lack:
+                raise DataError(
+                    f"{self.path}, line {number}: {reason or f'no {lack[0]}'}. Delete that line: "
+                    "what it stood for is made again.",
+                    field=lack[0] if lack else None,
+                    reason="broken line",
+                )
+            self.records.append(record)
 
     def _mend(self):
         """A last line without its end was torn when the process died: kept where it is whole, else
@@ -240,7 +254,7 @@ class Lines:
         self.file.close()
 
 
-class _Store(Lines):
+class _Store(JsonLinesFile):
     "Replies as they came, by id and fingerprint of the request."
 
     def __init__(self, path):
@@ -299,54 +313,47 @@ def _refuse_constant(name):
     raise ValueError(f"{name} is not JSON")
 
 
+def _has_message(raw):
+    "Whether a reply is what a chat completion looks like."
+    choices = raw.get("choices") if isinstance(raw, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return False
+    return isinstance(choices[0].get("message"), dict)
+
+
 async def _try(client, server, body, secret) -> _Try:
     import openai
 
-    body = dict(body)
-    known = {"model": body.pop("model", server.model), "messages": body.pop("messages")}
+    rest = dict(body)
+    known = {"model": rest.pop("model", server.model), "messages": rest.pop("messages")}
     try:
         # the client's own limit is for the gap between two bytes
         async with asyncio.timeout(server.timeout):
-            made = await client.chat.completions.with_raw_response.create(**known, extra_body=body)
+            made = await client.chat.completions.with_raw_response.create(**known, extra_body=rest)
             content = made.http_response.content
     except (TimeoutError, openai.APITimeoutError):
         return _Try(why=f"no reply within {server.timeout:g} seconds")
     except openai.APIStatusError as error:
         text = " ".join(secret.clean(error.response.text).split())[:300] or "no reason given"
-        empty = error.status_code == 429 and "insufficient_quota" in (
-            str(error.code),
-            str(error.type),
-        )
+        kinds = (str(error.code), str(error.type))
         return _Try(
             why=f"status {error.status_code}: {text}",
             status=error.status_code,
             wait=retry_after(error.response.headers, time.time()),
-            exhausted=empty,
+            exhausted=error.status_code == 429 and "insufficient_quota" in kinds,
         )
     except openai.APIConnectionError as error:
-        return _Try(
-            why=secret.clean(
-                f"no connection ({type(error.__cause__ or error).__name__}: "
-                f"{error.__cause__ or error})"
-            )[:300]
-        )
+        cause = error.__cause__ or error
+        why = f"no connection ({type(cause).__name__}: {cause})"
+        return _Try(why=secret.clean(why)[:300])
     try:
         raw = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return _Try(why="the reply is not JSON")
-    choices = raw.get("choices") if isinstance(raw, dict) else None
-    if (
-        not isinstance(choices, list)
-        or not choices
-        or not isinstance(choices[0], dict)
-        or not isinstance(choices[0].get("message"), dict)
-    ):
-        said = (
-            f": {json.dumps(secret.clean(raw['error']))[:300]}"
-            if isinstance(raw, dict) and raw.get("error")
-            else ""
-        )
-        return _Try(why=f"the reply holds no choice with a message{said}")
+    if not _has_message(raw):
+        said = raw.get("error") if isinstance(raw, dict) else None
+        shown = f": {json.dumps(secret.clean(said))[:300]}" if said else ""
+        return _Try(why=f"the reply holds no choice with a message{shown}")
     return _Try(raw=secret.clean(raw))
 
 
@@ -355,14 +362,18 @@ def _result(raw, read):
     choice = raw["choices"][0]
     text = choice["message"].get("content")
     if not isinstance(text, str):
-        raise DataError(f"the reply has no text (finish_reason {choice.get('finish_reason')!r})")
-    result = {
+        raise DataError(
+            f"the reply has no text (finish_reason {choice.get('finish_reason')!r})",
+            field="content",
+            reason="no text",
+        )
+    return {
         "reply": text,
         "finish_reason": choice.get("finish_reason"),
         "usage": raw.get("usage"),
         "raw": raw,
+        "read": read(text) if read else None,
     }
-    return {**result, "read": read(text) if read else None}
 
 
 # All requests.
@@ -371,28 +382,23 @@ def _result(raw, read):
 class _Asking:
     "The state of one call of `ask_all`."
 
-    def __init__(self, server, requests, store, read, progress, secret):
-        self.server, self.requests, self.store, self.read, self.progress, self.secret = (
-            server,
-            requests,
-            store,
-            read,
-            progress,
-            secret,
-        )
-        self.prints = {
-            name: fingerprint(
-                [body.get("model", server.model), {k: v for k, v in body.items() if k != "model"}]
-            )
-            for name, body in requests.items()
-        }
-        self.results, self.failures, self.todo, self.stop = {}, {}, [], None
-        self.not_before, self.lost_in_a_row, self.refused = 0.0, 0, 0
-        for name in requests:
-            raw = store.kept.get((name, self.prints[name]))
-            if raw is None or not self._take(name, raw):
-                self.todo.append(name)
+    def __init__(self, server, requests, store, read, secret):
+        self.server, self.requests, self.store = server, requests, store
+        self.read, self.secret = read, secret
+        self.prints = {name: self._print(body) for name, body in requests.items()}
+        self.results: dict[str, dict] = {}
+        self.failures: dict[str, str] = {}  # id -> why there is no reply
+        self.stop: PrefkitError | str | None = None  # why nothing more is asked; an error is raised
+        self.progress = None
+        self.not_before = 0.0  # on the monotonic clock
+        self.lost_in_a_row, self.refused = 0, 0
+        kept = {name: store.kept.get((name, self.prints[name])) for name in requests}
+        self.todo = [name for name, raw in kept.items() if raw is None or not self._take(name, raw)]
         self.failures.clear()  # those are asked again
+
+    def _print(self, body):
+        rest = {name: value for name, value in body.items() if name != "model"}
+        return fingerprint([body.get("model", self.server.model), rest])
 
     def _take(self, name, raw):
         try:
@@ -416,7 +422,7 @@ class _Asking:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
         for name in queue:
-            self.failures[name] = f"not asked: {self.stop[1]}"
+            self.failures[name] = f"not asked: {self.stop}"
 
     async def _worker(self, client, queue):
         while self.stop is None and (name := next(queue, None)) is not None:
@@ -436,77 +442,65 @@ class _Asking:
                 self.lost_in_a_row = 0
                 self._take(name, made.raw)
                 return
-            wait = (
-                made.wait
-                if made.wait is not None
-                else min(self.server.longest_wait, self.server.backoff * 2**attempt)
-                * random.uniform(0.5, 1.0)
-            )
             if not made.again or attempt == self.server.retries:
                 break
-            if wait > self.server.longest_wait:
-                made.why += (
-                    f" (asks to wait {wait:.0f} seconds, longest_wait is "
-                    f"{self.server.longest_wait:g})"
-                )
-                break
-            # the limit is everybody's
-            if made.wait is not None:
-                self.not_before = max(self.not_before, time.monotonic() + wait)
+            longest = self.server.longest_wait
+            if made.wait is None:
+                doubled = min(longest, self.server.backoff * 2**attempt)
+                await asyncio.sleep(doubled * random.uniform(0.5, 1.0))
+            elif made.wait <= longest:
+                # the limit is everybody's
+                self.not_before = max(self.not_before, time.monotonic() + made.wait)
             else:
-                await asyncio.sleep(wait)
+                made.why += f" (asks to wait {made.wait:.0f} seconds, longest_wait is {longest:g})"
+                break
         self.failures[name] = made.why + (f", after {attempt + 1} tries" if attempt else "")
-        self._judge(made)
+        self._go_on_or_stop(made)
 
     async def _pause(self):
         while (left := self.not_before - time.monotonic()) > 0:
             await asyncio.sleep(left + random.uniform(0, 0.05) * left)
 
-    def _judge(self, made):
+    def _go_on_or_stop(self, made):
         "Whether it makes sense to go on after a failure."
-        here = f"{self.server.base_url} answers for model {self.server.model!r} with {made.why}"
+        server = self.server
+        here = f"{server.base_url} answers for model {server.model!r} with {made.why}"
         if made.again:
             self.lost_in_a_row += 1
-            if self.lost_in_a_row >= max(20, 2 * self.server.concurrency):
+            if self.lost_in_a_row >= max(20, 2 * server.concurrency):
                 self.stop = (
-                    None,
-                    f"{self.lost_in_a_row} requests in a row failed, the last with: {made.why}",
+                    f"{self.lost_in_a_row} requests in a row failed, the last with: {made.why}"
                 )
         elif made.status in (401, 403):
-            key = (
-                (
-                    f"Set the environment variable {self.server.key_env} to a key that may use "
-                    "this model"
-                )
-                if self.server.key_env
-                else "Name the environment variable that holds the key in key_env"
-            )
-            # the server's words are left out: some repeat a part of the key
-            self.stop = (
-                ConfigError,
-                (
-                    f"{self.server.base_url} refuses the key for model {self.server.model!r} "
-                    f"(status {made.status}; {'one was' if self.secret else 'none was'} sent). "
-                    f"{key}."
-                ),
-            )
+            self.stop = self._refused_key(made.status)
         elif made.exhausted:
-            self.stop = (ConfigError, f"{here}. The account has no credit left: fill it up")
+            why = f"{here}. The account has no credit left: fill it up"
+            self.stop = ConfigError(why, field="key_env", reason="no credit")
         elif made.status not in REFUSED:
-            self.stop = (
-                ConfigError,
-                f"{here}. Check base_url (with /v1 at its end) and the model's name",
-            )
+            why = f"{here}. Check base_url (with /v1 at its end) and the model's name"
+            self.stop = ConfigError(why, field="base_url", reason="no such model")
         else:
             self.refused += 1  # none accepted so far: it is the settings, not this one prompt
             if not self.store.kept and self.refused >= min(3, len(self.todo)):
-                self.stop = (
-                    DataError,
-                    (
-                        f"{here}. Check the messages and settings of the requests (too long? a "
-                        "setting that this server does not know?)"
-                    ),
+                why = (
+                    f"{here}. Check the messages and settings of the requests (too long? a "
+                    "setting that this server does not know?)"
                 )
+                self.stop = DataError(why, field="requests", reason="all refused")
+
+    def _refused_key(self, status):
+        "The server's words are left out: some repeat a part of the key."
+        server = self.server
+        way_out = "Name the environment variable that holds the key in key_env"
+        if server.key_env:
+            name = server.key_env
+            way_out = f"Set the environment variable {name} to a key that may use this model"
+        return ConfigError(
+            f"{server.base_url} refuses the key for model {server.model!r} (status {status}; "
+            f"{'one was' if self.secret else 'none was'} sent). {way_out}",
+            field="key_env",
+            reason="key refused",
+        )
 
 
 def _run(make: Callable):
@@ -566,29 +560,39 @@ def ask_all(
     another file.
     """
     for name, body in requests.items():
-        if not isinstance(name, str):
-            raise DataError(f"request {name!r}: an id must be a string.")
-        if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
-            raise DataError(f"request {name}: needs a list of messages.")
-        if body.get("stream"):
-            raise ConfigError(f"request {name}: stream is not supported here; leave it out.")
+        _check_request(name, body)
     secret = Secret(server.key_env)
     with _Store(store) as replies:
-        asking = _Asking(server, requests, replies, read, None, secret)
-        if asking.todo:
-            with (
-                nullcontext()
-                if quiet
-                else Progress(
-                    len(requests), label, initial=len(requests) - len(asking.todo)
-                ) as asking.progress
-            ):
+        asking = _Asking(server, requests, replies, read, secret)
+        if asking.todo and quiet:
+            _run(asking.all)
+        elif asking.todo:
+            done = len(requests) - len(asking.todo)
+            with Progress(len(requests), label, initial=done) as asking.progress:
                 _run(asking.all)
-    if asking.stop and asking.stop[0]:
-        kind, what = asking.stop
-        raise kind(
-            f"{what.rstrip('.')}. {len(asking.results)} of {len(requests)} replies are kept in "
-            f"{Path(store).name}; a second run asks only for the rest."
+    if isinstance(asking.stop, PrefkitError):
+        raise type(asking.stop)(
+            f"{asking.stop}. {len(asking.results)} of {len(requests)} replies are kept in "
+            f"{Path(store).name}; a second run asks only for the rest.",
+            field=asking.stop.field,
+            reason=asking.stop.reason,
         )
     in_order = lambda found: {name: found[name] for name in requests if name in found}
     return in_order(asking.results), in_order(asking.failures)
+
+
+def _check_request(name, body):
+    if not isinstance(name, str):
+        raise DataError(
+            f"request {name!r}: an id must be a string.", field="id", reason="not a string"
+        )
+    if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
+        raise DataError(
+            f"request {name}: needs a list of messages.", field="messages", reason="missing"
+        )
+    if body.get("stream"):
+        raise ConfigError(
+            f"request {name}: stream is not supported here; leave it out.",
+            field="stream",
+            reason="not supported",
+        )

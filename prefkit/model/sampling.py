@@ -6,40 +6,22 @@ whatever the batch size.
 
 # %% auto #0
 __all__ = [
-    "DECODING",
-    "TOKEN_LIMITS",
-    "NEUTRAL",
     "next_token_probs",
     "sample_ids",
     "stop_tokens",
+    "encode_prompts",
+    "decode_answer",
     "generate",
     "beam_ids",
-    "decoding",
-    "prompt_records",
-    "request_body",
-    "generate_records",
-    "write_leaderboard",
-    "write_alpaca_eval",
 ]
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #5f481ae0
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
 
-from prefkit.core import (
-    ConfigError,
-    DataError,
-    Progress,
-    derive_seed,
-    fingerprint,
-    write_json,
-    write_jsonl,
-)
-from ..judging.served import Lines, Served, ask_all
+from ..core import ConfigError, Progress, derive_seed
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #04c419c7
@@ -234,8 +216,11 @@ def stop_tokens(
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #a1d82ca3
-def _prompt_ids(tokenizer, chats):
-    "Token ids of message lists, generation prompt included."
+def encode_prompts(
+    tokenizer,  # with a chat template
+    chats,  # message lists
+) -> list[list[int]]:  # token ids
+    "Message lists as a model is asked them, generation prompt included."
     return [
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
             "input_ids"
@@ -244,7 +229,11 @@ def _prompt_ids(tokenizer, chats):
     ]
 
 
-def _answer(tokenizer, ids, ended):
+def decode_answer(
+    tokenizer,  # of the model
+    ids: list[int],  # of the answer, end token included
+    ended: bool,  # False: cut off
+) -> dict:  # text, tokens (number, end token included), ended
     "An answer as a record."
     return {
         "text": tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=True).strip(),
@@ -265,12 +254,12 @@ def generate(
     """
     made = sample_ids(
         model,
-        _prompt_ids(tokenizer, prompts),
+        encode_prompts(tokenizer, prompts),
         stop_ids=stop_tokens(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         **{"temperature": 0.0, **settings},
     )
-    return [_answer(tokenizer, *one) for one in made]
+    return [decode_answer(tokenizer, *one) for one in made]
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #3e665eb4
@@ -315,421 +304,3 @@ def beam_ids(
         ]
 
     return _in_batches(model, prompt_ids, make, max(1, batch_size // beams), stop_ids, label, keep)
-
-
-# %% ../../nbs/lib/model/13_sampling.ipynb #8ccb4427
-DECODING = {
-    # length-penalty report, section 4.5: "for final submissions"
-    "reports": {"temperature": 0.6, "top_p": 0.95},
-    "beam": {"beams": 4, "length_penalty": 0.9},  # the same section: "all evaluations"
-    "greedy": {"temperature": 0.0},  # no report
-}
-TOKEN_LIMITS = {  # max_new_tokens -> where it stands
-    256: "length-penalty report, sections 4.3 and 4.4: evaluation of DPO and GRPO",
-    350: "length-penalty report, section 4.2: evaluation of SFT",
-    512: "comparison report, section 5.1.2 and Table 3 (inference)",
-    1024: "comparison report, Table 3 (inference)",
-}
-
-
-# %% ../../nbs/lib/model/13_sampling.ipynb #e93865d4
-def decoding(
-    settings: dict,  # such as {**DECODING["reports"], "max_new_tokens": 512, "seed": 0}
-) -> dict:  # every setting that has an influence, and no other
-    """Settings checked and made whole; raises `ConfigError` for one that is unknown, missing, out
-    of range or contradicts another.
-    """
-    known = {
-        "temperature": 1.0 if "top_p" in settings else 0.0,
-        "top_p": 1.0,
-        "beams": 1,
-        "length_penalty": 1.0,
-        "max_new_tokens": None,
-        "seed": 0,
-    }
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ConfigError(f"{', '.join(unknown)}: no such setting. There are {', '.join(known)}.")
-    full = {**known, **settings}
-    for name, value in full.items():
-        whole = name in ("beams", "max_new_tokens", "seed")
-        if value is None:
-            raise ConfigError(
-                f"{name} is missing. It changes every result; the reports used "
-                f"{', '.join(map(str, TOKEN_LIMITS))}."
-            )
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise ConfigError(f"{name}: {value!r} is not a {'whole ' if whole else ''}number.")
-    if (
-        full["temperature"] < 0
-        or not 0 < full["top_p"] <= 1
-        or full["max_new_tokens"] < 1
-        or full["beams"] < 1
-        or full["seed"] < 0
-    ):
-        raise ConfigError(
-            f"temperature {full['temperature']} must be >= 0, top_p {full['top_p']} in (0, 1], "
-            f"max_new_tokens {full['max_new_tokens']} and beams {full['beams']} at least 1, seed "
-            f"{full['seed']} >= 0."
-        )
-    if full["beams"] > 1 and full["temperature"] > 0:
-        raise ConfigError(
-            f"beams {full['beams']} with temperature {full['temperature']}: beam search does not "
-            "draw. Leave one of them out."
-        )
-    if full["beams"] > 1:
-        names = ("beams", "length_penalty", "max_new_tokens")
-    else:
-        names = (
-            ("temperature", "top_p", "max_new_tokens", "seed")
-            if full["temperature"] > 0
-            else ("temperature", "max_new_tokens")
-        )
-    return {name: full[name] for name in names}
-
-
-# %% ../../nbs/lib/model/13_sampling.ipynb #6326d2bb
-def prompt_records(
-    # strings, message lists, or records with prompt (a string or messages) and prompt_id
-    prompts: list,
-    # the records, each with prompt_id and prompt; and the messages of each
-) -> tuple[list[dict], list[list[dict]]]:
-    "Prompts in one form; raises `DataError` naming the one that cannot be asked."
-    records, chats = [], []
-    for position, prompt in enumerate(prompts):
-        record = dict(prompt) if isinstance(prompt, dict) else {"prompt": prompt}
-        record = {"prompt_id": str(position), **record}
-        text, name = record.get("prompt"), record["prompt_id"]
-        chat = [{"role": "user", "content": text}] if isinstance(text, str) else text
-        if not isinstance(name, str):
-            raise DataError(f"prompt {position}: prompt_id {name!r} is not a string.")
-        if (
-            not isinstance(chat, list)
-            or not chat
-            or not all(
-                isinstance(turn, dict) and isinstance(turn.get("content"), str) and turn.get("role")
-                for turn in chat
-            )
-            or chat[-1]["role"] != "user"
-        ):
-            raise DataError(
-                f"prompt {position} ({name}): needs a string or a list of messages that ends with "
-                "the user's."
-            )
-        records.append(record)
-        chats.append(chat)
-    twice = {record["prompt_id"] for record in records}
-    if len(twice) < len(records):
-        raise DataError(
-            f"prompt_id: {len(records) - len(twice)} of {len(records)} stand twice. Give every "
-            "prompt its own."
-        )
-    return records, chats
-
-
-# %% ../../nbs/lib/model/13_sampling.ipynb #63edc073
-NEUTRAL = {  # what switches off a server's own defaults
-    "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-    "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-    "llama.cpp": {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0},
-}
-
-
-def request_body(
-    engine: str,  # one of `prefkit.judging.served.ENGINES`
-    messages: list[dict],  # the prompt
-    settings: dict,  # as `decoding` gives them
-    name: str,  # of the prompt's random stream
-) -> dict:  # of a chat completion
-    """A request that means what the settings mean; raises `ConfigError` for beam search where the
-    server has none.
-    """
-    beams, limit = settings.get("beams", 1), settings["max_new_tokens"]
-    seed = {"seed": derive_seed(settings["seed"], name)} if "seed" in settings else {}
-    if engine == "transformers":
-        config = {
-            "max_new_tokens": limit,
-            "do_sample": beams == 1 and settings["temperature"] > 0,
-            "repetition_penalty": 1.0,
-        }
-        if config["do_sample"]:
-            config |= {
-                "temperature": settings["temperature"],
-                "top_p": settings["top_p"],
-                "top_k": 0,
-            }
-        if beams > 1:
-            config |= {
-                "num_beams": beams,
-                "length_penalty": settings["length_penalty"],
-                "early_stopping": False,
-            }
-        return {
-            "messages": messages,
-            "max_tokens": limit,
-            "generation_config": json.dumps(config),
-            **seed,
-        }
-    body = {
-        "messages": messages,
-        "max_tokens": limit,
-        "temperature": settings.get("temperature", 0.0),
-        **NEUTRAL.get(engine, {}),
-    }
-    if beams == 1:
-        return {**body, **({"top_p": settings["top_p"]} if "top_p" in settings else {}), **seed}
-    if engine != "vllm":
-        raise ConfigError(
-            f"beams {beams}: {engine or 'a server of which only the interface is known'} does no "
-            "beam search. Load the checkpoint and give the model itself, or name the server's "
-            "engine (vllm, transformers) in Served."
-        )
-    return {
-        **body,
-        "use_beam_search": True,
-        "n": beams,
-        "length_penalty": settings["length_penalty"],
-    }
-
-
-# %% ../../nbs/lib/model/13_sampling.ipynb #545088c5
-def _kept(file, made_by, model, settings):
-    """The answers in a file, by prompt_id; raises `ConfigError` where they are another model's or
-    were made with other settings.
-    """
-    for record in file.records:
-        if record["made_by"] == made_by:
-            continue
-        was = (
-            " and ".join(
-                f"{name} {record.get(name)}, not {now}"
-                for name, now in (("model", model), ("settings", settings))
-                if record.get(name) != now
-            )
-            or f"{model} with other weights"
-        )
-        raise ConfigError(
-            f"{file.path} holds answers of {was}. Choose another output, or delete that file."
-        )
-    return {record["prompt_id"]: record for record in file.records}
-
-
-def _in_order(file, records):
-    """The file anew, in the order of the prompts, if it is not: answers to prompts that were not
-    asked this time stay behind these.
-    """
-    asked = {record["prompt_id"] for record in records}
-    whole = [
-        *records,
-        *{
-            record["prompt_id"]: record
-            for record in file.records
-            if record["prompt_id"] not in asked
-        }.values(),
-    ]
-    if whole != file.records:
-        write_jsonl(file.path, whole)
-
-
-# %% ../../nbs/lib/model/13_sampling.ipynb #1e5d5cdf
-def _answers_here(model, tokenizer, todo, settings, batch_size, label, keep):
-    """Answers of a loaded model to [(prompt_id, messages)]; `keep` is given {prompt_id: answer}
-    after every batch.
-    """
-    if not todo:
-        return
-    said = lambda made: keep(
-        {todo[index][0]: _answer(tokenizer, *one) for index, one in made.items()}
-    )
-    options = {
-        "stop_ids": stop_tokens(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "batch_size": batch_size,
-        "label": label,
-        "keep": said,
-        **settings,
-    }
-    rows = _prompt_ids(tokenizer, [chat for _, chat in todo])
-    if "beams" in settings:
-        beam_ids(model, rows, **options)
-    else:
-        sample_ids(model, rows, streams=[name for name, _ in todo], **options)
-
-
-def _answers_there(server, todo, settings, output, label, keep):
-    """Answers of a server; its replies are kept beside the output.
-
-    Raises `DataError` naming what has none, after keeping the rest.
-    """
-    requests = {name: request_body(server.engine, chat, settings, name) for name, chat in todo}
-    replies, failures = ask_all(
-        server, requests, output.with_name(f"{output.stem}.replies.jsonl"), label=label
-    )
-
-    def answer(reply):
-        # of several, the sum
-        tokens = (
-            (reply["usage"] or {}).get("completion_tokens")
-            if len(reply["raw"]["choices"]) == 1
-            else None
-        )
-        return {
-            "text": reply["reply"].strip(),
-            "tokens": tokens,
-            "ended": reply["finish_reason"] == "stop",
-        }
-
-    keep({name: answer(reply) for name, reply in replies.items()})
-    if failures:
-        some = "; ".join(f"{name}: {why}" for name, why in list(failures.items())[:3])
-        raise DataError(
-            f"{len(failures)} of {len(requests)} prompts have no answer "
-            f"({some}{'; ...' if len(failures) > 3 else ''}). What came is kept in {output.name}; "
-            "a second run asks only for the rest."
-        )
-
-
-# %% ../../nbs/lib/model/13_sampling.ipynb #72270d7d
-def _identity(model, tokenizer, settings):
-    """A short name for what makes the answers: weights, template and settings, or a server's model
-    and settings.
-    """
-    if isinstance(model, Served):
-        return fingerprint(["served", model.model, model.engine, settings])
-    from prefkit.train.saves import model_fingerprint  # it imports this module
-
-    return fingerprint(
-        [model_fingerprint(model), tokenizer.chat_template, stop_tokens(tokenizer), settings]
-    )
-
-
-def _answer_all(model, tokenizer, asked, settings, batch_size, name, done, file, made_by):
-    """Make what is not among the answers that are done, {prompt_id: record}; `file` is None where
-    nothing is kept.
-    """
-    todo = [
-        (one, chat)
-        for one, (record, chat) in asked.items()
-        if one not in done or done[one]["prompt"] != record["prompt"]
-    ]
-
-    def keep(made):
-        new = [
-            {
-                **asked[one][0],
-                "answer": answer["text"],
-                "tokens": answer["tokens"],
-                "ended": answer["ended"],
-                "model": name,
-                "settings": settings,
-                **made_by,
-            }
-            for one, answer in made.items()
-        ]
-        if file:
-            file.append(*new)
-        done.update({record["prompt_id"]: record for record in new})
-
-    if isinstance(model, Served):
-        _answers_there(model, todo, settings, file.path, name, keep)
-    else:
-        _answers_here(model, tokenizer, todo, settings, batch_size, name, keep)
-    return [done[one] for one in asked]
-
-
-# %% ../../nbs/lib/model/13_sampling.ipynb #b24940bd
-def generate_records(
-    model,  # a loaded causal language model, or a `Served`
-    prompts: list,  # as for `prompt_records`
-    settings: dict,  # as for `decoding`
-    *,
-    tokenizer=None,  # with a chat template; a server has its own
-    # JSON-lines file of answers, from which a second run goes on; a server needs one
-    output: str | Path | None = None,
-    name: str = "",  # what the model is called; its folder's name or the server's model if empty
-    batch_size: int = 64,  # rows at a time of a loaded model; does not change the draws
-    # the prompts' records with answer, tokens, ended, model and settings (and made_by, with an
-    # output)
-) -> list[dict]:
-    """One answer to every prompt, from a loaded model or from a server; raises `ConfigError` and
-    `DataError` that say what to do.
-    """
-    settings, served = decoding(settings), isinstance(model, Served)
-    records, chats = prompt_records(prompts)
-    if served and output is None:
-        raise ConfigError(
-            "output: a server's replies cost time or money. Name the file that keeps them."
-        )
-    if not served and tokenizer is None:
-        raise ConfigError("tokenizer: a loaded model needs its tokenizer.")
-    name = name or (model.model if served else Path(model.config._name_or_path).name or "model")
-    asked = {record["prompt_id"]: (record, chat) for record, chat in zip(records, chats)}
-    if output is None:
-        return _answer_all(model, tokenizer, asked, settings, batch_size, name, {}, None, {})
-    made_by = _identity(model, tokenizer, settings)
-    with Lines(output, {"prompt_id": str, "made_by": str, "answer": str}) as file:
-        made = _answer_all(
-            model,
-            tokenizer,
-            asked,
-            settings,
-            batch_size,
-            name,
-            _kept(file, made_by, name, settings),
-            file,
-            {"made_by": made_by},
-        )
-        _in_order(file, made)
-    return made
-
-
-# %% ../../nbs/lib/model/13_sampling.ipynb #6b94e781
-def _instruction(record):
-    "The text of a prompt with a single turn."
-    prompt = record["prompt"]
-    turns = (
-        [prompt]
-        if isinstance(prompt, str)
-        else [turn["content"] for turn in prompt if turn["role"] != "system"]
-    )
-    if len(turns) != 1:
-        raise DataError(
-            f"{record['prompt_id']}: a conversation of {len(turns)} turns has no place in this "
-            "format. Leave it out."
-        )
-    return turns[0]
-
-
-def write_leaderboard(
-    path: str | Path,  # a .jsonl file
-    records: list[dict],  # of `generate_records`
-) -> Path:  # the path
-    """Prompt and response, one JSON object a line; raises `DataError` for a conversation of several
-    turns.
-    """
-    return write_jsonl(
-        path, [{"prompt": _instruction(record), "response": record["answer"]} for record in records]
-    )
-
-
-def write_alpaca_eval(
-    path: str | Path,  # a .json file
-    records: list[dict],  # of `generate_records`
-    generator: str = "",  # the model's name in the table; the records' if empty
-    dataset: str = "prefkit",  # for records that name none of their own
-) -> Path:  # the path
-    """Model outputs as `alpaca_eval --model_outputs` reads them; raises `DataError` for a
-    conversation of several turns.
-    """
-    return write_json(
-        path,
-        [
-            {
-                "instruction": _instruction(record),
-                "output": record["answer"],
-                "generator": generator or record["model"],
-                "dataset": record.get("dataset", dataset),
-            }
-            for record in records
-        ],
-    )

@@ -16,7 +16,6 @@ from prefkit.core import (
     cache_folder,
     code_behind,
     fingerprint,
-    input_path,
 )
 from prefkit.data.chat import check_limits
 from prefkit.data.records import (
@@ -28,6 +27,7 @@ from prefkit.data.records import (
     load_records,
 )
 from prefkit.data.sources import SplitError, is_hub_name, parse_split
+from prefkit.model.loading import check_model
 
 
 def check_dataset(
@@ -304,94 +304,6 @@ def check_training(
     )
 
 
-def _missing_part(folder):  # what a model's folder lacks, in words; "" where nothing
-    if not (folder / "adapter_config.json").exists():
-        try:
-            json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except OSError:
-            return "has no config.json"
-        except ValueError:
-            return "has a broken config.json"
-    if not any(file for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}")):
-        return "has no weights (.safetensors or .bin)"
-    if not any(
-        (folder / name).exists()
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    ):
-        return "has no tokenizer"
-    settings = folder / "tokenizer_config.json"
-    inside = settings.exists() and b'"chat_template"' in settings.read_bytes()
-    return (
-        ""
-        if inside or any(folder.glob("chat_template*"))
-        else "has a tokenizer without a chat template"
-    )
-
-
-def check_model(
-    name: str,  # a folder, stage:NAME, or a name on the Hub
-    where: str = "model",  # stands at the start of a message
-):
-    """Look at a model's files without loading them; raises `ConfigError`.
-
-    A stage's checkpoint and the Hub are not looked at.
-    """
-    way_out = (
-        "Give a folder written by save_pretrained (model and tokenizer), stage:NAME, or owner/name "
-        "on the Hub."
-    )
-    if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"{where}: {name!r} names no model. {way_out}")
-    if name.startswith("stage:"):
-        return
-    folder = input_path(name)
-    if folder.is_dir():
-        if lack := _missing_part(folder):
-            raise ConfigError(f"{where}: the folder {name} {lack}. {way_out}")
-        if (adapter := folder / "adapter_config.json").exists():
-            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-            if base:
-                check_model(base, f"{where}: the base model of {name}")
-    elif folder.exists():
-        raise ConfigError(f"{where}: {name} is a file, not a folder. {way_out}")
-    elif not is_hub_name(name):
-        raise ConfigError(f"{where}: {name} is no folder, and no name on the Hub. {way_out}")
-
-
-def load_model(
-    name: str,  # a folder, or a name on the Hub
-):  # -> model in float32, tokenizer
-    "A causal language model and its tokenizer; raises `ConfigError` where they cannot be loaded."
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    place = str(input_path(name)) if input_path(name).exists() else name
-    try:
-        model, tokenizer = (
-            AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32),
-            AutoTokenizer.from_pretrained(place),
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"model: {name} cannot be loaded ({str(error).strip().splitlines()[0]}). "
-            "Give a folder written by save_pretrained, stage:NAME, or a name on the Hub."
-        ) from error
-    return model, tokenizer
-
-
-def describe_model(
-    model,  # loaded
-    name: str,  # as it was asked for
-) -> dict:  # for run.json
-    "Name, type and size of a model."
-    return {
-        "start": name,
-        "type": model.config.model_type,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-    }
-
-
 def last_values(
     metrics: list[dict],  # the lines of metrics.jsonl
     split: str,  # train or validation
@@ -451,14 +363,14 @@ def _out_of_range(name, text):
 
 
 def decoding_ways(
-    # name -> settings, or a name of `prefkit.model.sampling.DECODING`; {}: one way, without a name
+    # name -> settings, or a name of `prefkit.judging.asking.DECODING`; {}: one way, without a name
     decodings: dict,
     token_limits: list[int],  # []: the one of `sampling`
     seed: int,  # of the draws
     **sampling,  # temperature, top_p and max_new_tokens where nothing else is said
 ) -> list[dict]:  # decoding and token_limit, where there are several, and sampling: all settings
     "Every decoding with every limit; raises `ConfigError` naming the one that cannot be."
-    from prefkit.model.sampling import DECODING, decoding
+    from prefkit.judging.asking import DECODING, decoding
 
     plain = {name: sampling[name] for name in ("temperature", "top_p")}
     ways = []

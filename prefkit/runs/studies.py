@@ -48,14 +48,13 @@ from prefkit.core import (
 from prefkit.core import bare_code, reached_modules
 from prefkit.runs.pipelines import (
     answer_prompts,
-    check_model,
     check_sampling,
     check_training,
     chosen_answers,
     encode_once,
     judge_answers,
-    load_model,
 )
+from prefkit.model.loading import check_model, load_model
 from prefkit.runs.runner import git_state, open_home, run
 from prefkit.runs.stage import StageLock, clock, machine, versions
 from prefkit.stats.win_rate import win_rate

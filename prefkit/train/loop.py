@@ -57,12 +57,12 @@ from prefkit.train.saves import (
     Saves,
     clear_leftovers,
     cut_lines,
-    model_fingerprint,
     open_folder,
     rows_fingerprint,
     save_folder,
     with_reference,
 )
+from prefkit.model.loading import model_fingerprint
 from prefkit.train.schedule import epoch_batches, learning_rate_factor
 from prefkit.train.settings import TrainSettings, total_steps
 

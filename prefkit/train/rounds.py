@@ -19,15 +19,7 @@ from prefkit.core import ConfigError, DataError, PrefkitError, derive_seed
 from prefkit.losses import adapt_kl
 from prefkit.model.batches import Batch, autocast, choose_layout, collate, moved, scored_logps
 from prefkit.train.devices import Share
-from prefkit.train.loop import (
-    Learner,
-    Look,
-    TrainingRun,
-    TrainResult,
-    check_output,
-    fit,
-    pad_token,
-)
+from prefkit.train.loop import Learner, Look, TrainingRun, TrainResult, check_output, fit, pad_token
 from prefkit.train.methods import (
     Method,
     answer_major,

@@ -40,6 +40,7 @@ from prefkit.core import (
     write_jsonl,
 )
 from prefkit.model.batches import reference_logps
+from prefkit.model.loading import model_fingerprint
 from prefkit.train.devices import Share
 
 # in a checkpoint; it is written last, so its presence says that the checkpoint is whole
@@ -291,17 +292,6 @@ def cut_lines(
         else []
     )
     write_jsonl(path, kept)
-
-
-def model_fingerprint(model) -> str:
-    "A short name for a model's weights."
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-        digest.update(
-            weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()[:16]
 
 
 def rows_fingerprint(rows: list[dict]) -> str:
