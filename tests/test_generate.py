@@ -17,7 +17,7 @@ from transformers import (
 import prefkit.judging.asking
 from prefkit.core import ConfigError, DataError, derive_seed, project_root, read_jsonl
 from prefkit.model.sampling import (
-    _choose,
+    choose_tokens,
     beam_ids,
     generate,
     next_token_probs,
@@ -106,19 +106,14 @@ def test_probabilities_equal_those_of_transformers(temperature, top_p):
 
 def test_draws_follow_the_distribution_and_never_fall_outside_top_p():
     logits, n = torch.tensor([[2.0, 1.0, 0.0, -3.0]]), 40_000
-    drawn = (
-        _choose(
-            logits.expand(n, 4), torch.rand(n, generator=torch.Generator().manual_seed(0)), 1.0, 0.9
-        ).bincount(minlength=4)
-        / n
-    )
+    uniforms = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    tokens, _ = choose_tokens(logits.expand(n, 4), uniforms, torch.ones(n), 0.9)
+    drawn = tokens.bincount(minlength=4) / n
     torch.testing.assert_close(drawn, next_token_probs(logits, top_p=0.9)[0], atol=0.01, rtol=0)
     assert drawn[3] == 0
     largest = torch.full((1,), 1 - 2.0**-24)  # the largest number that torch.rand gives
-    assert (
-        _choose(logits, largest, 1.0, 0.9).item() < 3
-        and _choose(logits, torch.zeros(1), 1.0, 0.9).item() == 0
-    )
+    assert choose_tokens(logits, largest, torch.ones(1), 0.9)[0].item() < 3
+    assert choose_tokens(logits, torch.zeros(1), torch.ones(1), 0.9)[0].item() == 0
 
 
 def test_says_which_answers_were_cut_off(model):

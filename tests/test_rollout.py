@@ -8,12 +8,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 from prefkit.core import ConfigError, DataError, NotFinite, project_root
 from prefkit.model.batches import LAYOUTS, collate
 from prefkit.model.kernels import use_rows
-from prefkit.model.sampling import next_token_probs
+from prefkit.model import sampling
+from prefkit.model.sampling import draw_tokens, next_token_probs
 from prefkit.train.rollout import (
     Reference,
     Rollouts,
     Sample,
-    draw_tokens,
     kl_estimates,
     padded,
     reward_samples,
@@ -106,15 +106,13 @@ def test_sampled_log_probs_are_those_of_a_fresh_forward_pass_temperature_and_tru
 
 def test_a_wrong_position_or_mask_would_be_seen(model, tokenizer, prompts, monkeypatch):
     "The comparison above can fail: with positions that ignore the padding on the left it does."
-    import prefkit.train.rollout
-
-    whole = prefkit.train.rollout._prefill
+    whole = sampling.prefill
 
     def shifted(*args):
         cache, logits, mask, position = whole(*args)
         return cache, logits, mask, position + 1
 
-    monkeypatch.setattr(prefkit.train.rollout, "_prefill", shifted)
+    monkeypatch.setattr(sampling, "prefill", shifted)
     samples = sample_answers(model, tokenizer, prompts, k=1, max_new_tokens=12, seed=3)
     gaps = [
         abs(a - b)
@@ -229,7 +227,7 @@ def test_tokens_stand_in_a_matrix_in_the_order_of_their_answers():
     ]
     for layout in LAYOUTS:
         batch = collate(rows, ("s0", "s1"), 0, layout)
-        assert padded(batch["targets"].float(), batch).tolist() == [
+        assert padded(batch.targets.float(), batch).tolist() == [
             [3, 4, 5, 0],
             [8, 9, 0, 0],
             [6, 0, 0, 0],
@@ -238,7 +236,7 @@ def test_tokens_stand_in_a_matrix_in_the_order_of_their_answers():
         assert token_mask(batch).sum(-1).tolist() == [3, 2, 1, 4]
         assert [
             place
-            for owner, place in sorted(zip(batch["owners"].tolist(), token_places(batch).tolist()))
+            for owner, place in sorted(zip(batch.owners.tolist(), token_places(batch).tolist()))
         ] == [0, 1, 2, 0, 1, 0, 0, 1, 2, 3]
 
 

@@ -7,12 +7,20 @@ whatever the batch size.
 # %% auto #0
 __all__ = [
     "next_token_probs",
+    "uniform_stream",
+    "choose_tokens",
+    "draw_tokens",
+    "left_padded",
+    "prefill",
+    "decode",
     "sample_ids",
+    "check_draws",
     "stop_tokens",
     "encode_prompts",
     "decode_answer",
     "generate",
     "beam_ids",
+    "up_to_end",
 ]
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #5f481ae0
@@ -21,7 +29,7 @@ from collections.abc import Callable
 import torch
 from transformers import GenerationConfig
 
-from ..core import ConfigError, Progress, derive_seed
+from ..core import ConfigError, Progress, check_number, derive_seed
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #04c419c7
@@ -45,94 +53,132 @@ def next_token_probs(
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #256c2e1d
-def _uniforms(seed, stream, prompt_ids, n):
-    """The random numbers of one answer: its own stream, on the CPU, so that every device draws the
-    same.
-    """
-    return torch.rand(
-        n, generator=torch.Generator().manual_seed(derive_seed(seed, stream, *prompt_ids))
-    )
+def uniform_stream(
+    seed: int,
+    *names,  # of one answer, such as its prompt's position and tokens
+    n: int,  # how many
+) -> torch.Tensor:  # (n,) in [0, 1)
+    "The random numbers of one answer, drawn on the CPU so that every device has the same."
+    return torch.rand(n, generator=torch.Generator().manual_seed(derive_seed(seed, *names)))
 
 
-def _choose(logits, uniforms, temperature, top_p):
-    """The next token of each row: the most likely one, or the one that the row's uniform number
-    falls upon.
+def choose_tokens(
+    logits: torch.Tensor,  # (rows, vocabulary) of the next token
+    uniforms: torch.Tensor,  # (rows,) in [0, 1)
+    temperatures: torch.Tensor,  # (rows,) above 0; 0: the most likely token
+    top_p: float = 1.0,  # in (0, 1]
+) -> tuple[torch.Tensor, torch.Tensor]:  # (rows,) ids; (rows, vocabulary) what they were drawn from
+    "The token of each row that its uniform number falls upon, in the cumulative distribution."
+    greedy = temperatures == 0
+    warm = logits.float() / temperatures.masked_fill(greedy, 1.0)[:, None]
+    probs = next_token_probs(warm, top_p=top_p)
+    cumulative = probs.double().cumsum(-1)
+    threshold = (uniforms.double() * cumulative[:, -1])[:, None]
+    drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    # a uniform just below 1 may fall behind the last token that can be drawn
+    last = probs.shape[-1] - 1 - probs.flip(-1).gt(0).int().argmax(-1)
+    return torch.where(greedy, logits.argmax(-1), torch.minimum(drawn, last)), probs
+
+
+def draw_tokens(
+    logits: torch.Tensor,  # (rows, vocabulary) of the next token
+    uniforms: torch.Tensor,  # (rows,) in [0, 1)
+    temperatures: torch.Tensor,  # (rows,) above 0; 0: the most likely token
+    top_p: float = 1.0,  # in (0, 1]
+) -> dict[str, torch.Tensor]:  # tokens, logps, model_logps, entropy: (rows,)
+    """One token a row, with the log-prob it was drawn with, the model's own, and the entropy of the
+    model's distribution in nats.
     """
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = next_token_probs(logits, temperature=temperature, top_p=top_p).double().cumsum(-1)
-    threshold = (uniforms.double() * cumulative[:, -1]).unsqueeze(-1)
-    return (
-        torch.searchsorted(cumulative, threshold, right=True)
-        .squeeze(-1)
-        .clamp(max=logits.shape[-1] - 1)
-    )
+    tokens, probs = choose_tokens(logits, uniforms, temperatures, top_p)
+    plain = logits.float().log_softmax(-1)
+    model_logps = plain.gather(-1, tokens[:, None]).squeeze(-1)
+    logps = probs.gather(-1, tokens[:, None]).squeeze(-1).log()
+    if top_p >= 1:  # at temperature 1 both are one number
+        logps = torch.where(temperatures == 1, model_logps, logps)
+    return {
+        "tokens": tokens,
+        "logps": torch.where(temperatures == 0, 0.0, logps),
+        "model_logps": model_logps,
+        "entropy": -(plain.exp() * plain).sum(-1),
+    }
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #34050332
-def _left_padded(rows, pad_id, device):
-    "Token ids and mask of a batch, (rows, longest) each."
+def left_padded(rows, pad_id, device):  # token ids and mask, (rows, longest) each
+    "A batch of prompts whose next tokens stand in one column."
     width = max(map(len, rows))
-    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], device=device)
-    return ids, torch.tensor(
-        [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device
-    )
+    ids = [[pad_id] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def prefill(model, prompts: list[list[int]], pad_id: int, k: int):
+    "Read prompts once. The cache, logits, mask and last position for k answers each."
+    ids, mask = left_padded(prompts, pad_id, model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    reading = dict(attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    out = model(input_ids=ids, **reading)
+    if k > 1:
+        out.past_key_values.batch_repeat_interleave(k)
+    rest = (out.logits[:, -1], mask, positions[:, -1])
+    return out.past_key_values, *(each.repeat_interleave(k, 0) for each in rest)
 
 
 @torch.no_grad()
-def _generate_batch(model, rows, uniforms, stop_ids, pad_id, max_new_tokens, temperature, top_p):
-    "Answers (token ids, end token included) to one batch of prompts."
-    ids, mask = _left_padded(rows, pad_id, model.device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    answers, cache = torch.full((len(rows), max_new_tokens), pad_id), None
-    # which rows are in the batch, and which of these have not ended
-    running, alive = torch.arange(len(rows)), torch.ones(len(rows), dtype=torch.bool)
-    for step in range(max_new_tokens):
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = out.past_key_values
-        token = _choose(
-            out.logits[:, -1].float(), uniforms[running, step].to(model.device), temperature, top_p
-        )
-        here = token.cpu()
-        answers[running, step] = torch.where(alive, here, pad_id)
-        alive &= ~torch.isin(here, stop_ids)
-        if not alive.any():
+def decode(
+    model,
+    prompts: list[list[int]],  # token ids of each prompt, generation prompt included
+    uniforms: torch.Tensor,  # (prompts * k, steps): the answers' random numbers
+    temperatures: torch.Tensor,  # (prompts * k,)
+    *,
+    top_p: float = 1.0,  # in (0, 1]
+    stop_ids: list[int],  # tokens that end an answer
+    pad_token_id: int,  # any token
+    k: int = 1,  # answers to each prompt
+    scores: bool = True,  # log-probs and entropies, too
+) -> tuple[
+    dict[str, torch.Tensor], torch.Tensor
+]:  # what `draw_tokens` gives, (rows, steps); lengths
+    "Draw until every row has ended or its random numbers are used up; zeros stand behind an end."
+    cache, logits, mask, position = prefill(model, prompts, pad_token_id, k)
+    rows, steps, stops = torch.arange(len(uniforms)), uniforms.shape[1], torch.tensor(stop_ids)
+    names = ("tokens", "logps", "model_logps", "entropy") if scores else ("tokens",)
+    found = {name: torch.zeros(uniforms.shape) for name in names}
+    found["tokens"] = torch.zeros(uniforms.shape, dtype=torch.long)
+    lengths, alive = torch.full((len(rows),), steps), torch.ones(len(rows), dtype=torch.bool)
+    greedy = not scores and not temperatures.any()
+    for step in range(steps):
+        chances = uniforms[rows, step].to(logits.device), temperatures[rows].to(logits.device)
+        if scores:
+            drawn = draw_tokens(logits, *chances, top_p)
+        elif greedy:
+            drawn = {"tokens": logits.argmax(-1)}
+        else:
+            drawn = {"tokens": choose_tokens(logits, *chances, top_p)[0]}
+        for name, values in found.items():
+            values[rows, step] = drawn[name].cpu()
+        ending = alive & torch.isin(found["tokens"][rows, step], stops)
+        lengths[rows[ending]], alive = step + 1, alive & ~ending
+        if step + 1 == steps or not alive.any():
             break
-        ids, positions, mask = (
-            token.unsqueeze(-1),
-            positions[:, -1:] + 1,
-            torch.cat([mask, mask.new_ones(len(mask), 1)], -1),
-        )
-        if alive.sum() <= 0.75 * len(alive):
-            running, stay, alive = (
-                running[alive],
-                alive.nonzero().squeeze(-1).to(model.device),
-                alive[alive],
-            )
-            ids, positions, mask = ids[stay], positions[stay], mask[stay]
-            cache.batch_select_indices(stay)
-    return answers
+        token = drawn["tokens"]
+        if alive.sum() <= 0.75 * len(rows):  # let those go that have ended
+            kept = alive.nonzero().squeeze(-1)
+            there = kept.to(logits.device)
+            cache.batch_select_indices(there)
+            rows, alive = rows[kept], alive[kept]
+            token, mask, position = token[there], mask[there], position[there]
+        mask, position = torch.cat([mask, mask.new_ones(len(rows), 1)], -1), position + 1
+        reading = dict(attention_mask=mask, position_ids=position[:, None], logits_to_keep=1)
+        reading |= dict(past_key_values=cache, use_cache=True)
+        logits = model(input_ids=token[:, None], **reading).logits[:, -1]
+    return found, lengths
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #c56c3b22
-def _cut(ids, stop_ids):
-    "Token ids up to the first end token, that one included, and whether there was one."
-    for position, token in enumerate(ids):
-        if token in stop_ids:
-            return ids[: position + 1], True
-    return ids, False
-
-
-def _in_batches(model, prompt_ids, make, batch_size, stop_ids, label, keep):
-    """Answers in batches of prompts of similar length; the model's mode is put back afterwards,
-    whatever happens.
+def _in_batches(model, prompt_ids, make, batch_size, label, keep):
+    """Answers in batches of prompts of similar length; `make` gives those of (numbers, prompts). The
+    model's mode is put back afterwards, whatever happens.
     """
     order = sorted(range(len(prompt_ids)), key=lambda index: len(prompt_ids[index]))
     answers, was_training = [None] * len(prompt_ids), model.training
@@ -141,12 +187,7 @@ def _in_batches(model, prompt_ids, make, batch_size, stop_ids, label, keep):
         with Progress(len(prompt_ids), label) as progress:
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                made = {
-                    index: _cut(ids, stop_ids)
-                    for index, ids in zip(
-                        batch, make(batch, [prompt_ids[index] for index in batch]).tolist()
-                    )
-                }
+                made = dict(zip(batch, make(batch, [prompt_ids[index] for index in batch])))
                 for index, answer in made.items():
                     answers[index] = answer
                 if keep:
@@ -175,29 +216,40 @@ def sample_ids(
     # token ids of each answer with its end token, and whether there was one (else it was cut off)
 ) -> list[tuple[list[int], bool]]:
     "Answers to tokenised prompts, in their order; raises `ConfigError` for settings out of range."
-    if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
-        raise ConfigError(
-            f"temperature {temperature} must be >= 0, top_p {top_p} in (0, 1], max_new_tokens "
-            f"{max_new_tokens} >= 1."
-        )
+    check_draws(1, [temperature], top_p, max_new_tokens)
     names = range(len(prompt_ids)) if streams is None else streams
 
     def make(batch, rows):
-        uniforms = torch.stack(
-            [_uniforms(seed, names[index], row, max_new_tokens) for index, row in zip(batch, rows)]
-        )
-        return _generate_batch(
+        numbers = [(names[index], *row) for index, row in zip(batch, rows)]
+        uniforms = [uniform_stream(seed, *each, n=max_new_tokens) for each in numbers]
+        found, lengths = decode(
             model,
             rows,
-            uniforms,
-            torch.tensor(stop_ids),
-            pad_token_id,
-            max_new_tokens,
-            temperature,
-            top_p,
+            torch.stack(uniforms),
+            torch.full((len(rows),), float(temperature)),
+            top_p=top_p,
+            stop_ids=stop_ids,
+            pad_token_id=pad_token_id,
+            scores=False,
         )
+        answers = zip(found["tokens"].tolist(), lengths.tolist())
+        return [(ids[:n], ids[n - 1] in stop_ids) for ids, n in answers]
 
-    return _in_batches(model, prompt_ids, make, batch_size, stop_ids, label, keep)
+    return _in_batches(model, prompt_ids, make, batch_size, label, keep)
+
+
+def check_draws(k: int, temperatures: list[float], top_p: float, max_new_tokens: int):
+    "Raise `ConfigError` for settings of sampling that are out of range."
+    if k < 1 or len(temperatures) != k:
+        raise ConfigError(
+            f"{k} samples with {len(temperatures)} temperatures: give one temperature, or one for "
+            "each sample.",
+            field="temperatures",
+            reason="wrong number",
+        )
+    check_number("temperature", min(temperatures), least=0)
+    check_number("top_p", top_p, above=0, most=1)
+    check_number("max_new_tokens", max_new_tokens, whole=True, least=1)
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #c9dac0d1
@@ -298,9 +350,16 @@ def beam_ids(
 
     @torch.no_grad()
     def make(_, rows):
-        ids, mask = _left_padded(rows, pad_token_id, model.device)
-        return model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[
-            :, ids.shape[1] :
-        ]
+        ids, mask = left_padded(rows, pad_token_id, model.device)
+        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        return [up_to_end(row, stop_ids) for row in made[:, ids.shape[1] :].tolist()]
 
-    return _in_batches(model, prompt_ids, make, max(1, batch_size // beams), stop_ids, label, keep)
+    return _in_batches(model, prompt_ids, make, max(1, batch_size // beams), label, keep)
+
+
+def up_to_end(ids: list[int], stop_ids: list[int]) -> tuple[list[int], bool]:
+    "Token ids up to the first end token, that one included, and whether there was one."
+    for position, token in enumerate(ids):
+        if token in stop_ids:
+            return ids[: position + 1], True
+    return ids, False

@@ -7,11 +7,8 @@ buffer that holds all three.
 
 # %% auto #0
 __all__ = [
-    "draw_tokens",
     "Sample",
-    "uniform_stream",
     "sample_answers",
-    "check_draws",
     "sample_rows",
     "sample_names",
     "token_places",
@@ -34,47 +31,8 @@ import torch
 from torch import Tensor
 
 from ..model.batches import Batch, collate, evaluating, scored_logps
-from ..core import ConfigError, DataError, NotFinite, derive_seed
-from ..model.sampling import next_token_probs, stop_tokens
-
-
-# %% ../../nbs/lib/train/45_rollout.ipynb #518c14c4
-def draw_tokens(
-    logits: Tensor,  # (rows, vocabulary) of the next token
-    uniforms: Tensor,  # (rows,) in [0, 1)
-    temperatures: Tensor,  # (rows,) above 0; 0: the most likely token
-    top_p: float = 1.0,  # in (0, 1]
-) -> dict:  # tokens, logps, model_logps, entropy: (rows,)
-    """One token a row, with the log-prob it was drawn with, the model's own, and the entropy of the
-    model's distribution in nats.
-    """
-    plain = logits.float().log_softmax(-1)
-    entropy = -(plain.exp() * plain).sum(-1)
-    greedy = temperatures == 0
-    probs = next_token_probs(
-        logits.float() / temperatures.masked_fill(greedy, 1.0)[:, None], top_p=top_p
-    )
-    cumulative = probs.double().cumsum(-1)
-    drawn = torch.searchsorted(
-        cumulative, (uniforms.double() * cumulative[:, -1])[:, None], right=True
-    ).squeeze(-1)
-    # a uniform just below 1 may fall behind the last token that can be drawn
-    last = probs.shape[-1] - 1 - probs.flip(-1).gt(0).int().argmax(-1)
-    tokens = torch.where(greedy, logits.argmax(-1), torch.minimum(drawn, last))
-    model_logps = plain.gather(-1, tokens[:, None]).squeeze(-1)
-    logps = (
-        torch.where(
-            temperatures == 1, model_logps, probs.gather(-1, tokens[:, None]).squeeze(-1).log()
-        )
-        if top_p >= 1
-        else probs.gather(-1, tokens[:, None]).squeeze(-1).log()
-    )
-    return {
-        "tokens": tokens,
-        "logps": torch.where(greedy, 0.0, logps),
-        "model_logps": model_logps,
-        "entropy": entropy,
-    }
+from ..core import DataError, NotFinite
+from ..model.sampling import check_draws, decode, draw_tokens, stop_tokens, uniform_stream
 
 
 # %% ../../nbs/lib/train/45_rollout.ipynb #3f38ff06
@@ -93,82 +51,6 @@ class Sample:
     reward: float | None = None
     parts: dict = field(default_factory=dict)  # what else the reward's source said
     by: str = "policy"  # who wrote it: policy or reference
-
-
-def uniform_stream(seed: int, *names, n: int) -> Tensor:  # (n,)
-    """The random numbers of one answer, from its names alone, drawn on the CPU so that every device
-    has the same.
-    """
-    return torch.rand(n, generator=torch.Generator().manual_seed(derive_seed(seed, *names)))
-
-
-# %% ../../nbs/lib/train/45_rollout.ipynb #cf394857
-def _prefill(model, prompts, pad, k):
-    "Read left-padded prompts once; the cache and the first logits for k answers each."
-    width, device = max(map(len, prompts)), next(model.parameters()).device
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=device)
-    mask = torch.tensor(
-        [[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device
-    )
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    out = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
-    )
-    out.past_key_values.batch_repeat_interleave(k)
-    return (
-        out.past_key_values,
-        out.logits[:, -1].repeat_interleave(k, 0),
-        mask.repeat_interleave(k, 0),
-        positions[:, -1].repeat_interleave(k, 0),
-    )
-
-
-def _decode(model, prompts, k, uniforms, temperatures, top_p, stop_ids, pad):
-    """Draw until every row has ended or the random numbers are used up; token, logps, model_logps
-    and entropy for each row and step.
-    """
-    cache, logits, mask, position = _prefill(model, prompts, pad, k)
-    rows, steps, stops = torch.arange(len(uniforms)), uniforms.shape[1], torch.tensor(stop_ids)
-    found = {
-        name: torch.zeros(uniforms.shape, dtype=torch.long if name == "tokens" else torch.float32)
-        for name in ("tokens", "logps", "model_logps", "entropy")
-    }
-    lengths, alive = torch.full((len(rows),), steps), torch.ones(len(rows), dtype=torch.bool)
-    for step in range(steps):
-        drawn = draw_tokens(
-            logits,
-            uniforms[rows, step].to(logits.device),
-            temperatures[rows].to(logits.device),
-            top_p,
-        )
-        for name, values in found.items():
-            values[rows, step] = drawn[name].cpu()
-        ending = alive & torch.isin(found["tokens"][rows, step], stops)
-        lengths[rows[ending]], alive = step + 1, alive & ~ending
-        if step + 1 == steps or not alive.any():
-            break
-        token = drawn["tokens"]
-        if alive.sum() <= 0.75 * len(rows):  # let those go that have ended
-            kept = alive.nonzero().squeeze(-1)
-            there = kept.to(logits.device)
-            cache.batch_select_indices(there)
-            rows, alive, token, mask, position = (
-                rows[kept],
-                alive[kept],
-                token[there],
-                mask[there],
-                position[there],
-            )
-        mask, position = torch.cat([mask, mask.new_ones(len(rows), 1)], -1), position + 1
-        logits = model(
-            input_ids=token[:, None],
-            attention_mask=mask,
-            position_ids=position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-    return found, lengths
 
 
 # %% ../../nbs/lib/train/45_rollout.ipynb #9923a7e9
@@ -201,15 +83,15 @@ def sample_answers(
             part = order[start : start + batch_size]
             names = [(streams[i], j) for i in part for j in range(k)]
             uniforms = torch.stack([uniform_stream(seed, *x, n=max_new_tokens) for x in names])
-            found, lengths = _decode(
+            found, lengths = decode(
                 model,
                 [prompt_ids[i] for i in part],
-                k,
                 uniforms,
                 torch.tensor(temperatures * len(part)),
-                top_p,
-                stops,
-                tokenizer.pad_token_id,
+                top_p=top_p,
+                stop_ids=stops,
+                pad_token_id=tokenizer.pad_token_id,
+                k=k,
             )
             for place, i in enumerate(part):
                 answers[i] = [
@@ -237,25 +119,6 @@ def _sample(tokenizer, found, row, n, stops, temperature, by):
         temperature,
         by=by,
     )
-
-
-def check_draws(k: int, temperatures: list[float], top_p: float, max_new_tokens: int):
-    "Raise `ConfigError` for settings of sampling that are out of range."
-    if k < 1 or len(temperatures) != k:
-        raise ConfigError(
-            f"{k} samples with {len(temperatures)} temperatures: give one temperature, or one for "
-            "each sample."
-        )
-    if min(temperatures) < 0:
-        raise ConfigError(
-            f"temperature: {min(temperatures)} is below 0. Write 0 for greedy answers."
-        )
-    if not 0 < top_p <= 1:
-        raise ConfigError(
-            f"top_p: {top_p} is not above 0 and at most 1. Write 1 to keep every token."
-        )
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens: {max_new_tokens} is not at least 1.")
 
 
 # %% ../../nbs/lib/train/45_rollout.ipynb #5c133278
