@@ -20,7 +20,9 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.report import figures
 from prefkit.report.claims import exact_p
+from prefkit.report.reported import Reported
 from prefkit.report.tables import answers_each, speed_of, times_of
+from prefkit.report.views import pace
 from prefkit.runs.config import load_config
 from prefkit.core import (
     ConfigError,
@@ -912,6 +914,45 @@ def test_figures_hold_what_was_logged_and_judged(drawn):
     assert seconds["SFT V2.6"] == 30.0 and seconds.sum() == sum(
         30.0 + 5 * order for order in range(13)
     )
+
+
+def test_iterations_that_agree_within_a_quarter_are_not_odd():
+    report = Reported(REPORTED)
+    row = {"method": "X", "rows in an iteration": 5.0, "batch it names": "4"}
+    assert report.say_odd(pd.DataFrame([row])) == " They do, within a quarter."
+    odd = report.say_odd(pd.DataFrame([row | {"rows in an iteration": 5.01}]))
+    assert odd == " They do not for X (5.0 rows an iteration where it names 4)."
+    assert "do, within" in report.say_odd(pd.DataFrame([row | {"batch it names": "–"}]))
+
+
+def test_a_pace_counts_from_the_step_before_and_takes_no_step_twice():
+    line = {"split": "train", "seconds": 2.0}
+    lines = [{**line, "step": step} for step in (10, 30, 30)]
+    lines += [{**line, "step": 40, "seconds_sampling": 3.0}, {"split": "validation", "step": 35}]
+    assert pace(lines) == [5.0, 10.0, 2.0]
+
+
+def test_a_report_says_what_its_claims_compare():
+    report = Reported(REPORTED)
+    assert len(report.claims) == 12 and {claim.side for claim in report.claims} == {1, -1}
+    for claim in report.claims:
+        for *models, reference in claim.comparisons:
+            assert {*models, reference} <= {"base", *ROWS} and reference in ("base", "sft_v2_6")
+    best = {claim.text: claim for claim in report.claims}["ORPO V1.1 is the best method"]
+    assert {other for _, other, _ in best.comparisons} == set(report.tuned) - {"orpo_v1_1"}
+    every = {claim.text: claim for claim in report.claims}[
+        "Every model is better than the base model"
+    ]
+    assert [model for model, _ in every.comparisons] == list(report.rates("base"))
+    scores = {
+        (row["tiny"]["model"], row["tiny"]["limit"]): row["new_board"]
+        for row in REPORTED["table_3"]["rows"]
+    }
+    for claim in REPORTED["limit_claims"]:
+        first, second = claim["first"], claim["second"]
+        for tiny in (first, second):
+            assert scores[tiny["model"], tiny["limit"]] == tiny["new_board"]
+        assert (first["new_board"] > second["new_board"]) == (claim["side"] == "above")
 
 
 def test_claims_on_token_limits_follow_the_seeds(drawn):

@@ -379,24 +379,37 @@ def test_presets_are_those_of_the_reports():
 
 
 @pytest.mark.parametrize(
-    "wrong, words",
+    "wrong, field, reason",
     [
-        ({"max_new_tokens": None}, "missing"),
-        ({"top_k": 5}, "top_k"),
-        ({"temperature": -1}, "temperature"),
-        ({"temperature": "0.6"}, "not a number"),
-        ({"top_p": 0}, "top_p"),
-        ({"beams": 0}, "beams"),
-        ({"beams": 2.0}, "whole"),
-        ({"beams": 4, "temperature": 0.6}, "does not draw"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"max_new_tokens": True}, "whole"),
-        ({"seed": -1}, "seed"),
+        ({"max_new_tokens": None}, "max_new_tokens", "missing"),
+        ({"top_k": 5}, "top_k", "unknown setting"),
+        ({"temperature": -1}, "temperature", "out of range"),
+        ({"temperature": "0.6"}, "temperature", "out of range"),
+        ({"top_p": 0}, "top_p", "out of range"),
+        ({"beams": 0}, "beams", "out of range"),
+        ({"beams": 2.0}, "beams", "out of range"),
+        ({"beams": 4, "temperature": 0.6}, "beams", "contradiction"),
+        ({"max_new_tokens": 0}, "max_new_tokens", "out of range"),
+        ({"max_new_tokens": True}, "max_new_tokens", "out of range"),
+        ({"seed": -1}, "seed", "out of range"),
     ],
 )
-def test_refuses_settings_that_mean_nothing(wrong, words):
-    with pytest.raises(ConfigError, match=words):
+def test_refuses_settings_that_mean_nothing(wrong, field, reason):
+    with pytest.raises(ConfigError) as error:
         decoding({"max_new_tokens": 8, **wrong})
+    assert (error.value.field, error.value.reason) == (field, reason)
+
+
+def test_what_is_said_of_a_setting():
+    for wrong, message in (
+        ({"max_new_tokens": None}, "max_new_tokens is missing. It changes every result"),
+        ({"top_k": 5}, "top_k: no such setting. There are temperature, top_p"),
+        ({"top_p": 1.5}, "top_p is 1.5, but must be a finite number above 0 and of at most 1."),
+        ({"beams": 4, "temperature": 0.6}, "beam search does not draw"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            decoding({"max_new_tokens": 8, **wrong})
+        assert message in str(error.value)
 
 
 def test_prompts_in_every_form():
@@ -419,8 +432,9 @@ def test_prompts_in_every_form():
     ):
         with pytest.raises(DataError, match="prompt 0"):
             prompt_records([wrong])
-    with pytest.raises(DataError, match="twice"):
+    with pytest.raises(DataError) as error:
         prompt_records([{"prompt": "u", "prompt_id": "x"}] * 2)
+    assert (error.value.field, error.value.reason) == ("prompt_id", "twice")
 
 
 RECORDS, SETTINGS = (
@@ -621,9 +635,9 @@ def test_requests_say_all_settings(engine):
 
 
 def test_says_what_is_missing(model, tmp_path):
-    with pytest.raises(ConfigError, match="tokenizer"):
-        generate_records(model, ["a"], SETTINGS)
-    with pytest.raises(ConfigError, match="output"):
-        generate_records(Served("m", "http://localhost:1/v1"), ["a"], SETTINGS)
+    for answerer, field in ((model, "tokenizer"), (Served("m", "http://localhost:1/v1"), "output")):
+        with pytest.raises(ConfigError) as error:
+            generate_records(answerer, ["a"], SETTINGS)
+        assert (error.value.field, error.value.reason) == (field, "missing")
     with pytest.raises(ConfigError, match="beams 1"):
         beam_ids(model, [[5]], stop_ids=[2], pad_token_id=0, beams=1)

@@ -2,8 +2,10 @@
 file may hold, and that a key stays out of everything.
 """
 
-import base64, csv, itertools, json, math, os, random, signal, socket, subprocess, sys, threading, time
+import base64, csv, itertools, json, math, os, random, re, signal, socket, subprocess, sys
+import threading, time
 from collections import Counter
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,14 +14,16 @@ from hypothesis import example, given, settings, strategies as st
 from transformers import AutoTokenizer
 
 from prefkit.judging.records import messages_of, pair_ids, record_ids, text_of
-from prefkit.core import ConfigError, DataError, project_root, read_jsonl
+from prefkit.core import ConfigError, DataError, check_number, project_root, read_jsonl
 from prefkit.data.countdown import verify
 from prefkit.judging.judges import (
     BUILT_IN_JUDGES,
     JUDGES,
     TEMPLATE,
+    Judge,
     Judgement,
     NotJudged,
+    Pairwise,
     Preference,
     Score,
     check_judge,
@@ -195,18 +199,19 @@ def test_what_is_not_judged_has_a_name_and_is_no_number():
 
 
 @pytest.mark.parametrize(
-    "made, kind, message",
+    "made, kind, field, reason",
     [
-        ([1.0], ConfigError, "1 verdicts for 24"),
-        ([float("nan")] * 24, DataError, "p0"),
-        ([1.0] * 23 + [None], DataError, "p23"),
-        (["good"] * 24, DataError, "p0"),
+        ([1.0], ConfigError, "judge", "unequal lengths"),
+        ([float("nan")] * 24, DataError, "p0", "no verdict"),
+        ([1.0] * 23 + [None], DataError, "p23", "no verdict"),
+        (["good"] * 24, DataError, "p0", "no verdict"),
     ],
 )
-def test_a_judge_of_ones_own_is_looked_at(made, kind, message):
+def test_a_judge_of_ones_own_is_looked_at(made, kind, field, reason):
     register_judge("own", lambda: lambda records, store: list(made))
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match="judge own: ") as error:
         make_judge("own").score(A)
+    assert (error.value.field, error.value.reason) == (field, reason)
 
 
 def test_a_preference_outside_0_to_1_is_refused():
@@ -227,20 +232,21 @@ def test_built_in_names_are_kept():
 
 
 @pytest.mark.parametrize(
-    "wrong, message",
+    "wrong",
     [
-        ({"answer": None}, "answer"),
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": []}, "prompt"),
-        ({"prompt": [{"role": "user"}]}, "prompt"),
-        ({"prompt": 3}, "prompt"),
+        {"answer": None},
+        {"prompt": ""},
+        {"prompt": []},
+        {"prompt": [{"role": "user"}]},
+        {"prompt": 3},
     ],
 )
-def test_records_that_cannot_be_judged_are_named_before_anything_is_asked(wrong, message):
+def test_records_that_cannot_be_judged_are_named_before_anything_is_asked(wrong):
     asked = []
     for judge in (make_judge("pairwise", model="m", ask=asked.append), make_judge("gold")):
-        with pytest.raises(DataError, match=rf"record a 3: {message}"):
+        with pytest.raises(DataError, match="record a 3: ") as error:
             judge.compare([*A[:3], {**A[3], **wrong}], B[:4])
+        assert error.value.field == next(iter(wrong))
     assert asked == []
 
 
@@ -800,8 +806,8 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from prefkit.judging.judges import make_judge
-records, options, store = json.loads(Path(sys.argv[1]).read_text()), json.loads(sys.argv[2]), sys.argv[3]
-make_judge("reward_api", **options).score(records, store)
+records, options = json.loads(Path(sys.argv[1]).read_text()), json.loads(sys.argv[2])
+make_judge("reward_api", **options).score(records, sys.argv[3])
 """
 
 
@@ -876,49 +882,95 @@ def test_a_server_needs_a_store(server):
 # Options
 
 
+STAND_IN = {"model": "m", "ask": len}
+
+
 @pytest.mark.parametrize(
-    "name, given, message",
+    "name, given, field, reason",
     [
-        ("glod", {}, "Did you mean `gold`"),
-        ("pairwise", {}, "model must be given"),
-        ("pairwise", {"model": ""}, "model"),
-        ("pairwise", {"model": "m"}, "base_url"),
-        ("pairwise", {"model": "m", "base_url": "ftp://x"}, "base_url"),
-        ("pairwise", {"model": "m", "ask": 3}, "ask"),
-        ("pairwise", {"model": "m", "ask": len, "temperature": -1}, "temperature"),
-        ("pairwise", {"model": "m", "ask": len, "temperature": True}, "temperature"),
-        ("pairwise", {"model": "m", "ask": len, "max_tokens": 0}, "max_tokens"),
-        ("pairwise", {"model": "m", "ask": len, "seed": -1}, "seed"),
-        ("pairwise", {"model": "m", "ask": len, "seed": 1.5}, "seed"),
+        ("glod", {}, "judge", "unknown name"),
+        ("pairwise", {}, "model", "missing"),
+        ("pairwise", {"model": ""}, "model", "not usable"),
+        ("pairwise", {"model": "m"}, "base_url", "not usable"),
+        ("pairwise", {"model": "m", "base_url": "ftp://x"}, "base_url", "not usable"),
+        ("pairwise", {"model": "m", "ask": 3}, "ask", "no function"),
+        ("pairwise", {**STAND_IN, "temperature": -1}, "temperature", "out of range"),
+        ("pairwise", {**STAND_IN, "temperature": True}, "temperature", "out of range"),
+        ("pairwise", {**STAND_IN, "max_tokens": 0}, "max_tokens", "out of range"),
+        ("pairwise", {**STAND_IN, "seed": -1}, "seed", "out of range"),
+        ("pairwise", {**STAND_IN, "seed": 1.5}, "seed", "out of range"),
+        ("pairwise", {**STAND_IN, "template": "{prompt} {second}"}, "template", "incomplete"),
         (
             "pairwise",
-            {"model": "m", "ask": len, "template": "{prompt} {second}"},
-            "template has no {first}",
-        ),
-        (
-            "pairwise",
-            {"model": "m", "ask": len, "template": "{prompt} {first} {second} {reference}"},
+            {**STAND_IN, "template": "{prompt} {first} {second} {reference}"},
             "template",
+            "no template",
         ),
-        ("pairwise", {"model": "m", "ask": len, "template": 3}, "template"),
-        ("pairwise", {"model": "m", "ask": len, "template": "{"}, "template"),
-        ("reward_api", {"attribute": "a b"}, "attribute"),
-        ("reward_api", {"concurrency": 0}, "concurrency"),
-        ("reward_api", {"concurrency": True}, "concurrency"),
-        ("reward_api", {"retries": -1}, "retries"),
-        ("reward_api", {"timeout": 0}, "timeout"),
-        ("reward_api", {"timeout": "60"}, "timeout"),
-        ("gold", {"colour": 1}, "colour"),
-        ("gold", {"scale": 0}, "scale"),
-        ("person", {"votes": []}, "votes"),
-        ("model", {}, "model_name_or_path"),
+        ("pairwise", {**STAND_IN, "template": 3}, "template", "no template"),
+        ("pairwise", {**STAND_IN, "template": "{"}, "template", "no template"),
+        ("reward_api", {"attribute": "a b"}, "attribute", "no word"),
+        ("reward_api", {"concurrency": 0}, "concurrency", "out of range"),
+        ("reward_api", {"concurrency": True}, "concurrency", "out of range"),
+        ("reward_api", {"retries": -1}, "retries", "out of range"),
+        ("reward_api", {"timeout": 0}, "timeout", "out of range"),
+        ("reward_api", {"timeout": "60"}, "timeout", "out of range"),
+        ("gold", {"colour": 1}, "colour", "unknown option"),
+        ("gold", {"scale": 0}, "scale", "out of range"),
+        ("person", {"votes": []}, "votes", "no file"),
+        ("model", {}, "model_name_or_path", "missing"),
     ],
 )
-def test_options_are_checked_by_name_before_anything_is_asked(name, given, message):
+def test_options_are_checked_by_name_before_anything_is_asked(name, given, field, reason):
     for make in (make_judge, check_judge):
         with pytest.raises(ConfigError, match="judge") as error:
             make(name, **given)
+        assert (error.value.field, error.value.reason) == (field, reason)
+
+
+def test_what_is_said_of_an_option():
+    for name, given, message in (
+        ("glod", {}, "judge: there is no judge `glod`. Did you mean `gold`?"),
+        ("pairwise", {}, "judge pairwise: the option model must be given."),
+        ("pairwise", {"model": "m", "sead": 1}, "there is no option `sead`. Did you mean `seed`?"),
+        ("pairwise", {**STAND_IN, "template": "{first}"}, "no {prompt} and no {second}"),
+        ("gold", {"scale": 0}, "judge gold: scale is 0, but must be a finite number above 0."),
+    ):
+        with pytest.raises(ConfigError) as error:
+            check_judge(name, **given)
         assert message in str(error.value)
+
+
+def test_a_judge_is_its_class_with_its_options():
+    judge = Pairwise("m", ask=lambda body: "Verdict: A", seed=3)
+    assert judge == make_judge("pairwise", model="m", ask=judge.ask, seed=3)
+    assert judge.compare(A[:2], B[:2]).judge == "pairwise"
+
+    @dataclass
+    class Brief(Judge):
+        most: int = 5
+
+        def __post_init__(self):
+            check_number("most", self.most, whole=True, least=1)
+
+        def __call__(self, records, store):
+            return [-max(0, len(record["answer"].split()) - self.most) for record in records]
+
+    register_judge("brief", Brief)
+    assert make_judge("brief", most=2).compare(A, B).judge == "brief"
+    assert make_judge("brief", most=2).score(A).values == Brief(2).score(A).values
+    with pytest.raises(ConfigError, match="judge brief: most is 0"):
+        check_judge("brief", most=0)
+
+
+def test_a_check_of_ones_own_is_asked_before_anything_is_made():
+    def refuse(words):
+        raise ConfigError("no words.", field="words")
+
+    register_judge("own", lambda words=(): pytest.fail("made"), check=refuse)
+    for make in (make_judge, check_judge):
+        with pytest.raises(ConfigError, match="judge own: no words") as error:
+            make("own")
+        assert error.value.field == "words"
 
 
 @pytest.mark.parametrize(
@@ -960,58 +1012,91 @@ HEAD = "prompt_id,model_a,model_b,winner\n"
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "text, row, field, reason",
     [
-        (HEAD + "p0,a,b,a\np1,a,b,c\n", "row 3: winner 'c'"),
-        (HEAD + "p0,a,b\n", "row 2: 3 columns"),
-        (HEAD + "p0,a,a,a\n", "row 2: model_a 'a'"),
-        (HEAD + "p0,a,,a\n", "row 2: model_a 'a' and model_b ''"),
-        (HEAD + ",a,b,a\n", "row 2: prompt_id"),
-        ("prompt_id,model_a,winner\np0,a,a\n", "row 1: no model_b"),
-        ("", "empty"),
-        (HEAD + 'p0,a,b,"a\np1,a,b,b\n', "row 2: "),
-        (HEAD + "p0,a,tie,a\n", "row 2: a model cannot be called"),
+        (HEAD + "p0,a,b,a\np1,a,b,c\n", 3, "winner", "unknown winner"),
+        (HEAD + "p0,a,b\n", 2, None, "number of columns"),
+        (HEAD + "p0,a,a,a\n", 2, "model_a", "no two names"),
+        (HEAD + "p0,a,,a\n", 2, "model_a", "no two names"),
+        (HEAD + ",a,b,a\n", 2, "prompt_id", "empty"),
+        ("prompt_id,model_a,winner\np0,a,a\n", 1, "model_b", "missing column"),
+        ("", None, None, "empty"),
+        (HEAD + 'p0,a,b,"a\np1,a,b,b\n', 2, None, "broken row"),
+        (HEAD + "p0,a,tie,a\n", 2, "model_a", "ambiguous name"),
         (
             "prompt_id,model_a,model_b,winner,person\np0,a,b,a,Ida\np1,a,b,a,Ida\np0,b,a,a,Ida\n",
-            "row 4: Ida has voted on this pair before, in row 2",
+            4,
+            "person",
+            "twice",
         ),
-        ("prompt_id,model_a,model_b,winner,winner\n", "row 1: two columns"),
-        (HEAD + "\n\np0,a,b,x\n", "row 4"),
-        (b"prompt_id,model_a,model_b,winner\np0,a,b,a\np1,\xe9,b,b\n", "row 3: not UTF-8"),
-        ("number,answer_1,answer_2,winner\n1,x,y,2\n", "key"),
+        ("prompt_id,model_a,model_b,winner,winner\n", 1, "winner", "twice"),
+        (HEAD + "\n\np0,a,b,x\n", 4, "winner", "unknown winner"),
+        (b"prompt_id,model_a,model_b,winner\np0,a,b,a\np1,\xe9,b,b\n", 3, None, "not UTF-8"),
+        ("number,answer_1,answer_2,winner\n1,x,y,2\n", None, "key", "cannot be read"),
     ],
 )
-def test_a_fault_in_a_votes_file_names_file_and_row(tmp_path, text, message):
+def test_a_fault_in_a_votes_file_names_file_and_row(tmp_path, text, row, field, reason):
     path = tmp_path / "votes.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     for make in (lambda: read_votes(path), lambda: make_judge("person", votes=str(path))):
-        with pytest.raises(DataError) as error:
+        with pytest.raises(DataError, match=re.escape(str(path))) as error:
             make()
-        assert str(path) in str(error.value) and message in str(error.value)
+        assert (error.value.field, error.value.reason) == (field, reason)
+        assert row is None or f"{path}, row {row}: " in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "lines, message",
+    "lines, row, field, reason",
     [
         (
             ['{"prompt_id": "p0", "model_a": "a", "model_b": "b", "winner": "a"}', "{"],
-            "row 2: not valid JSON",
+            2,
+            None,
+            "broken row",
         ),
-        (['{"prompt_id": "p0", "model_a": "a", "model_b": "b"}'], "row 1: no winner"),
-        (["[1]"], "row 1"),
+        (
+            ['{"prompt_id": "p0", "model_a": "a", "model_b": "b"}'],
+            1,
+            "winner",
+            "missing column",
+        ),
+        (["[1]"], 1, None, "broken row"),
         (
             ['{"prompt_id": null, "model_a": "a", "model_b": "b", "winner": "a"}'],
-            "row 1: no prompt_id",
+            1,
+            "prompt_id",
+            "missing column",
         ),
-        (['{"prompt_id": "p0", "model_a": "a", "model_b": "b", "winner": 1}'], "row 1: winner '1'"),
+        (
+            ['{"prompt_id": "p0", "model_a": "a", "model_b": "b", "winner": 1}'],
+            1,
+            "winner",
+            "unknown winner",
+        ),
     ],
 )
-def test_a_fault_in_json_lines_names_the_row(tmp_path, lines, message):
+def test_a_fault_in_json_lines_names_the_row(tmp_path, lines, row, field, reason):
     path = tmp_path / "votes.jsonl"
     path.write_text("\n".join(lines))
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=re.escape(f"{path}, row {row}: ")) as error:
         read_votes(path)
-    assert str(path) in str(error.value) and message in str(error.value)
+    assert (error.value.field, error.value.reason) == (field, reason)
+
+
+def test_what_is_said_of_a_vote(tmp_path):
+    path = tmp_path / "votes.csv"
+    for text, message in (
+        (HEAD + "p0,a,b,c\n", "row 2: winner 'c' is neither a, b, model_a, model_b nor tie."),
+        (HEAD + "p0,a,b\n", "row 2: 3 columns where the header has 4."),
+        (
+            HEAD.strip() + ",person\np0,a,b,a,Ida\np0,b,a,a,Ida\n",
+            "row 3: Ida has voted on this pair before, in row 2.",
+        ),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError) as error:
+            read_votes(path)
+        assert message in str(error.value)
 
 
 def test_files_that_are_none(tmp_path):

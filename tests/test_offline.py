@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from prefkit.report.offline import Grid, say_helped, say_judges, say_missed, say_reference
+from prefkit.report.standings import Standings
 from prefkit.runs.config import load_config, read_parameters
 from prefkit.core import ConfigError, DataError, project_root, write_json, write_text
 from prefkit.runs.fingerprints import check_stage
@@ -443,6 +445,75 @@ def test_results_that_are_missing_name_the_command(tmp_path):
     with pytest.raises(DataError, match="prefkit seeds data/configs/tiny/offline.yaml") as error:
         draw_report("offline", results=str(tmp_path / "none.json"), output_dir=str(tmp_path))
     assert (error.value.field, error.value.reason) == ("results", "missing")
+
+
+def standings_of(seeds, **rates):
+    "Standings of models with the same (rate, low, high) against SFT in every seed."
+    models = ["base", "sft", "control", *rates]
+    scores = [{"model": name, "gold": 1.0, "right": 0.5, "tokens": 9.0} for name in models]
+    ends = lambda rate: dict(zip(("rate", "low", "high"), rate))
+    wins = [
+        {"model": name, "reference": reference, "judge": judge, "n": 10, **ends(rate)}
+        for name, rate in rates.items()
+        for reference in ("sft", "control")
+        for judge in ("gold", "second")
+    ]
+    found = {seed: {"scores": scores, "win_rates": wins, "wall_seconds": {}} for seed in seeds}
+    over = over_seeds(found)
+    for row in over["win_rates"] if len(found) > 1 else ():
+        row["rate"] |= dict(zip(("mean", "low", "high"), rates[row["model"]]))
+    return Standings({"over_seeds": over, "seeds": found})
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_method_wins_only_where_its_interval_leaves_one_half(seeds):
+    found = standings_of(seeds, a=(0.6, 0.51, 0.7), b=(0.6, 0.5, 0.7), c=(0.4, 0.3, 0.49))
+    assert [found.verdict(name, "sft") for name in "abc"] == [1, 0, -1]
+    assert found.methods == ["a", "b", "c"] and found.compared == ["sft", "control"]
+    assert found.candidates("sft") == ["control", "a", "b", "c"]
+    assert found.candidates("control") == ["a", "b", "c"]
+    assert say_reference(found, "sft") == [
+        "Of 3 methods 1 wins against SFT, by the gold reward: a 60.0 % [51.0, 70.0].",
+        "Of 3 methods 1 loses to SFT, by the gold reward: c 40.0 % [30.0, 49.0].",
+        "Of 3 methods 1 cannot be told apart from SFT, by the gold reward: b 60.0 % [50.0, 70.0].",
+    ]
+    assert say_missed(found, "a") == "" and say_missed(found, "b").startswith("b: it cannot be")
+    assert say_helped(found, "sft").startswith("2 of 3 methods did not help against SFT")
+    assert say_judges(found, "sft").endswith("the same verdict on every method.")
+
+
+def test_intervals_over_seeds_stay_within_their_bounds():
+    found = standings_of((0, 1), a=(0.99, 0.9, 1.2), b=(0.01, -0.2, 0.1))
+    assert found.win("a", "sft") == (0.99, 0.9, 1.0) and found.win("b", "sft") == (0.01, 0.0, 0.1)
+
+
+def test_one_seed_has_intervals_only_where_they_were_taken():
+    found = standings_of((0,), a=(0.6, 0.5, 0.7))
+    assert found.alone and np.isnan(found.score("a", "right")[1])
+    found.first["scores"][3] |= {"right_low": 0.4, "right_high": 0.6}
+    assert Standings(found.results).score("a", "right", 100) == (50.0, 40.0, 60.0)
+
+
+def test_the_grid_tells_what_varies_and_what_is_no_default():
+    def run(rate, method="kto", **hyperparameters):
+        judged = {"win_rate": {"rate": rate, "low": 0, "high": 1}} if rate else None
+        settings = {"learning_rate": 1e-4 if rate else 2e-4}
+        return dict(
+            method=method, hyperparameters=hyperparameters, settings=settings, evaluation=judged
+        )
+
+    tries = [run(0.5, beta=0.1), run(0.6, "kto_per_token", beta=0.1), run(None, beta=0.3)]
+    grid = Grid(tries, lambda method: {"beta": 0.1, "learning_rate": 1e-4})
+    assert grid.best == {"kto": tries[1]} and grid.varied == {
+        "kto": {"method", "learning_rate", "beta"}
+    }
+    assert grid.say(grid.setting(tries[1])) == "per token, learning_rate 0.0001, beta 0.1"
+    used = {"method": "kto_per_token", "learning_rate": 1e-4, "hyperparameters": {"beta": 0.1}}
+    assert grid.departures({"kto": used}, {}) == []
+    assert grid.departures({"kto": used | {"learning_rate": 3e-4}}, {}) == [
+        "KTO was compared with per token, learning_rate 0.0003, beta 0.1, and the grid's best has "
+        "per token, learning_rate 0.0001, beta 0.1."
+    ]
 
 
 def test_a_report_of_results_needs_no_run(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from prefkit.runs.config import load_config
 from prefkit.core import DataError, project_root, write_json, write_text
 from prefkit.report.figures import mean_interval
+from prefkit.report.puzzles import Puzzles, Walk
 from prefkit.runs.runner import find_report
 from prefkit.runs.seeds import over_seeds
 from helpers.pages import check_page as whole, draw_report, page_of, words_of as words
@@ -576,6 +577,47 @@ def test_a_missing_lora_comparison_names_its_command_and_one_seed_is_enough(tmp_
         and "RLOO less control, greedy answers: " in text
         and "(seed 0, above" not in text
     )
+
+
+def puzzle_results(*differences):
+    "Two models in as many seeds as there are differences, each (value, low, high)."
+    seeds = {}
+    for seed, ends in enumerate(differences):
+        names = ("right_difference", "right_difference_low", "right_difference_high")
+        score = {"right": 0.3, "right_low": 0.2, "right_high": 0.4, "n": 9}
+        seeds[str(seed)] = {
+            "scores": [{"model": name, **score} for name in ("sft", "rloo")],
+            "differences": [{"model": "rloo", "reference": "sft", **dict(zip(names, ends))}],
+        }
+    return {"over_seeds": {"scores": seeds["0"]["scores"]}, "seeds": seeds}
+
+
+@pytest.mark.parametrize(
+    "differences, signs, words",
+    [
+        ([(0.2, 0.1, 0.3), (0.1, 0.01, 0.2)], [1, 1], "RLOO is above SFT in every seed"),
+        ([(0.2, 0.1, 0.3), (0.1, 0.0, 0.2)], [1, 0], "RLOO cannot be told apart from SFT in at"),
+        ([(-0.2, -0.3, -0.1)], [-1], "RLOO is below SFT in the one seed"),
+        ([(0.2, 0.1, 0.3), (-0.2, -0.3, -0.1)], [1, -1], "RLOO cannot be told apart from SFT in"),
+    ],
+)
+def test_a_model_is_above_where_every_seed_says_so(differences, signs, words):
+    found = Puzzles(puzzle_results(*differences))
+    assert found.signs("rloo", "sft", "right") == signs
+    assert words in found.say_better("sft", "right", ["rloo"])
+    apart = f"apart from zero in {sum(map(bool, signs))} of {len(signs)} seeds"
+    assert (apart in found.say_pair("rloo", "sft", "right")) == (len(signs) > 1)
+
+
+def test_a_walk_shows_verdicts_where_they_were_logged_and_rewards_where_not():
+    line = {"step": 1, "reward": 0.5, "reward_countdown": 0.2}
+    walk = lambda *lines: Walk({"0": {"curves": {"rloo": list(lines)}}})
+    both, some = walk(line, line | {"step": 2, "part_correct": 0.1}), walk(line, {**line})
+    assert both.column == some.column == "reward_countdown" and both.ends("rloo") == (20.0, 20.0)
+    bare = walk({"step": 1, "reward": 0.5}, {"step": 3, "reward": 1.0})
+    assert bare.label == "mean reward (points)" and bare.ends("rloo") == (0.5, 1.0)
+    assert bare.say("rloo").endswith("rises by 0.50, from 0.50 to 1.00, in 3 steps.")
+    assert walk({"step": 10, "loss": 0.6}).models == []
 
 
 @pytest.mark.parametrize("report", ["online", "countdown"])

@@ -12,6 +12,8 @@ import pytest
 
 from prefkit.core import DataError, PrefkitError, project_root, write_json, write_jsonl, write_text
 from prefkit.data.records import RowReport
+from prefkit.report import answers, stages
+from prefkit.report.curves import course, curve, ends_of_curve, mean_curve
 from prefkit.report.page import Page
 from prefkit.runs.config import read_notebook
 from helpers.pages import Reader, draw_report, page_of, words_of
@@ -22,7 +24,7 @@ KINDS = ("arithmetic", "counting", "decline", "fact", "list", "repeat", "sort", 
 TOTALS = {"base": -0.4, "sft": 1.6, "control": 1.62, "dpo": 2.2}
 
 
-def curve(rng, start, end, steps, noise):
+def course_to(rng, start, end, steps, noise):
     return (
         start
         + (end - start) * (1 - np.exp(-np.arange(steps) / (steps / 4)))
@@ -32,10 +34,14 @@ def curve(rng, start, end, steps, noise):
 
 def write_training(folder, name, rng, *, preference, method="", steps=40, probe=True):
     "metrics.jsonl as the trainer writes it."
-    loss = curve(rng, 0.69, 0.55, steps, 0.02) if preference else curve(rng, 2.4, 0.6, steps, 0.08)
+    loss = (
+        course_to(rng, 0.69, 0.55, steps, 0.02)
+        if preference
+        else course_to(rng, 2.4, 0.6, steps, 0.08)
+    )
     chosen, rejected = (
-        curve(rng, -16, -20 if preference else -9, steps, 0.3),
-        curve(rng, -17, -31 if preference else -14, steps, 0.3),
+        course_to(rng, -16, -20 if preference else -9, steps, 0.3),
+        course_to(rng, -17, -31 if preference else -14, steps, 0.3),
     )
     lines = []
     for place in range(steps):
@@ -473,3 +479,99 @@ def test_the_room_asks_for_no_runs_and_no_judges():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     reached = {name.split(".")[1] for name in ast.literal_eval(done.stdout) if "." in name}
     assert reached == {"core", "report", "stats"} and "'torch'" not in done.stdout
+
+
+def test_a_course_is_by_step_without_gaps_and_the_last_line_wins():
+    lines = [
+        {"step": 20, "split": "train", "loss": 2.0},
+        {"step": 10, "split": "train", "loss": 3.0},
+        {"step": 20, "split": "train", "loss": 1.0},
+        {"step": 30, "split": "train", "loss": float("nan")},
+        {"step": 10, "split": "validation", "loss": 9.0},
+    ]
+    found = course(lines, "train", "loss")
+    assert found.to_dict() == {10: 3.0, 20: 1.0} and course(lines, "train", "reward").empty
+    assert list(curve(found, "train", "x").columns) == ["x", "value", "low", "high", "series"]
+    assert list(curve(found, "validation", "x")["value"]) == [3.0, 1.0]
+    assert ends_of_curve(curve(found, "validation", "x"), "x") == (3.0, 1.0)
+    shifted = pd.Series({10: 5.0, 30: 7.0})
+    both = mean_curve([found, shifted], "validation", "x")
+    assert both["x"].tolist() == [10] and both["value"].tolist() == [4.0]
+    assert mean_curve([found, found.iloc[:0]], "train", "x").empty
+
+
+def judged(kinds=("a", "b"), n=30, **right):
+    "Answers of models that are right with these shares, the same in each kind."
+    return answers.answer_table(
+        {
+            "evaluate": [
+                {
+                    "model": model,
+                    "prompt_id": f"{kind}{number}",
+                    "kind": kind,
+                    "prompt": f"{kind} {number} ?",
+                    "answer": f"{model} {number}",
+                    "gold": {"total": number + share, "right": number < share * n},
+                    "tokens": 3,
+                    "ended": True,
+                }
+                for model, share in right.items()
+                for kind in kinds
+                for number in range(n)
+            ]
+        }
+    )
+
+
+def test_kinds_are_told_apart_by_their_own_intervals():
+    found = judged(sft=0.1, dpo=0.9)
+    told = "DPO against SFT, of 2 kinds: right more often in 2"
+    assert answers.say_kinds(found, "dpo", "sft") == told
+    assert answers.say_kinds(found, "sft", "dpo").endswith("of 2 kinds: less often in 2")
+    assert answers.say_kinds(judged(sft=0.5, dpo=0.5), "dpo", "sft").endswith(
+        "no clear difference in 2"
+    )
+    assert answers.say_kinds(found, "dpo", "none") == ""
+    assert answers.paired_difference(found, "gold", "dpo", "sft")[0] == pytest.approx(0.8)
+    shares = answers.shares_right({"all": found}).set_index("group")
+    assert shares.loc["dpo", "value"] == pytest.approx(0.9) and shares.loc["dpo", "n"] == 60
+    assert answers.say_right(answers.shares_right({"all": found}), ["dpo", "dpo"]).startswith(
+        "all: DPO 90 % ["
+    )
+
+
+def test_examples_are_the_largest_gain_and_loss_and_one_of_each_kind_by_a_seed():
+    found = judged(sft=0.1, dpo=0.9)
+    best = found["model"].eq("dpo") & found["prompt_id"].eq("a7")
+    worst = found["model"].eq("dpo") & found["prompt_id"].eq("b3")
+    found.loc[best, "gold"], found.loc[worst, "gold"] = 99.0, -99.0
+    picked = answers.pick_examples(found, ("dpo", "sft"), "toy")
+    assert picked[0] == ("largest gain of DPO over SFT", "a7")
+    assert picked[1] == ("its largest loss", "b3") and len({prompt for _, prompt in picked}) == 4
+    assert picked == answers.pick_examples(found, ("dpo", "sft"), "toy")
+    shown = answers.examples_of(found, picked)
+    assert len(shown) == 8 and "second" not in shown
+
+
+def test_a_sentence_on_a_win_says_where_another_judge_sees_it_otherwise():
+    row = {"model": "dpo", "reference": "sft", "n": 9}
+    rows = [
+        {**row, "judge": "gold", "rate": 0.7, "low": 0.6, "high": 0.8},
+        {**row, "judge": "second", "rate": 0.6, "low": 0.5, "high": 0.7},
+    ]
+    assert answers.say_wins(pd.DataFrame(rows)) == [
+        "DPO wins 70 % [60, 80] against SFT, by the gold reward; the second judge gives 60 % [50, "
+        "70], another verdict."
+    ]
+    assert answers.win_table({}, several=False).empty
+    named = answers.win_table({"late": pd.DataFrame(rows)}, several=True)
+    assert set(named["model"]) == {"dpo (late)"} and set(named["evaluation"]) == {"late"}
+
+
+def test_where_most_rows_were_lost_is_said():
+    row = {"stage": "SFT", "data": "train", "read": 10, "dropped": 0}
+    assert stages.say_lost(pd.DataFrame()) == ""
+    assert stages.say_lost(pd.DataFrame([row])) == "No row was dropped."
+    more = {**row, "data": "x", "dropped": 1}
+    said = stages.say_lost(pd.DataFrame([{**row, "read": 0}, more]))
+    assert said == "Most rows were lost in SFT, x: 1 of 10; all are listed below."

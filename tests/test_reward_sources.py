@@ -3,15 +3,18 @@ what must be refused and how, and what a run's identity sees.
 """
 
 import json, math, os, subprocess, sys
+from dataclasses import dataclass
 
 import numpy as np, pytest, torch
 from transformers import AutoTokenizer
 
-from prefkit.core import ConfigError, DataError, NotFinite, project_root
+from prefkit.core import ConfigError, DataError, NotFinite, check_number, project_root
 from prefkit.data.countdown import shaped_reward
 from prefkit.judging.rewards import (
     BUILT_IN_REWARDS,
     REWARDS,
+    FunctionReward,
+    RewardSource,
     check_reward,
     each_answer,
     register_reward,
@@ -221,21 +224,22 @@ def test_cut_off_replaces_the_reward_of_answers_that_did_not_end_and_of_no_other
 
 
 @pytest.mark.parametrize(
-    "options, says",
+    "options",
     [
-        ({"scale": 0.0}, "scale"),
-        ({"scale": -1.0}, "scale"),
-        ({"scale": "1e-1"}, "scale"),
-        ({"offset": math.nan}, "offset"),
-        ({"cut_off": math.inf}, "cut_off"),
-        ({"cut_off": True}, "cut_off"),
-        ({"offset": None}, "offset"),
+        {"scale": 0.0},
+        {"scale": -1.0},
+        {"scale": "1e-1"},
+        {"offset": math.nan},
+        {"cut_off": math.inf},
+        {"cut_off": True},
+        {"offset": None},
     ],
 )
-def test_common_options_out_of_range_are_refused(options, says):
+def test_common_options_out_of_range_are_refused(options):
     for function in (reward_source, check_reward):
-        with pytest.raises(ConfigError, match=f"reward gold: {says}"):
+        with pytest.raises(ConfigError, match="reward gold: ") as error:
             function("gold", **options)
+        assert (error.value.field, error.value.reason) == (next(iter(options)), "out of range")
 
 
 # What is refused, and how
@@ -251,19 +255,23 @@ def test_unknown_names_and_options_name_the_nearest(call):
         ConfigError, match="no option `ful_words`. Did you mean `full_words`.*cut_off"
     ):
         call("text", ful_words=3)
-    with pytest.raises(ConfigError, match="model_name_or_path must be given"):
-        call("model")
-    with pytest.raises(ConfigError, match="full_words"):
-        call("text", full_words=0)
-    with pytest.raises(ConfigError, match="repetition_cost"):
-        call("text", repetition_cost=-1.0)
+    for name, options, field, reason in (
+        ("model", {}, "model_name_or_path", "missing"),
+        ("text", {"full_words": 0}, "full_words", "out of range"),
+        ("text", {"few_words": 1.5}, "few_words", "out of range"),
+        ("text", {"repetition_cost": -1.0}, "repetition_cost", "out of range"),
+        ("text", {"few_cost": math.nan}, "few_cost", "out of range"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            call(name, **options)
+        assert (error.value.field, error.value.reason) == (field, reason)
 
 
 def test_a_prompt_from_elsewhere_names_row_and_answer():
     with pytest.raises(
         DataError,
         match=(
-            r"reward gold: answer 1 \('Hello.'\) to 'Who are you\?' \(row test row 7\).*PHRASINGS"
+            r"reward gold: answer 1 \('Hello.'\) to 'Who are you\?' \(row test row 7\).*world.TASKS"
         ),
     ):
         reward_source("gold")([ROWS[0], row("Who are you?")], say("Red.", "Hello."))
@@ -372,12 +380,10 @@ def test_check_reward_looks_into_the_models_folder(folder, tmp_path):
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
         return tmp_path / name
 
-    with pytest.raises(ConfigError, match="reward model: nowhere/at/all"):
-        check_reward("model", model_name_or_path="nowhere/at/all")
+    refuses("nowhere/at/all", "model_name_or_path", "not found")
     broken = copy("broken")
     (broken / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="no weights"):
-        check_reward("model", model_name_or_path=str(broken))
+    refuses(broken, "model_name_or_path", "incomplete")
     three = copy("three")
     config = json.loads((three / "config.json").read_text())
     (three / "config.json").write_text(
@@ -389,12 +395,16 @@ def test_check_reward_looks_into_the_models_folder(folder, tmp_path):
             }
         )
     )
-    with pytest.raises(ConfigError, match="head of 3 numbers"):
-        check_reward("model", model_name_or_path=str(three))
-    with pytest.raises(ConfigError, match="batch_size"):
-        check_reward("model", model_name_or_path=str(folder), batch_size=0)
+    refuses(three, "model_name_or_path", "several numbers")
+    refuses(folder, "batch_size", "out of range", batch_size=0)
     with pytest.raises(ConfigError, match="max_length"):
         check_reward("model", model_name_or_path=str(folder), max_length=0)
+
+
+def refuses(path, field, reason, **options):
+    with pytest.raises(ConfigError, match="reward model: ") as error:
+        check_reward("model", model_name_or_path=str(path), **options)
+    assert (error.value.field, error.value.reason) == (field, reason)
 
 
 @pytest.mark.parametrize("call", [check_reward, reward_source])
@@ -444,6 +454,34 @@ def test_a_check_of_ones_own():
     ]
 
 
+def test_a_class_of_ones_own():
+    @dataclass(kw_only=True)
+    class Calm(RewardSource):
+        most: int = 1
+
+        def __post_init__(self):
+            super().__post_init__()
+            check_number("most", self.most, whole=True, least=0)
+
+        def rate(self, row, answer):
+            return -max(0, answer["text"].count("!") - self.most)
+
+    register_reward("calm", Calm)
+    source = reward_source("calm", most=0, scale=2.0)
+    assert numbers(source(ROWS[:2], say("Oh!", "Oh!!!"))) == [-2.0, -6.0]
+    assert source.fingerprint() != reward_source("calm", scale=2.0).fingerprint()
+    assert numbers(Calm(most=0)(ROWS[:1], say("Oh!"))) == [-1.0]
+    with pytest.raises(ConfigError, match="reward calm: most is -1"):
+        check_reward("calm", most=-1)
+
+
+def test_a_function_is_a_source():
+    source = FunctionReward("short", lambda rows, answers: [-3.0] * len(rows), offset=-4.0)
+    assert source(ROWS[:2], ANSWERS[:2]) == [{"reward": 1.0, "raw": -3.0}] * 2
+    with pytest.raises(DataError, match="reward short: 4 rows"):
+        source(ROWS, ANSWERS[:1])
+
+
 @pytest.mark.parametrize("name", [kind.name for kind in BUILT_IN_REWARDS])
 def test_built_in_names_are_not_taken_over(name):
     with pytest.raises(ConfigError, match=name):
@@ -463,10 +501,11 @@ def test_fingerprints_tell_names_and_options_apart_and_nothing_else():
         reward_source("text", full_words=10),
     ]
     assert len({source.fingerprint() for source in sources}) == len(sources)
-    assert reward_fingerprint(reward_source("gold", scale=1.0)) == sources[0].fingerprint()
-    assert reward_fingerprint(reward_source("text", full_words=64)) == reward_fingerprint(
-        sources[4]
-    )
+    assert reward_source("gold", scale=1.0).fingerprint() == sources[0].fingerprint()
+    assert reward_source("text", full_words=64).fingerprint() == sources[4].fingerprint()
+    # runs of earlier versions are resumed by these
+    assert sources[0].fingerprint() == "09712768b57fc6c4"
+    assert sources[5].fingerprint() == "37ddbd6460a9fc0f"
 
 
 def test_fingerprint_of_a_model_goes_by_its_files(folder, tmp_path):
@@ -479,9 +518,8 @@ def test_fingerprint_of_a_model_goes_by_its_files(folder, tmp_path):
     mark = before.fingerprint()
     # the same model elsewhere, scored in other batches
     assert mark == make(copy, batch_size=2).fingerprint()
-    assert mark != make(copy, max_length=100).fingerprint() and mark != reward_fingerprint(
-        make(copy, offset=1.0)
-    )
+    assert mark != make(copy, max_length=100).fingerprint()
+    assert mark != make(copy, offset=1.0).fingerprint()
     scalar_head(BASE, seed=4).save_pretrained(copy)
     assert make(copy).fingerprint() != mark == before.fingerprint()
 

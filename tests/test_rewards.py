@@ -80,7 +80,7 @@ def oracle(model, ids):
 # The model
 
 
-def test_scalar_head_keeps_the_backbone_draws_the_head_from_the_seed_and_leaves_the_random_state_alone():
+def test_scalar_head_keeps_the_backbone_draws_the_head_and_leaves_the_random_state_alone():
     torch.manual_seed(11)
     state = torch.get_rng_state()
     one, again, other = (
@@ -447,8 +447,9 @@ def test_bad_rewards_are_refused(chosen, rejected):
 
 @pytest.mark.parametrize("bins", [0, -1, 2.5, True, "10"])
 def test_bad_bins_are_refused(bins):
-    with pytest.raises(ConfigError, match="bins"):
+    with pytest.raises(ConfigError) as error:
         calibration([1.0], [0.0], bins)
+    assert (error.value.field, error.value.reason) == ("bins", "out of range")
 
 
 # The pipeline: a few steps, some seconds
@@ -456,7 +457,10 @@ def test_bad_bins_are_refused(bins):
 CONFIG = """experiment: rewards
 seed: 1
 stages:
-  reward_model: {pipeline: reward_model, parameters: {limit: 64, max_steps: 4, batch_size: 8, eval_steps: 2, validation_limit: 16, test_limit: 24, learning_rate: 1.0e-3}}
+  reward_model:
+    pipeline: reward_model
+    parameters: {limit: 64, max_steps: 4, batch_size: 8, eval_steps: 2, validation_limit: 16,
+      test_limit: 24, learning_rate: 1.0e-3}
 """
 
 

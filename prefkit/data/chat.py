@@ -26,9 +26,7 @@ __all__ = [
 import html
 from collections.abc import Iterable
 
-import torch
 from jinja2.exceptions import TemplateError
-from torch import Tensor
 
 from ..core import ConfigError, DataError
 
@@ -315,10 +313,12 @@ def pad_batch(
     prompt_ids: list[list[int]],  # prompts
     response_ids: list[list[int]],  # their responses
     pad_token_id: int,  # the id that fills; it may be that of the end-of-turn token
-) -> dict[str, Tensor]:  # input_ids, attention_mask, labels: (batch, length) int64
+) -> dict:  # tensors input_ids, attention_mask, labels: (batch, length) int64
     """Right-padded tensors; labels are -100 outside the response; masks come from lengths, never
     from ids; raises `ValueError`.
     """
+    import torch  # takes a second, and nothing else here needs it
+
     if not prompt_ids or len(prompt_ids) != len(response_ids):
         raise ValueError(
             f"{len(prompt_ids)} prompts and {len(response_ids)} responses: there must be as many "
@@ -347,10 +347,7 @@ def show_mask(
     """
     from IPython.display import HTML
 
-    input_ids, labels = (
-        value.tolist() if isinstance(value, Tensor) else list(value)
-        for value in (input_ids, labels)
-    )
+    input_ids, labels = [int(each) for each in input_ids], [int(each) for each in labels]
     if len(input_ids) != len(labels):
         raise ValueError(f"{len(input_ids)} ids and {len(labels)} labels: show one row at a time")
     seen = "background:#ffe08a;color:#000;font-weight:bold;text-decoration:underline"

@@ -60,7 +60,7 @@ from prefkit.data.chat import (
 )
 from prefkit.data.sources import (
     Line,
-    generate_records,
+    make_records,
     no_split,
     numbered,
     parse_split,
@@ -732,7 +732,7 @@ def _read_registered(name, kind, split, seed, start, stop):
             field="skip",
             reason="generated rows have no order to continue",
         )
-    return f"{name} ({split})", numbered(generate_records(name, kind, split, stop, seed))
+    return f"{name} ({split})", numbered(make_records(name, kind, split, stop, seed))
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #4bbd5dde

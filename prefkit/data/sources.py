@@ -249,7 +249,7 @@ def read_source(
     )
 
 
-def generate_records(
+def make_records(
     # of what is generated here: tiny-world, tiny-world-verbose, countdown, countdown-tiny,
     # countdown-tiny-worked, countdown-tiny-noisy
     name: str,

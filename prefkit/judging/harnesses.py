@@ -627,8 +627,11 @@ def _annotations(path):
     "AlpacaEval's judgements, each with its columns; raises `DataError`."
     path = Path(path)
     if not path.is_file():
-        what = ": no such file. AlpacaEval writes it as <output>/<judge>/annotations.json."
-        raise _unusable(path, what, "no file")
+        raise _unusable(
+            path,
+            ": no such file. AlpacaEval writes it as <output>/<judge>/annotations.json.",
+            "no file",
+        )
     found = _read_json(path)
     if not isinstance(found, list) or not found:
         raise _unusable(path, " is not a list of judgements.", "no list")
@@ -680,8 +683,11 @@ def read_alpaca_annotations(
             }
         )
     if not kept:
-        what = f": none of {len(found)} judgements holds a valid preference ({dropped[0]})."
-        raise _unusable(path, what, "no preference")
+        raise _unusable(
+            path,
+            f": none of {len(found)} judgements holds a valid preference ({dropped[0]}).",
+            "no preference",
+        )
     return pd.DataFrame(kept), dropped
 
 
@@ -702,12 +708,16 @@ def read_alpaca_leaderboard(
     "AlpacaEval's own figures, rates in [0, 1] as everywhere in this kit; raises `DataError`."
     path = Path(path)
     if not path.is_file():
-        what = ": no such file. AlpacaEval writes it as <output>/<judge>/leaderboard.csv."
-        raise _unusable(path, what, "no file")
+        raise _unusable(
+            path,
+            ": no such file. AlpacaEval writes it as <output>/<judge>/leaderboard.csv.",
+            "no file",
+        )
     table = pd.read_csv(path, index_col=0)
     if "win_rate" not in table:
-        what = " has no column win_rate. Is it AlpacaEval's leaderboard.csv?"
-        raise _unusable(path, what, "no win_rate")
+        raise _unusable(
+            path, " has no column win_rate. Is it AlpacaEval's leaderboard.csv?", "no win_rate"
+        )
     rates = {name: table[name] / 100 for name in IN_PERCENT if name in table}
     return table.assign(**rates).rename_axis("model")
 

@@ -16,7 +16,7 @@ __all__ = [
     "NotJudged",
     "Judgement",
     "Judge",
-    "Source",
+    "RewardJudge",
     "read_reward",
     "ServerJudge",
     "RewardApi",
@@ -37,7 +37,7 @@ import math, re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -261,7 +261,7 @@ def _sampled(record):
 
 
 @dataclass
-class Source(Judge):
+class RewardJudge(Judge):
     "A reward source as a judge."
 
     source: RewardSource
@@ -671,23 +671,19 @@ class MadeJudge(Judge):
     maker: ClassVar[Callable]
     checker: ClassVar[Callable | None]
 
-    @cached_property
-    def _function(self):
-        return self.maker(**options_of(self))
-
     def check(self, record):
         if self.checker:
             self.checker(**options_of(self))
 
     def load(self):
-        _ = self._function
+        self.function = self.maker(**options_of(self))
 
     def __call__(self, *records_and_store):
-        return self._function(*records_and_store)
+        return self.function(*records_and_store)
 
 
 # name -> class
-JUDGES = dict.fromkeys(("gold", "second", "model", "countdown", "countdown_shaped"), Source)
+JUDGES = dict.fromkeys(("gold", "second", "model", "countdown", "countdown_shaped"), RewardJudge)
 JUDGES |= {kind.name: kind for kind in (RewardApi, Pairwise, Person)}
 BUILT_IN_JUDGES = tuple(JUDGES)
 

@@ -27,7 +27,11 @@ def messages_of(
     )
     if good:
         return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
-    raise DataError("prompt is neither a text nor a list of messages with role and content.")
+    raise DataError(
+        "prompt is neither a text nor a list of messages with role and content.",
+        field="prompt",
+        reason="no prompt",
+    )
 
 
 def text_of(
@@ -35,11 +39,25 @@ def text_of(
 ) -> str:  # one user turn as it is; several turns with their roles
     "A prompt as a person or a pairwise judge reads it; raises `DataError`."
     turns = messages_of(prompt)
-    return (
-        turns[0]["content"]
-        if len(turns) == 1
-        else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-    )
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+
+
+def _check_record(record):
+    "Raise `DataError` for a record that cannot be judged."
+    if not isinstance(record, dict):
+        kind = type(record).__name__
+        raise DataError(
+            f"a {kind} where a dict with prompt and answer is needed.", reason="no record"
+        )
+    messages_of(record.get("prompt"))
+    if not isinstance(record.get("answer"), str):
+        raise DataError(
+            'answer is not a text. Generate the answers first; an empty one is "".',
+            field="answer",
+            reason="no text",
+        )
 
 
 def record_ids(
@@ -52,22 +70,12 @@ def record_ids(
     names, seen, taken = [], Counter(), set()
     for number, record in enumerate(records):
         try:
-            if not isinstance(record, dict):
-                raise DataError(
-                    f"a {type(record).__name__} where a dict with prompt and answer is needed."
-                )
-            messages = messages_of(record.get("prompt"))
-            if not isinstance(record.get("answer"), str):
-                raise DataError(
-                    'answer is not a text. Generate the answers first; an empty one is "".'
-                )
+            _check_record(record)
         except DataError as error:
-            raise DataError(f"{where} {number}: {error}") from error
-        base = name = (
-            str(record["prompt_id"])
-            if record.get("prompt_id") is not None
-            else fingerprint(messages)
-        )
+            raise error.at(f"{where} {number}") from error
+        base = record.get("prompt_id")
+        base = fingerprint(messages_of(record["prompt"])) if base is None else str(base)
+        name = base
         while name in taken:
             seen[base] += 1
             name = f"{base} #{seen[base] + 1}"
@@ -87,13 +95,17 @@ def pair_ids(
     if len(ids) != len(others):
         raise DataError(
             f"{len(ids)} records against {len(others)}: both models must answer the same prompts, "
-            "in the same order."
+            "in the same order.",
+            field="records",
+            reason="unequal lengths",
         )
     for number, (name, other, a, b) in enumerate(zip(ids, others, records_a, records_b)):
         if name != other or messages_of(a["prompt"]) != messages_of(b["prompt"]):
             raise DataError(
                 f"record {number}: the two lists have different prompts there ({name} against "
-                f"{other}). Sort both by prompt_id."
+                f"{other}). Sort both by prompt_id.",
+                field="prompt_id",
+                reason="different prompts",
             )
     return ids
 
@@ -116,12 +128,12 @@ def models_of(
     them.
     """
     names = [record.get("model") for record in (a, b)]
-    if (
-        not all(isinstance(name, str) and name.strip() for name in names)
-        or names[0].strip() == names[1].strip()
-    ):
-        raise DataError(
-            f"record {a.get('prompt_id')}: votes go by the models' names, so both records need "
-            f"`model`, two different names; they have {names[0]!r} and {names[1]!r}."
-        )
-    return [name.strip() for name in names]
+    stripped = [name.strip() for name in names if isinstance(name, str)]
+    if len(stripped) == 2 and all(stripped) and stripped[0] != stripped[1]:
+        return stripped
+    raise DataError(
+        f"record {a.get('prompt_id')}: votes go by the models' names, so both records need "
+        f"`model`, two different names; they have {names[0]!r} and {names[1]!r}.",
+        field="model",
+        reason="no two names",
+    )

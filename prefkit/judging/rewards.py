@@ -440,10 +440,6 @@ class MadeReward(RewardSource):
     maker: ClassVar[Callable]
     checker: ClassVar[Callable | None]
 
-    @cached_property
-    def _function(self):
-        return self.maker(**self._own())
-
     def _own(self):
         common = options_of(self, RewardSource)
         return {name: value for name, value in options_of(self).items() if name not in common}
@@ -455,10 +451,7 @@ class MadeReward(RewardSource):
             self.load()
 
     def load(self):
-        _ = self._function
-
-    def rates(self, rows, answers):
-        return self._function(rows, answers)
+        self.rates = self.maker(**self._own())  # in the place of the method
 
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #24abbd0a

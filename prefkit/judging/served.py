@@ -474,27 +474,36 @@ class _Asking:
         elif made.status in (401, 403):
             self.stop = self._refused_key(made.status)
         elif made.exhausted:
-            why = f"{here}. The account has no credit left: fill it up"
-            self.stop = ConfigError(why, field="key_env", reason="no credit")
+            self.stop = ConfigError(
+                f"{here}. The account has no credit left: fill it up",
+                field="key_env",
+                reason="no credit",
+            )
         elif made.status not in REFUSED:
-            why = f"{here}. Check base_url (with /v1 at its end) and the model's name"
-            self.stop = ConfigError(why, field="base_url", reason="no such model")
+            self.stop = ConfigError(
+                f"{here}. Check base_url (with /v1 at its end) and the model's name",
+                field="base_url",
+                reason="no such model",
+            )
         else:
             self.refused += 1  # none accepted so far: it is the settings, not this one prompt
             if not self.store.kept and self.refused >= min(3, len(self.todo)):
-                why = (
+                self.stop = DataError(
                     f"{here}. Check the messages and settings of the requests (too long? a "
-                    "setting that this server does not know?)"
+                    "setting that this server does not know?)",
+                    field="requests",
+                    reason="all refused",
                 )
-                self.stop = DataError(why, field="requests", reason="all refused")
 
     def _refused_key(self, status):
         "The server's words are left out: some repeat a part of the key."
         server = self.server
-        way_out = "Name the environment variable that holds the key in key_env"
-        if server.key_env:
-            name = server.key_env
-            way_out = f"Set the environment variable {name} to a key that may use this model"
+        name = server.key_env
+        way_out = (
+            f"Set the environment variable {name} to a key that may use this model"
+            if name
+            else "Name the environment variable that holds the key in key_env"
+        )
         return ConfigError(
             f"{server.base_url} refuses the key for model {server.model!r} (status {status}; "
             f"{'one was' if self.secret else 'none was'} sent). {way_out}",

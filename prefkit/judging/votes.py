@@ -38,32 +38,47 @@ class Vote:
     person: str | None = None
 
 
+VOTE = ("prompt_id", "model_a", "model_b", "winner")  # columns of a votes file
+BALLOT = ("number", "prompt", "answer_1", "answer_2", "winner", "reason")
+
+
+def _wrong(place, what, reason, field=None):
+    "An error about a row or a file of votes."
+    return DataError(f"{place}: {what}", field=field, reason=reason)
+
+
 def _rows(path):
     "(row number, dict) of a CSV or JSON-lines file; raises `DataError` naming file and row."
-    if path.suffix == ".jsonl":
-        for row, record, why in iter_jsonl(path):
-            if why:
-                raise DataError(f"{path}, row {row}: {why}. Mend or delete that row.")
-            yield row, record
+    if path.suffix == ".csv":
+        yield from _csv_rows(path)
         return
-    if path.suffix != ".csv":
-        raise DataError(f"{path}: votes are read from a .csv or a .jsonl file.")
+    if path.suffix != ".jsonl":
+        raise _wrong(path, "votes are read from a .csv or a .jsonl file.", "another kind of file")
+    for row, record, why in iter_jsonl(path):
+        if why:
+            raise _wrong(f"{path}, row {row}", f"{why}. Mend or delete that row.", "broken row")
+        yield row, record
+
+
+def _csv_text(path):
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Check the path.")
+        raise _wrong(path, "no such file. Check the path.", "no file")
+    raw = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, row {1 + path.read_bytes()[: error.start].count(10)}: not UTF-8 text. Save "
-            "the table as CSV UTF-8."
+        row = 1 + raw[: error.start].count(b"\n")
+        raise _wrong(
+            f"{path}, row {row}", "not UTF-8 text. Save the table as CSV UTF-8.", "not UTF-8"
         ) from error
+
+
+def _csv_rows(path):
+    text = _csv_text(path)
     top = text.partition("\n")[0]
     # some spreadsheets write semicolons
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        strict=True,
-        delimiter=";" if top.count(";") > top.count(",") else ",",
-    )
+    delimiter = ";" if top.count(";") > top.count(",") else ","
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     row, header = 0, []
     try:
         for row, cells in enumerate(reader, 1):
@@ -71,36 +86,37 @@ def _rows(path):
                 header = [cell.strip() for cell in cells]
                 _check_columns(header, f"{path}, row 1")
             elif len(cells) not in (0, len(header)):
-                raise DataError(
-                    f"{path}, row {row}: {len(cells)} columns where the header has {len(header)}. "
-                    "Put texts that hold commas into quotes."
+                raise _wrong(
+                    f"{path}, row {row}",
+                    f"{len(cells)} columns where the header has {len(header)}. Put texts that "
+                    "hold commas into quotes.",
+                    "number of columns",
                 )
             elif any(cell.strip() for cell in cells):
                 yield row, dict(zip(header, cells))
     except csv.Error as error:
-        raise DataError(f"{path}, row {row + 1}: {error}. Save the table as CSV again.") from error
+        place = f"{path}, row {row + 1}"
+        raise _wrong(place, f"{error}. Save the table as CSV again.", "broken row") from error
     if not row:
-        raise DataError(
-            f"{path}: the file is empty. A table of votes begins with the names of its columns."
+        raise _wrong(
+            path,
+            "the file is empty. A table of votes begins with the names of its columns.",
+            "empty",
         )
 
 
 def _check_columns(names, place):
     "Raise `DataError` for a column that is missing or there twice."
     if twice := [name for name in names if name and names.count(name) > 1]:
-        raise DataError(f"{place}: two columns are called {twice[0]}.")
-    if lack := [
-        name
-        for name in (
-            ("number", "winner")
-            if "answer_1" in names
-            else ("prompt_id", "model_a", "model_b", "winner")
-        )
-        if name not in names
-    ]:
-        raise DataError(
-            f"{place}: no {' and no '.join(lack)}. A vote has prompt_id, model_a, model_b and "
-            "winner; a ballot number and winner."
+        raise _wrong(place, f"two columns are called {twice[0]}.", "twice", twice[0])
+    needed = ("number", "winner") if "answer_1" in names else VOTE
+    if lack := [name for name in needed if name not in names]:
+        raise _wrong(
+            place,
+            f"no {' and no '.join(lack)}. A vote has prompt_id, model_a, model_b and winner; a "
+            "ballot number and winner.",
+            "missing column",
+            lack[0],
         )
 
 
@@ -110,13 +126,21 @@ def _outcome(record, place):
         str(record[name]).strip() for name in ("model_a", "model_b", "winner", "prompt_id")
     )
     if not prompt:
-        raise DataError(f"{place}: prompt_id is empty.")
+        raise _wrong(place, "prompt_id is empty.", "empty", "prompt_id")
     if not a or not b or a == b:
-        raise DataError(f"{place}: model_a {a!r} and model_b {b!r} must be two different names.")
+        raise _wrong(
+            place,
+            f"model_a {a!r} and model_b {b!r} must be two different names.",
+            "no two names",
+            "model_a",
+        )
     if {a, b} & {"tie", "tie (bothbad)"} or a == "model_b" or b == "model_a":
-        raise DataError(
-            f"{place}: a model cannot be called {a!r} against {b!r}, since that means something "
-            "else under winner."
+        raise _wrong(
+            place,
+            f"a model cannot be called {a!r} against {b!r}, since that means something else under "
+            "winner.",
+            "ambiguous name",
+            "model_a",
         )
     known = {
         "": None,
@@ -128,8 +152,11 @@ def _outcome(record, place):
         b: 0.0,
     }
     if winner not in known:
-        raise DataError(
-            f"{place}: winner {winner!r} is neither {a}, {b}, model_a, model_b nor tie."
+        raise _wrong(
+            place,
+            f"winner {winner!r} is neither {a}, {b}, model_a, model_b nor tie.",
+            "unknown winner",
+            "winner",
         )
     return known[winner]
 
@@ -138,7 +165,7 @@ def _voted(record, place):
     "A ballot's row as one of a votes file, by its key's entry; raises `DataError`."
     entry, said = record.pop("key"), str(record["winner"]).strip()
     if said not in ("", "1", "2", "tie"):
-        raise DataError(f"{place}: winner {said!r} is neither 1, 2 nor tie.")
+        raise _wrong(place, f"winner {said!r} is neither 1, 2 nor tie.", "unknown winner", "winner")
     models = {"1": entry["first"], "2": entry["second"]}
     return {
         **record,
@@ -161,8 +188,16 @@ def _ballot_key(path, key):
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is a ballot, but its key {place} cannot be read. Name the key that was "
-            "written with it."
+            "written with it.",
+            field="key",
+            reason="cannot be read",
         ) from error
+
+
+def _person(record, path, is_ballot):
+    "Who voted: what the row says, or the name of the ballot's file."
+    said = str(record.get("person") or "").strip()
+    return said or (path.stem if is_ballot else None)
 
 
 def read_votes(
@@ -175,34 +210,34 @@ def read_votes(
     "What people said; raises `DataError` naming file and row."
     path, votes, secret, seen = input_path(path), [], None, {}
     for row, record in _rows(path):
-        place, ballot = f"{path}, row {row}", "answer_1" in record
+        place, is_ballot = f"{path}, row {row}", "answer_1" in record
         _check_columns([name for name, value in record.items() if value is not None], place)
-        if ballot:
+        if is_ballot:
             secret = _ballot_key(path, key) if secret is None else secret
-            if (number := str(record["number"]).strip()) not in secret:
-                raise DataError(
-                    f"{place}: number {number!r} is not in the ballot's key. Is it the key of "
-                    "another ballot?"
+            number = str(record["number"]).strip()
+            if number not in secret:
+                what = (
+                    f"number {number!r} is not in the ballot's key. Is it that of another ballot?"
                 )
+                raise _wrong(place, what, "another ballot", "number")
             record = _voted({**record, "key": secret[number]}, place)
         preference = _outcome(record, place)
         if preference is None:
             continue
-        a, b, name = (str(record[part]).strip() for part in ("model_a", "model_b", "prompt_id"))
-        person = str(record.get("person") or "").strip() or (path.stem if ballot else None)
-        if (
-            person is not None
-            and (twice := seen.setdefault((person, name, *sorted((a, b))), row)) != row
-        ):
-            raise DataError(
-                f"{place}: {person} has voted on this pair before, in row {twice}. Delete one of "
-                "the two."
-            )
-        votes.append(
-            Vote(
-                row, name, a, b, preference, str(record.get("reason") or "").strip() or None, person
-            )
-        )
+        name, a, b = (str(record[part]).strip() for part in VOTE[:3])
+        person = _person(record, path, is_ballot)
+        if person is not None:
+            before = seen.setdefault((person, name, *sorted((a, b))), row)
+            if before != row:
+                raise _wrong(
+                    place,
+                    f"{person} has voted on this pair before, in row {before}. Delete one of the "
+                    "two.",
+                    "twice",
+                    "person",
+                )
+        reason = str(record.get("reason") or "").strip() or None
+        votes.append(Vote(row, name, a, b, preference, reason, person))
     return votes
 
 
@@ -225,35 +260,30 @@ def write_ballot(
     path = resolve_path(path)
     secret = path.with_name(f"{path.stem}.key.json")
     if path.suffix not in (".csv", ".jsonl"):
-        raise ConfigError(f"path: {path.name} must end in .csv or .jsonl.")
+        raise ConfigError(
+            f"path: {path.name} must end in .csv or .jsonl.", field="path", reason="no such kind"
+        )
     if there := [each for each in (path, secret) if each.exists()]:
         raise ConfigError(
-            f"path: {there[0]} is there already, perhaps with votes in it. Choose another name."
+            f"path: {there[0]} is there already, perhaps with votes in it. Choose another name.",
+            field="path",
+            reason="there already",
         )
-    ids, rng, rows, key = pair_ids(records_a, records_b), random.Random(seed), [], {}
     pairs = [
         (name, *models_of(a, b), a, b)
-        for name, a, b in zip(ids, records_a, records_b)
+        for name, a, b in zip(pair_ids(records_a, records_b), records_a, records_b)
         if not same_answer(a, b)
     ]
+    rng, rows, key = random.Random(seed), [], {}
     rng.shuffle(pairs)
-    batch = (
-        "b"
-        + fingerprint([seed, [[name, a["answer"], b["answer"]] for name, _, _, a, b in pairs]])[:6]
-    )
-    for number, (name, model_a, model_b, a, b) in enumerate(pairs, 1):
+    content = [[name, a["answer"], b["answer"]] for name, _, _, a, b in pairs]
+    batch = f"b{fingerprint([seed, content])[:6]}"
+    for position, (name, model_a, model_b, a, b) in enumerate(pairs, 1):
         (first, shown), (second, beside) = rng.sample([(model_a, a), (model_b, b)], 2)
-        rows.append(
-            {
-                "number": f"{batch}-{number}",
-                "prompt": text_of(a["prompt"]),
-                "answer_1": shown["answer"],
-                "answer_2": beside["answer"],
-                "winner": "",
-                "reason": "",
-            }
-        )
-        key[rows[-1]["number"]] = {"prompt_id": name, "first": first, "second": second}
+        number = f"{batch}-{position}"
+        cells = (number, text_of(a["prompt"]), shown["answer"], beside["answer"], "", "")
+        rows.append(dict(zip(BALLOT, cells)))
+        key[number] = {"prompt_id": name, "first": first, "second": second}
     write_json(secret, key)
     _write_rows(path, rows)
     return secret
@@ -264,7 +294,7 @@ def _write_rows(path, rows):
         return write_jsonl(path, rows)
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["number", "prompt", "answer_1", "answer_2", "winner", "reason"])
+    table.writerow(BALLOT)
     table.writerows([_cell(value) for value in row.values()] for row in rows)
     # the mark tells spreadsheets that it is UTF-8
     return write_text(path, "\ufeff" + text.getvalue())

@@ -26,7 +26,7 @@ from prefkit.stats.win_rate import win_rate
 __all__ = [
     "answer_table",
     "by_origin",
-    "difference",
+    "paired_difference",
     "draw_examples",
     "examples_of",
     "pick_examples",
@@ -219,7 +219,7 @@ def paired(
     return wide.reindex(columns=models).dropna()
 
 
-def difference(
+def paired_difference(
     answers: pd.DataFrame, column: str, model: str, reference: str
 ) -> tuple[float, float, float]:  # mean, low, high
     "Paired difference of two models over the prompts that both answered, with its 95 % interval."

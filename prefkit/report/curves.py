@@ -4,7 +4,9 @@ import pandas as pd
 
 from prefkit.report.figures import mean_interval, moving_average
 
-__all__ = ["course", "curve", "ends_of_curve", "mean_curve"]
+__all__ = ["SIDES", "course", "curve", "ends_of_curve", "mean_curve"]
+
+SIDES = ("chosen", "rejected")  # of a pair, as columns of the log end
 
 
 def course(

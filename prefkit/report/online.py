@@ -18,7 +18,7 @@ from prefkit.report.figures import (
     set_title,
 )
 from prefkit.report.panels import draw_seed_lines, seed_looks
-from prefkit.report.standings import Standings, flat
+from prefkit.report.standings import SCORES, Standings, flat
 from prefkit.report.words import counted, joined, number, say_estimate, signed
 
 __all__ = [
@@ -39,8 +39,7 @@ __all__ = [
     "validations",
 ]
 
-VERDICTS = {1: "beats", 0: "cannot be told apart from", -1: "loses to"}
-SCORES = ("gold", "second", "right", "tokens", "ended")
+OUTCOMES = {1: "beats", 0: "cannot be told apart from", -1: "loses to"}
 
 
 def say_every_seed(
@@ -84,9 +83,9 @@ def say_method(standings: Standings, model: str) -> str:
             for judge in ("gold", "second")
         )
         same = gold[0] == second[0]
-        other = "the same verdict" if same else f"by which it {VERDICTS[second[0]]} it"
+        other = "the same verdict" if same else f"by which it {OUTCOMES[second[0]]} it"
         said.append(
-            f"{VERDICTS[gold[0]]} {standings.called(reference)}, "
+            f"{OUTCOMES[gold[0]]} {standings.called(reference)}, "
             f"{say_interval(*gold[1], digits=1)}; the second judge: "
             f"{say_interval(*second[1], digits=1)}, {other}"
         )

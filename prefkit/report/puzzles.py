@@ -28,7 +28,7 @@ from prefkit.report.standings import clipped, stage_seconds
 from prefkit.report.words import called, counted, joined, number, say_estimate
 
 __all__ = [
-    "KINDS",
+    "DECODINGS",
     "SIGNS",
     "Puzzles",
     "Walk",
@@ -37,7 +37,10 @@ __all__ = [
     "say_settings",
 ]
 
-KINDS = {"right": "greedy", "sampled": "sampled"}  # column of the scores -> how answers were drawn
+DECODINGS = {
+    "right": "greedy",
+    "sampled": "sampled",
+}  # column of the scores -> how answers were drawn
 SIGNS = {1: "above zero", -1: "below zero", 0: "not apart from zero"}
 OVER = "over seeds"  # the label of an estimate that speaks for all seeds
 
@@ -57,7 +60,7 @@ class Puzzles:
         self.seeds = results["seeds"]  # seed -> its tables
         self.models = [row["model"] for row in results["over_seeds"]["scores"]]
         self.columns = list(results["over_seeds"]["scores"][0])
-        self.kinds = [kind for kind in KINDS if kind in self.columns]
+        self.kinds = [kind for kind in DECODINGS if kind in self.columns]
         first = next(iter(self.seeds.values()))
         self.n = first["scores"][0]["n"]
         self.known = {(row["model"], row["reference"]) for row in first["differences"]}
@@ -112,7 +115,7 @@ class Puzzles:
     def say_pair(self, model: str, reference: str, kind: str) -> str:
         "Each seed's difference with its interval, and what they say together."
         found = self.difference(model, reference, kind)
-        what = f"{called(model)} less {called(reference)}, {KINDS[kind]} answers"
+        what = f"{called(model)} less {called(reference)}, {DECODINGS[kind]} answers"
         said = {label: SIGNS[sign(low, high)] for label, (_, low, high) in found.items()}
         if not self.several:
             ((label, ends),) = found.items()
@@ -145,7 +148,9 @@ class Puzzles:
         if groups[""]:
             some = "in at least one seed" if self.several else every
             said.append(f"{joined(groups[''])} cannot be told apart from {name} {some}")
-        return f"{sentence(KINDS[kind])} answers, by each seed's own interval: {'; '.join(said)}."
+        return (
+            f"{sentence(DECODINGS[kind])} answers, by each seed's own interval: {'; '.join(said)}."
+        )
 
     def say_most(self, kind: str, models: list[str]) -> str:
         "Means of some models, the highest first, broken between models only."
@@ -162,11 +167,11 @@ class Puzzles:
         most = self.say_most(kind, [model for model in models if model != "base"])
         fig = draw_intervals(
             interval_table({called(model): self.accuracy(model, kind) for model in models}),
-            title=f"{KINDS[kind]}: {most}",
-            xlabel=f"puzzles solved, {KINDS[kind]} answers (%)",
+            title=f"{DECODINGS[kind]}: {most}",
+            xlabel=f"puzzles solved, {DECODINGS[kind]} answers (%)",
             percent=True,
         )
-        return fig, f"Accuracy of {KINDS[kind]} answers: {most}. {self.says}"
+        return fig, f"Accuracy of {DECODINGS[kind]} answers: {most}. {self.says}"
 
     def draw_differences(
         self,
@@ -187,12 +192,12 @@ class Puzzles:
         title = f"{apart} of {len(pairs)} differences apart from zero{where}"
         fig = draw_intervals(
             interval_table(rows),
-            title=f"{KINDS[kind]}: {title if len(pairs) > 1 else alone}",
-            xlabel=f"difference, {KINDS[kind]} answers (points)",
+            title=f"{DECODINGS[kind]}: {title if len(pairs) > 1 else alone}",
+            xlabel=f"difference, {DECODINGS[kind]} answers (points)",
             reference=(0, "no difference"),
         )
         return fig, (
-            f"Difference in accuracy of {KINDS[kind]} answers, puzzle by puzzle. {self.says}"
+            f"Difference in accuracy of {DECODINGS[kind]} answers, puzzle by puzzle. {self.says}"
         )
 
     def mean(self, model: str, column: str) -> tuple[float, float, float]:
@@ -212,7 +217,7 @@ class Puzzles:
         for model in self.models:
             row = {"model": called(model)}
             for kind in self.kinds:
-                row[KINDS[kind]] = say_estimate(self.best(model, kind), True, 1)
+                row[DECODINGS[kind]] = say_estimate(self.best(model, kind), True, 1)
             if reported is not None:
                 known = reported.get(model)
                 row["in the report"] = None if known is None else f"{100 * known:.0f} %"
@@ -230,7 +235,7 @@ class Puzzles:
         for model in self.models:
             for kind in self.kinds:
                 for label, ends in self.accuracy(model, kind).items():
-                    row = {"model": model, "answers": KINDS[kind], "of": label, **ends_of(ends)}
+                    row = {"model": model, "answers": DECODINGS[kind], "of": label, **ends_of(ends)}
                     rows.append(row | {"puzzles": self.n})
         return pd.DataFrame(rows)
 
@@ -244,7 +249,7 @@ class Puzzles:
             for kind in self.kinds:
                 for label, ends in self.difference(model, reference, kind).items():
                     row = {"model": model, "reference": reference}
-                    row |= {"answers": KINDS[kind], "of": label}
+                    row |= {"answers": DECODINGS[kind], "of": label}
                     row |= ends_of(ends, ("difference", "low", "high"))
                     rows.append(row | {"verdict": SIGNS[sign(*ends[1:])]})
         return pd.DataFrame(rows)
@@ -337,8 +342,8 @@ def say_longer(
             each = ", ".join(points(*(row[name] for name in ends)) for row in rows)
             above = sum(row[f"{kind}_difference_low"] > 0 for row in rows)
             lines.append(
-                f"{called(model)} less the longer control, {KINDS[kind]} answers: {each} points in "
-                f"seeds {seeds}; apart from zero in {above} of {len(rows)}."
+                f"{called(model)} less the longer control, {DECODINGS[kind]} answers: {each} "
+                f"points in seeds {seeds}; apart from zero in {above} of {len(rows)}."
             )
     return lines
 

@@ -9,7 +9,7 @@ from prefkit.report.claims import VERDICTS, Claim
 from prefkit.report.figures import draw_intervals, nice_name, say_interval, share_interval
 from prefkit.report.panels import interval_table
 from prefkit.report.views import View
-from prefkit.report.words import JUDGES
+from prefkit.report.words import JUDGE_NAMES
 
 __all__ = ["COLUMNS", "Reported", "hours", "way_words"]
 
@@ -147,7 +147,7 @@ class Reported:
     ) -> list[str]:
         "Which verdicts another judge or another decoding changes."
         base, lines = self.verdicts(view), []
-        others = {f"By {JUDGES['second']}": self.verdicts(view, "second")}
+        others = {f"By {JUDGE_NAMES['second']}": self.verdicts(view, "second")}
         for way, words in ways.items():
             if way != view.main:
                 others[f"With {words}"] = self.verdicts(view, "gold", way)
@@ -160,6 +160,19 @@ class Reported:
             lines.append(f"{said}: {'; '.join(changed)}." if changed else f"{said}.")
         return lines
 
+    def say_winners(self, view: View) -> str:
+        "How many of the methods win against SFT, and which stands highest here and there."
+        wins = {stage: view.win(stage, "sft_v2_6") for stage in self.tuned}
+        theirs = self.rates("sft_v2_6")
+        ours, first = max(wins, key=lambda stage: wins[stage][0]), max(theirs, key=theirs.get)
+        won = sum(low > 0.5 for _, low, _ in wins.values())
+        return (
+            f"{won} of {len(wins)} methods win against {self.called('sft_v2_6')} by the gold "
+            f"reward {view.scope} ({view.name}); {self.called(ours)} stands highest with "
+            f"{say_interval(*wins[ours])}. The report puts {self.called(first)} first with "
+            f"{theirs[first]:g} %."
+        )
+
     def say_agreement(self, view: View, reference: str, judge: str = "gold") -> str:
         "Whether the win rates come in the report's order."
         value, low, high, n, p = view.agreement(self.rates(reference), reference, judge)
@@ -167,10 +180,11 @@ class Reported:
         if p < 0.05:
             order = "that of the report" if value > 0 else "the reverse of the report's"
             plain = f"the order is {order} more than chance explains"
+        correlation = say_interval(value, low, high, percent=False, digits=2)
         return (
-            f"Win rates against {self.called(reference)} by {JUDGES[judge]}: rank correlation with "
-            f"the reported ones {say_interval(value, low, high, False, 2)} {view.spread}, n = {n} "
-            f"models, exact p = {p:.2f}: {plain}."
+            f"Win rates against {self.called(reference)} by {JUDGE_NAMES[judge]}: rank correlation "
+            f"with the reported ones {correlation} {view.spread}, n = {n} models, exact p = "
+            f"{p:.2f}: {plain}."
         )
 
     def draw_wins(
@@ -188,7 +202,7 @@ class Reported:
         models.sort(key=lambda stage: -view.win(stage, reference)[0])
         rows = {}
         for stage in models:
-            found = {judge: view.win(stage, reference, judge) for judge in JUDGES}
+            found = {judge: view.win(stage, reference, judge) for judge in JUDGE_NAMES}
             if stage in theirs:
                 found["reported"] = share_interval(theirs[stage] / 100 * n, n)
             rows[self.called(stage)] = found

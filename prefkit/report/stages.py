@@ -10,7 +10,7 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prefkit.report.curves import course, curve, ends_of_curve
+from prefkit.report.curves import SIDES, course, curve, ends_of_curve
 from prefkit.report.figures import draw_curves, nice_name, say_change
 from prefkit.report.words import number, plain
 
@@ -27,8 +27,7 @@ __all__ = [
     "settings_table",
 ]
 
-SPLITS = ("train", "validation")
-SIDES = ("chosen", "rejected")
+LOGGED_SPLITS = ("train", "validation")
 # what is shown of the answers of pairs: how its columns begin, what it is, a level to compare with
 PAIRS = {
     "logps": ("logps", "log-probability", None),
@@ -52,7 +51,7 @@ def draw_loss(
     is_preference: bool,  # its loss is one of pairs, not of tokens
 ) -> tuple[Figure, str]:  # the figure and its caption
     "Loss of a stage in training and validation, with a title that says what became of it."
-    curves = {split: curve(logged(run, split, "loss"), split, split) for split in SPLITS}
+    curves = {split: curve(logged(run, split, "loss"), split, split) for split in LOGGED_SPLITS}
     split, shown = [(split, table) for split, table in curves.items() if len(table)][-1]
     first, last = ends_of_curve(shown, split)
     best = shown.loc[shown["value"].idxmin()]
@@ -80,7 +79,7 @@ def pair_curves(
 ) -> tuple[str, pd.DataFrame]:  # the split, and curves chosen and rejected; ("", empty) for none
     "On the validation rows where there are at least two points, else in training."
     column, *_ = PAIRS[what]
-    for split in reversed(SPLITS):
+    for split in reversed(LOGGED_SPLITS):
         curves = [curve(logged(run, split, f"{column}_{side}"), split, side) for side in SIDES]
         if all(len(each) > 1 for each in curves):
             return split, pd.concat(curves, ignore_index=True)

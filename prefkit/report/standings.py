@@ -15,6 +15,7 @@ from prefkit.report.panels import ends_of, interval_table
 from prefkit.report.words import called, number
 
 __all__ = [
+    "SCORES",
     "Standings",
     "clipped",
     "draw_win_rates",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 REFERENCES = ("sft", "control")  # what methods are compared with on a page, where it was run
+SCORES = ("gold", "second", "right", "tokens", "ended")  # columns of a table of scores
 TRIPLE = ("mean", "low", "high")
 
 

@@ -14,9 +14,9 @@ from prefkit.report.claims import verdict
 from prefkit.report.figures import draw_intervals, mean_interval, say_interval, say_seconds
 from prefkit.report.panels import ends_of, interval_table
 from prefkit.report.reported import COLUMNS, Reported, hours
-from prefkit.report.standings import clipped
+from prefkit.report.standings import SCORES, clipped
 from prefkit.report.views import View
-from prefkit.report.words import JUDGES, say_estimate
+from prefkit.report.words import JUDGE_NAMES, say_estimate
 
 __all__ = [
     "Limits",
@@ -30,7 +30,7 @@ __all__ = [
     "speed_table",
     "times_of",
     "win_numbers",
-    "win_table",
+    "rate_table",
 ]
 
 # Table 1: iterations per second.
@@ -106,8 +106,6 @@ def say_pace(
 
 # Table 2: who wins, and in which time.
 
-SCORES = ("gold", "right", "second", "tokens", "ended")
-
 
 def times_of(one: dict, stage: str, runs: dict) -> tuple[float, float | None]:
     """Seconds of SFT, and of the stage itself with whatever else it needed, such as a reward model;
@@ -151,7 +149,7 @@ def percent(
     return say_interval(*estimate) if estimate else None
 
 
-def win_table(reported: Reported, view: View, way: str) -> pd.DataFrame:
+def rate_table(reported: Reported, view: View, way: str) -> pd.DataFrame:
     "Table 2's win rates in one decoding, with the report's beside ours."
     rows = []
     for stage, row in reported.rows.items():
@@ -162,7 +160,7 @@ def win_table(reported: Reported, view: View, way: str) -> pd.DataFrame:
                 judge: percent(
                     view.win(stage, reference, judge, way) if stage != reference else None
                 )
-                for judge in JUDGES
+                for judge in JUDGE_NAMES
             }
             said = row[COLUMNS[reference]]
             made[f"v. {name}, gold"] = rates["gold"]
@@ -178,7 +176,7 @@ def win_numbers(reported: Reported, view: View, way: str, runs: dict) -> pd.Data
     for stage, row in reported.rows.items():
         sft, rest = mean_times(view, stage, runs)
         for reference in (*COLUMNS, "instruct"):
-            for judge in JUDGES:
+            for judge in JUDGE_NAMES:
                 if stage == reference:
                     continue
                 made = {"model": row["model"], "reference": reference}

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prefkit.report.claims import verdict
+from prefkit.report.curves import SIDES
 from prefkit.report.figures import (
     draw_curves,
     mean_interval,
@@ -45,7 +46,6 @@ NOTES = {
     "others'. ",
 }
 PROBE, RLOO = "sft_v2_6", "rloo_v1_2"  # what probed pairs, and what learned from its own samples
-SIDES = ("chosen", "rejected")
 
 
 def method_of(run) -> str:

@@ -11,7 +11,7 @@ from prefkit.core import resolve_path
 from prefkit.report.figures import nice_name, say_interval
 
 __all__ = [
-    "JUDGES",
+    "JUDGE_NAMES",
     "ONE_SEED",
     "called",
     "config_words",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 # judge, as in win_rates.csv -> its name in a sentence
-JUDGES = {"gold": "the gold reward", "second": "the second judge"}
+JUDGE_NAMES = {"gold": "the gold reward", "second": "the second judge"}
 ONE_SEED = (
     "One seed: its intervals say what other prompts would change, not what another seed would."
 )
@@ -104,7 +104,7 @@ def judge_name(
     judge: str,  # as in win_rates.csv
 ) -> str:
     "How a judge is named in a sentence."
-    return JUDGES.get(judge, f"the {judge} judge")
+    return JUDGE_NAMES.get(judge, f"the {judge} judge")
 
 
 def plain(

@@ -14,7 +14,7 @@ __all__ = [
     "NUMBER_WORDS",
     "HEDGE_WORDS",
     "TASKS",
-    "words_of",
+    "plain_words",
     "Sentence",
     "sentences",
     "Request",
@@ -61,7 +61,7 @@ from .facts import ANIMALS, FACTS, PEOPLE, PLURAL_VERBS, SECRETS, VERBS, World
 
 
 # %% ../../../nbs/lib/data/03_world.ipynb #158b76e5
-def words_of(
+def plain_words(
     text: str,
 ) -> list[str]:  # lower-cased words and numbers
     "The words of a text, without punctuation."
@@ -83,7 +83,7 @@ class Sentence:
     @cached_property
     def words(self) -> list[str]:
         "Lower-cased; a `Confidence: 95%` is not among them."
-        return words_of(CONFIDENCE_CLAIM.sub("", self.text))
+        return plain_words(CONFIDENCE_CLAIM.sub("", self.text))
 
     @cached_property
     def numbers(self) -> tuple[int, ...]:
