@@ -30,8 +30,8 @@ from prefkit.judging.harnesses import (
     write_lm_eval_task,
     write_mt_bench,
 )
-from prefkit.stats.text_metrics import ratio_interval
-from prefkit.stats.win_rate import wilson
+from prefkit.stats.intervals import ratio_interval
+from prefkit.stats.intervals import wilson
 
 
 # GSM8K: numbers and forms

@@ -12,9 +12,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from prefkit.core import ConfigError, DataError
-from prefkit.report.figures import check_figure
+from prefkit.report.figures import check_figure, draw_curves
 from prefkit.stats.length_control import (
-    draw_win_rate_by,
     fit_logistic,
     is_separated,
     length_controlled_win_rate,
@@ -546,17 +545,16 @@ def test_bins_by_edges_by_value_and_degenerate():
         win_rate_by([1, 0], [0, math.nan])
 
 
-def test_figure_keeps_the_rules_of_the_house():
+def test_the_table_can_be_drawn_by_the_rules_of_the_house():
     rng = np.random.default_rng(0)
     x = rng.normal(size=400)
     tables = [
         win_rate_by(rng.random(400) < expit(slope * x), x, series=name)
         for slope, name in ((1, "one"), (-1, "other"))
     ]
-    figure = draw_win_rate_by(
-        pd.concat(tables), title="One rises and the other falls", xlabel="characters"
-    )
+    words = {"xlabel": "characters", "ylabel": "win rate"}
+    figure = draw_curves(pd.concat(tables), title="One rises and the other falls", **words)
     assert not check_figure(figure) and len(figure.data) == 10
     plt.close(figure)
     with pytest.raises(DataError):
-        draw_win_rate_by(tables[0][:0], title="Nothing at all here", xlabel="x")
+        draw_curves(tables[0][:0], title="Nothing at all here", **words)

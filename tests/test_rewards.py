@@ -347,7 +347,7 @@ def test_calibration_by_hand():
     ]
     np.testing.assert_allclose(table["predicted"], [0.6, 0.9])
     np.testing.assert_allclose(table["observed"], [0.5, 2 / 3])
-    from prefkit.stats.win_rate import wilson
+    from prefkit.stats.intervals import wilson
 
     np.testing.assert_allclose(table[["low", "high"]], [wilson(0.5, 2), wilson(2 / 3, 3)])
 

@@ -20,18 +20,18 @@ def found(rate, right):
     }
 
 
-def test_mean_interval_agrees_with_scipy():
+def test_mean_over_seeds_agrees_with_scipy():
     from scipy import stats
 
     values = [0.61, 0.58, 0.66]
     low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
-    made = seeds.mean_interval(values)
+    made = seeds.mean_over_seeds(values)
     assert (made["low"], made["high"], made["seeds"]) == (
         pytest.approx(low),
         pytest.approx(high),
         3,
     )
-    assert seeds.mean_interval([0.5]) == {"mean": 0.5, "low": None, "high": None, "seeds": 1}
+    assert seeds.mean_over_seeds([0.5]) == {"mean": 0.5, "low": None, "high": None, "seeds": 1}
 
 
 def test_over_seeds_gathers_every_comparison():

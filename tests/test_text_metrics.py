@@ -25,12 +25,12 @@ from prefkit.stats.text_metrics import (
     mean_pairwise_cosine,
     perplexity,
     perplexity_of,
-    ratio_interval,
     repetition,
     text_report,
     verbosity,
     verbosity_prompts,
 )
+from prefkit.stats.intervals import ratio_interval
 from prefkit.data.world import (
     STYLES,
     WORDINGS,

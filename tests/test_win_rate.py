@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from prefkit.report import figures
 from prefkit.runs import seeds
 from prefkit.core import ConfigError, DataError, project_root
+from prefkit.stats.intervals import mean_interval, wilson
 from prefkit.stats.win_rate import (
     Estimate,
     hierarchical_interval,
@@ -31,7 +31,6 @@ from prefkit.stats.win_rate import (
     preference_rate,
     prompts_needed,
     score_difference,
-    wilson,
     win_rate,
     win_rate_difference,
 )
@@ -594,8 +593,8 @@ def test_over_seeds_is_students_interval_and_the_one_place_for_it():
         and found.n == 3
         and found.standard_error == pytest.approx(scipy.stats.sem(values))
     )
-    assert figures.mean_interval([*values, math.nan]) == (found.value, found.low, found.high)
-    assert seeds.mean_interval(values) == {
+    assert mean_interval([*values, math.nan]) == (found.value, found.low, found.high)
+    assert seeds.mean_over_seeds(values) == {
         "mean": found.value,
         "low": found.low,
         "high": found.high,
@@ -804,10 +803,12 @@ def test_bonferroni_levels_keep_the_chance_of_any_false_alarm():
     assert 0.55 < some(0.95) < 0.75 and some(1 - 0.05 / 20) < 0.08  # 1 - 0.95^20 = 0.64
 
 
-def test_length_controlled_win_rate_can_be_had_from_here():
-    from prefkit.stats import length_control, win_rate as module
+def test_the_face_has_both_win_rates():
+    from prefkit import win_rate as face
+    from prefkit.stats import length_control
 
-    assert module.length_controlled_win_rate is length_control.length_controlled_win_rate
+    assert face.win_rate is win_rate
+    assert face.length_controlled_win_rate is length_control.length_controlled_win_rate
 
 
 def test_the_folded_solutions_of_the_tutorial_are_executed_and_checked():

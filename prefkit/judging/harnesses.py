@@ -49,8 +49,8 @@ from prefkit.core import (
     write_jsonl,
     write_text,
 )
-from ..stats.text_metrics import ratio_interval
-from ..stats.win_rate import wilson
+from ..stats.intervals import ratio_interval
+from ..stats.intervals import wilson
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #058f3bfc
 _VULGAR = {

@@ -45,7 +45,8 @@ from prefkit.core import (
     derive_seed,
     input_path,
 )
-from ..stats.win_rate import WinRate, wilson, win_rate
+from ..stats.intervals import wilson
+from ..stats.win_rate import WinRate, win_rate
 
 
 # %% ../../nbs/lib/judging/51_reward_model.ipynb #12ab0d10

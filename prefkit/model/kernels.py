@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #c4b13031
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -78,12 +79,11 @@ class HeadLogps(torch.autograd.Function):
         # of each token: its row of the head minus the average row
         toward = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for part in pieces(len(targets), len(weight)):
-            logps[part], probs = softmax_in_place(
-                F.linear(hidden[part], weight, bias).to(wide), targets[part]
-            )
+            scores = F.linear(hidden[part], weight, bias).to(wide)
+            logps[part], probs = softmax_in_place(scores, targets[part])
             if toward is not None:
                 toward[part] = weight[targets[part]] - probs.to(weight.dtype) @ weight
-            del probs
+            del scores, probs  # or two pieces would exist at one time
         ctx.save_for_backward(hidden, weight, bias, targets, toward)
         return logps
 
@@ -94,23 +94,18 @@ class HeadLogps(torch.autograd.Function):
         grad_hidden = None if toward is None else toward * grad[:, None].to(toward.dtype)
         if not ctx.needs_input_grad[1]:
             return grad_hidden, None, None, None
-        grad_weight, grad_bias = (
-            torch.zeros_like(weight),
-            None if bias is None else torch.zeros_like(bias),
-        )
+        grad_weight = torch.zeros_like(weight)
+        grad_bias = None if bias is None else torch.zeros_like(bias)
         for part in pieces(len(targets), len(weight)):
-            _, probs = softmax_in_place(
-                F.linear(hidden[part], weight, bias).to(grad.dtype), targets[part]
-            )
-            change = (
-                probs.mul_(-grad[part, None])
-                .scatter_add_(-1, targets[part, None], grad[part, None])
-                .to(weight.dtype)
-            )
+            scores = F.linear(hidden[part], weight, bias).to(grad.dtype)
+            _, probs = softmax_in_place(scores, targets[part])
+            share = grad[part, None]
+            change = probs.mul_(-share).scatter_add_(-1, targets[part, None], share)
+            change = change.to(weight.dtype)
             grad_weight.addmm_(change.T, hidden[part])
             if bias is not None:
                 grad_bias += change.sum(0)
-            del probs, change
+            del scores, probs, change
         return grad_hidden, grad_weight, grad_bias, None
 
 
@@ -135,26 +130,17 @@ def head_logps(
     width = head.weight.shape[0]
     # who hooks into it wants it called
     if type(head) is torch.nn.Linear and not head._forward_hooks and not head._forward_pre_hooks:
-        kind = hidden.device.type
-        dtype = (
-            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-        )
+        kind, dtype = hidden.device.type, head.weight.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        bias = None if head.bias is None else head.bias.to(dtype)
         with torch.autocast(kind, enabled=False):
-            return HeadLogps.apply(
-                hidden.to(dtype),
-                head.weight.to(dtype),
-                None if head.bias is None else head.bias.to(dtype),
-                targets,
-            )
+            return HeadLogps.apply(hidden.to(dtype), head.weight.to(dtype), bias, targets)
     parts = pieces(len(targets), width)
     if len(parts) == 1 or not torch.is_grad_enabled():
         return torch.cat([plain_logps(head, hidden[part], targets[part]) for part in parts])
-    return torch.cat(
-        [
-            checkpoint(plain_logps, head, hidden[part], targets[part], use_reentrant=False)
-            for part in parts
-        ]
-    )
+    again = partial(checkpoint, plain_logps, head, use_reentrant=False)
+    return torch.cat([again(hidden[part], targets[part]) for part in parts])
 
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #7dd326d1
@@ -167,22 +153,14 @@ def halves(
     # not
 ):
     "A model as the part that reads and the part that scores."
-    if model not in _HALVES:
-        inner = model.get_base_model() if hasattr(model, "peft_config") else model
-        body, head = (
-            getattr(inner, "base_model", inner),
-            inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None,
-        )
-        _HALVES[model] = (
-            body is not inner
-            and head is not None
-            and hasattr(head, "weight")
-            and _same_scores(model, body, head)
-        )
-    if not _HALVES[model]:
-        return None
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return inner.base_model, inner.get_output_embeddings()
+    body, head = getattr(inner, "base_model", inner), None
+    if hasattr(inner, "get_output_embeddings"):
+        head = inner.get_output_embeddings()
+    if model not in _HALVES:
+        two = body is not inner and hasattr(head, "weight")
+        _HALVES[model] = two and _same_scores(model, body, head)
+    return (body, head) if _HALVES[model] else None
 
 
 def assume_halves(model):
@@ -198,19 +176,17 @@ def _same_scores(model, body, head) -> bool:
 
     Watched while the model reads three tokens in eval mode.
     """
-    modes, ids, seen = (
-        {module: module.training for module in model.modules()},
-        torch.arange(3, device=head.weight.device)[None],
-        {},
-    )
-    hooks = [
-        body.register_forward_hook(
-            lambda module, given, out: seen.update(states=getattr(out, "last_hidden_state", None))
-        ),
-        head.register_forward_hook(
-            lambda module, given, out: seen.update(given=given[0], scores=out)
-        ),
-    ]
+    seen = {}
+
+    def watch_body(module, given, out):
+        seen["states"] = getattr(out, "last_hidden_state", None)
+
+    def watch_head(module, given, out):
+        seen.update(given=given[0], scores=out)
+
+    hooks = [body.register_forward_hook(watch_body), head.register_forward_hook(watch_head)]
+    modes = {module: module.training for module in model.modules()}
+    ids = torch.arange(3, device=head.weight.device)[None]
     model.eval()
     try:
         logits = model(input_ids=ids, use_cache=False).logits
@@ -221,9 +197,8 @@ def _same_scores(model, body, head) -> bool:
             module.training = mode
     if len(seen) < 3 or seen["states"] is None:
         return False
-    return torch.equal(seen["states"], seen["given"]) and torch.equal(
-        seen["scores"].to(logits.dtype), logits
-    )
+    same_states = torch.equal(seen["states"], seen["given"])
+    return same_states and torch.equal(seen["scores"].to(logits.dtype), logits)
 
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #5cbd2d10
@@ -301,18 +276,11 @@ def rows_attention(
     # (tokens, heads, width)
     tables, found = [x[0].transpose(0, 1) for x in (query, key, value)], []
     for places in blocks:
-        q, k, v = (
-            F.embedding(places, x.flatten(1)).unflatten(-1, x.shape[1:]).transpose(1, 2)
-            for x in tables
-        )
+        rows = [F.embedding(places, x.flatten(1)).unflatten(-1, x.shape[1:]) for x in tables]
+        q, k, v = (x.transpose(1, 2) for x in rows)
+        grouped = q.shape[1] != k.shape[1]
         out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            is_causal=True,
-            scale=scaling,
-            dropout_p=dropout,
-            enable_gqa=q.shape[1] != k.shape[1],
+            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped
         )
         found.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
     out = F.embedding(back, torch.cat(found))
@@ -329,10 +297,9 @@ def use_rows(
     model,  # a causal language model whose attention is SDPA
 ) -> bool:  # False where its attention is another, or looks through windows
     "Let a model read packed batches. All else that it does stays as it is."
-    windows = set(getattr(model.config, "layer_types", None) or ["full_attention"]) - {
-        "full_attention"
-    }
-    if getattr(model.config, "_attn_implementation", None) not in ("sdpa", ATTENTION) or windows:
+    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    attention = getattr(model.config, "_attn_implementation", None)
+    if attention not in ("sdpa", ATTENTION) or layers != {"full_attention"}:
         return False
     model.set_attn_implementation(ATTENTION)
     return True
@@ -340,21 +307,24 @@ def use_rows(
 
 def reading(
     model,  # told to by `use_rows`
-    batch: dict,  # packed, from `prefkit.model.batches.collate`
+    packed: dict,  # from `pack_rows`
 ) -> dict:  # keyword arguments for the model
     """What a packed batch tells the model beside its tokens; raises `ConfigError` where the model
     would not listen.
     """
     if model.config._attn_implementation != ATTENTION:
         raise ConfigError(
-            f"model: its attention is {model.config._attn_implementation}, which would not show an "
-            "answer its prompt in a packed batch. Call prefkit.model.kernels.use_rows(model) first."
+            f"model: its attention is {model.config._attn_implementation}, which would not show "
+            "an answer its prompt in a packed batch. Call prefkit.model.kernels.use_rows(model) "
+            "first.",
+            field="model",
+            reason="attention of its own",
         )
     # or transformers would make one of (tokens, tokens)
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch["input_ids"].device)
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed["input_ids"].device)
     return {
-        "position_ids": batch["position_ids"],
+        "position_ids": packed["position_ids"],
         "attention_mask": mask,
-        "blocks": batch["blocks"],
-        "back": batch["back"],
+        "blocks": packed["blocks"],
+        "back": packed["back"],
     }

@@ -16,8 +16,6 @@ __all__ = [
     "nice_name",
     "sentence",
     "check_figure",
-    "mean_interval",
-    "share_interval",
     "moving_average",
     "set_title",
     "set_legend",
@@ -45,7 +43,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from ..core import ConfigError, DataError, write_text
-from ..stats.win_rate import over_seeds_interval, wilson
+from ..stats.intervals import mean_interval, share_interval
 
 # %% ../../nbs/lib/report/60_figures.ipynb #cf1f0808
 COLOURS = {
@@ -294,36 +292,6 @@ def check_figure(
         if len({mark for _, mark in marks}) < len(marks):
             found.append("some lines or bars differ in colour only")
     return found
-
-
-# %% ../../nbs/lib/report/60_figures.ipynb #aedf3c61
-def mean_interval(
-    values,  # (n,) independent numbers; NaN are left out
-) -> tuple[float, float, float]:  # mean, low, high
-    """Mean with its 95 % interval by Student's t; a single value has an unbounded interval (NaN).
-
-    Raises `DataError` if there is no value.
-    """
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    if not len(values):
-        raise DataError(
-            "no values to take a mean of. Were the rows of this model or kind all dropped?"
-        )
-    found = over_seeds_interval(values)
-    return found.value, found.low, found.high
-
-
-def share_interval(
-    hits: float,  # how many of n
-    n: int,  # how many in all
-) -> tuple[float, float, float]:  # share, low, high; in [0, 1]
-    """Share with its 95 % interval by Wilson's score (Wilson 1927, JASA 22:209); raises `DataError`
-    unless 0 <= hits <= n and n > 0.
-    """
-    if not 0 <= hits <= n or n < 1:
-        raise DataError(f"{hits} hits of {n}: no share can be taken. Check the counts.")
-    return hits / n, *wilson(hits / n, n)
 
 
 # %% ../../nbs/lib/report/60_figures.ipynb #6906012f

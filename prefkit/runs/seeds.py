@@ -13,15 +13,14 @@ import yaml
 
 from prefkit.core import ConfigError, fingerprint, project_root, resolve_path, write_json
 from prefkit.runs.runner import open_run, run
+from prefkit.stats.intervals import mean_interval
 
 
-def mean_interval(values: list[float]) -> dict:
+def mean_over_seeds(values: list[float]) -> dict:
     """Mean over seeds with its 95 % interval by Student's t, which knows that three seeds are few;
     one seed has none.
     """
-    from prefkit.report import figures
-
-    mean, *bounds = figures.mean_interval(values)
+    mean, *bounds = mean_interval(values)
     low, high = bounds if len(values) > 1 else (None, None)
     return {"mean": mean, "low": low, "high": high, "seeds": len(values)}
 
@@ -140,7 +139,7 @@ def over_seeds(found: dict[int, dict]) -> dict:
             {
                 **dict(name),
                 **{
-                    column: mean_interval([row[column] for row in group])
+                    column: mean_over_seeds([row[column] for row in group])
                     for column in numbers(group[0])
                 },
             }

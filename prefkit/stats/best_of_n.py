@@ -26,28 +26,35 @@ def _samples(n, **arrays):
     """Arrays of shape (prompts, m) as float64, finite, with m >= n >= 1, behind n as an int; raises
     `DataError`.
     """
-    shape, arrays = None, {name: np.asarray(x, dtype=np.float64) for name, x in arrays.items()}
+    n, arrays = _count(n), {name: np.asarray(x, dtype=np.float64) for name, x in arrays.items()}
+    shape = next(iter(arrays.values())).shape
     for name, x in arrays.items():
         if x.ndim != 2:
             raise DataError(
                 f"{name} must have shape (prompts, m), a row of m samples for each prompt, not "
-                f"{x.shape}."
+                f"{x.shape}.",
+                field=name,
+                reason="wrong shape",
             )
-        if shape not in (None, x.shape):
+        if x.shape != shape:
             raise DataError(
-                f"{name} has shape {x.shape}, not {shape}: each sample needs both scores."
+                f"{name} has shape {x.shape}, not {shape}: each sample needs both scores.",
+                field=name,
+                reason="wrong shape",
             )
         if (bad := ~np.isfinite(x).all(1)).any():
             raise DataError(
-                f"{name} of prompt {int(bad.argmax())} are not all finite. Score it again or leave "
-                "the prompt out."
+                f"{name} of prompt {bad.argmax()} are not all finite. Score it again or leave the "
+                "prompt out.",
+                field=name,
+                reason="not finite",
             )
-        shape = x.shape
-    n = _count(n)
     if n > shape[1]:
         raise DataError(
             f"n: best of {n} cannot be estimated from {shape[1]} samples a prompt. Sample at least "
-            f"{n}."
+            f"{n}.",
+            field="n",
+            reason="out of range",
         )
     return n, *arrays.values()
 
@@ -59,7 +66,9 @@ def _count(n):
     except TypeError:
         number = 0
     if number < 1:
-        raise DataError(f"n: {n!r} is not a whole number of at least 1.")
+        raise DataError(
+            f"n: {n!r} is not a whole number of at least 1.", field="n", reason="out of range"
+        )
     return number
 
 
@@ -78,8 +87,8 @@ def _level_kl(mass, n):
     """KL of best of n from the masses of the reward levels, lowest first, positive and adding up to
     1.
     """
-    # F, and 1 - F
-    below, above = np.cumsum(mass), np.concatenate([np.cumsum(mass[:0:-1])[::-1], [0.0]])
+    below = np.cumsum(mass)  # F
+    above = np.concatenate([np.cumsum(mass[:0:-1])[::-1], [0.0]])  # 1 - F
     with np.errstate(divide="ignore"):
         # log F, precise at both ends
         log_cdf = np.where(below < 0.5, np.log(np.minimum(below, 1)), np.log1p(-above))
@@ -98,20 +107,27 @@ def best_of_n_kl_exact(
     """KL(best of n, reference) of a discrete reference: the sum over reward levels of p_n
     log(p_n/p) with p_n = F^n - F_-^n. Raises `DataError`.
     """
-    n, p, r = (
-        _count(n),
-        np.asarray(probabilities, dtype=np.float64),
-        np.asarray(rewards, dtype=np.float64),
-    )
+    n = _count(n)
+    p, r = (np.asarray(x, dtype=np.float64) for x in (probabilities, rewards))
     if p.ndim != 1 or r.shape != p.shape:
         raise DataError(
             f"probabilities and rewards must both have shape (answers,), not {p.shape} and "
-            f"{r.shape}."
+            f"{r.shape}.",
+            field="probabilities" if p.ndim != 1 else "rewards",
+            reason="wrong shape",
         )
     if not ((p >= 0).all() and abs(p.sum() - 1) < 1e-6):
-        raise DataError(f"probabilities must be at least 0 and add up to 1, not to {p.sum()}.")
-    if np.isnan(r).any():
-        raise DataError(f"rewards: that of answer {int(np.isnan(r).argmax())} is NaN.")
+        raise DataError(
+            f"probabilities must be at least 0 and add up to 1, not to {p.sum()}.",
+            field="probabilities",
+            reason="out of range",
+        )
+    if (bad := np.isnan(r)).any():
+        raise DataError(
+            f"rewards: that of answer {bad.argmax()} is NaN.",
+            field="rewards",
+            reason="not a number",
+        )
     _, level = np.unique(r[p > 0], return_inverse=True)
     return _level_kl(np.bincount(level, p[p > 0]) / p.sum(), n)
 
@@ -126,7 +142,9 @@ def best_weights(
     """
     n, m = _count(n), _count(m)
     if n > m:
-        raise DataError(f"n: {n} samples cannot be drawn out of {m}.")
+        raise DataError(
+            f"n: {n} samples cannot be drawn out of {m}.", field="n", reason="out of range"
+        )
     # i = m, ..., 2: weight of i - 1 over weight of i is (i - n)/(i - 1)
     down = np.arange(m, 1, -1, dtype=np.float64)
     return np.cumprod(np.concatenate([[n / m], np.maximum(down - n, 0) / (down - 1)]))[::-1]

@@ -12,15 +12,23 @@ __all__ = [
     "LengthControlled",
     "length_controlled_win_rate",
     "win_rate_by",
-    "draw_win_rate_by",
 ]
 
 # %% ../../nbs/lib/stats/54_length_control.ipynb #3bd261f2
 import math
 from dataclasses import dataclass
+
 import numpy as np
 from scipy.special import expit, logit
+
 from ..core import ConfigError, DataError
+from prefkit.stats.intervals import (
+    Z_95,
+    finite_column,
+    share_column,
+    standard_error,
+    wilson_of_mean,
+)
 
 
 # %% ../../nbs/lib/stats/54_length_control.ipynb #9e241a09
@@ -122,9 +130,10 @@ class LengthControlled:
     def _interval(self):
         if math.isnan(self.standard_error):
             return 0.0, 1.0
-        low, high = _mean_interval(self.rate, self.n * self.standard_error**2, self.n)
-        odds = max(self.rate * (1 - self.rate), 1e-300)
-        centre, spread = float(logit(self.rate)), 1.959964 * self.standard_error / odds
+        low, high = wilson_of_mean(self.rate, self.n * self.standard_error**2, self.n)
+        centre = float(logit(self.rate))
+        slope = max(self.rate * (1 - self.rate), 1e-300)  # of the rate by its log-odds
+        spread = Z_95 * self.standard_error / slope
         return min(low, float(expit(centre - spread))), max(high, float(expit(centre + spread)))
 
     def __str__(self):
@@ -134,54 +143,7 @@ class LengthControlled:
         )
 
 
-def _mean_interval(rate, variance, n, z=1.959964):
-    """Wilson's interval for a mean of n values in [0, 1] that have this variance: for as many
-    tie-free prompts as know as much, half a win and half a loss added.
-    """
-    from prefkit.stats.win_rate import wilson
-
-    smoothed = (n * rate + 0.5) / (n + 1)
-    spread = (n * (variance + rate**2) + 0.5) / (n + 1) - smoothed**2
-    return wilson(rate, n * smoothed * (1 - smoothed) / spread, z)
-
-
 # %% ../../nbs/lib/stats/54_length_control.ipynb #d04821af
-def _column(name, values, n=None):
-    "A finite array of shape (n,); raises `DataError`."
-    try:
-        values = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{name}: not all values are numbers. Read the column as numbers first."
-        ) from None
-    if values.ndim != 1:
-        raise DataError(
-            f"{name} has shape {values.shape}, but must have shape (n,), one value a prompt."
-        )
-    if n is not None and len(values) != n:
-        raise DataError(
-            f"{name} has {len(values)} values for {n} preferences: give one for each prompt, in "
-            "the same order."
-        )
-    if (bad := ~np.isfinite(values)).any():
-        raise DataError(
-            f"{name} of row {int(bad.argmax())} is {values[bad][0]} ({int(bad.sum())} such rows). "
-            "Judge again or leave these rows out of every column."
-        )
-    return values
-
-
-def _shares_of(name, values, n=None):
-    "The same, with all values in [0, 1]."
-    values = _column(name, values, n)
-    if (bad := (values < 0) | (values > 1)).any():
-        raise DataError(
-            f"{name} of row {int(bad.argmax())} is {values[bad][0]}, not in [0, 1]. AlpacaEval's "
-            "files count from 1 to 2 with 0 for a tie: take preference - 1, and 0.5 for a tie."
-        )
-    return values
-
-
 def _length_feature(delta, with_anchors):
     "tanh(delta/s), and s (0: the differences do not vary)."
     s = float(delta.std(ddof=1)) if np.ptp(delta) > 0 else 0.0
@@ -196,9 +158,13 @@ def _anchor_rows(anchors, with_difficulty):
     "Features and targets of the anchors: no column of the model; raises `DataError`."
     names = ["std_delta_len", *(["difficulty"] if with_difficulty else []), "pseudo_preference"]
     if missing := [name for name in names if name not in anchors]:
-        raise DataError(f"anchors: no column {missing[0]}. Needed are {', '.join(names)}.")
-    columns = [_column(f"anchors, {name}", anchors[name]) for name in names[:-1]]
-    targets = _shares_of("anchors, pseudo_preference", anchors["pseudo_preference"])
+        raise DataError(
+            f"anchors: no column {missing[0]}. Needed are {', '.join(names)}.",
+            field=f"anchors.{missing[0]}",
+            reason="missing",
+        )
+    columns = [finite_column(f"anchors, {name}", anchors[name]) for name in names[:-1]]
+    targets = share_column("anchors, pseudo_preference", anchors["pseudo_preference"])
     return np.column_stack([np.tanh(columns[0]), *columns[1:], np.zeros(len(targets))]), targets
 
 
@@ -215,40 +181,40 @@ def length_controlled_win_rate(
     """AlpacaEval 2.0's win rate at equal length (Dubois et al. 2024,
     https://arxiv.org/abs/2404.04475), by maximum likelihood; raises `DataError`.
     """
-    y = _shares_of("preference", preference)
+    y = share_column("preference", preference)
     n = len(y)
     if n < 2:
-        raise DataError(f"preference has {n} rows: lengths vary over at least 2.")
-    delta = _column("reference_length", reference_length, n) - _column(
-        "model_length", model_length, n
-    )
-    difficulty = None if difficulty is None else _column("difficulty", difficulty, n)
+        raise DataError(
+            f"preference has {n} rows: lengths vary over at least 2.",
+            field="preference",
+            reason="too few",
+        )
+    reference_length = finite_column("reference_length", reference_length, n)
+    delta = reference_length - finite_column("model_length", model_length, n)
     feature, s = _length_feature(delta, anchors is not None)
-    own = np.column_stack([feature, *([difficulty] if difficulty is not None else []), np.ones(n)])
-    more, targets = (
-        _anchor_rows(anchors, difficulty is not None) if anchors is not None else (own[:0], y[:0])
-    )
-    x, y_all, w = (
-        np.vstack([own, more]),
-        np.concatenate([y, targets]),
-        np.concatenate([np.ones(n), np.full(len(targets), 0.1)]),
-    )
-    theta = fit_logistic(x, y_all, w)
+    names, columns = ["length", "model"], [feature, np.ones(n)]
+    if difficulty is not None:
+        difficulty = finite_column("difficulty", difficulty, n)
+        names, columns = ["length", "difficulty", "model"], [feature, difficulty, np.ones(n)]
+    x, targets, w = np.column_stack(columns), y, np.ones(n)
+    if anchors is not None:
+        more, claims = _anchor_rows(anchors, difficulty is not None)
+        x, targets = np.vstack([x, more]), np.concatenate([y, claims])
+        w = np.concatenate([w, np.full(len(claims), 0.1)])
+    theta = fit_logistic(x, targets, w)
     rates = expit(theta[-1] + (theta[1] * difficulty if difficulty is not None else np.zeros(n)))
-    separated = bool((np.abs(x @ theta) > 12).any()) and is_separated(x, y_all)
-    moves = _influences(x, y_all, w, theta, n, delta, s, difficulty)
-    error = (
-        math.sqrt(n / (n - 1) * ((moves - moves.mean()) ** 2).sum())
-        if not separated or y.min() == y.max()
-        else math.nan
-    )
-    names = ["length", *(["difficulty"] if difficulty is not None else []), "model"]
+    separated = bool((np.abs(x @ theta) > 12).any()) and is_separated(x, targets)
+    error = math.nan
+    if not separated or y.min() == y.max():
+        moves = _influences(x, targets, w, theta, n, delta, s, difficulty)
+        error = math.sqrt(n / (n - 1) * ((moves - moves.mean()) ** 2).sum())
+    coefficients = dict(zip(names, map(float, theta)))
     return LengthControlled(
         float(rates.mean()),
         error,
-        dict(zip(names, map(float, theta))),
+        coefficients,
         float(y.mean()),
-        float(y.std(ddof=1) / math.sqrt(n)),
+        standard_error(y),
         n,
         separated,
     )
@@ -263,38 +229,31 @@ def win_rate_by(
     bins=5,
     series: str = "win rate",  # name of the curve
 ):  # DataFrame: series, x (mean of the bin), from, to, n, value, low, high (95 %)
-    """Win rates in bins of a covariate, with tie-aware intervals, as `figures.draw_curves` takes
-    them; raises `DataError`, `ConfigError`.
+    """Win rates in bins of a covariate, with tie-aware intervals, as `report.figures.draw_curves`
+    takes them; raises `DataError`, `ConfigError`.
     """
     import pandas as pd
 
-    y = _shares_of("preference", preference)
-    x = _column("covariate", covariate, len(y))
+    y = share_column("preference", preference)
     if not len(y):
-        raise DataError("preference is empty: there is nothing to draw a win rate of.")
-    number = (
-        np.unique(x, return_inverse=True)[1]
-        if bins is None
-        else np.searchsorted(_edges(x, bins)[1:-1], x, side="right")
-    )
+        raise DataError(
+            "preference is empty: there is nothing to draw a win rate of.",
+            field="preference",
+            reason="empty",
+        )
+    x = finite_column("covariate", covariate, len(y))
+    if bins is None:
+        number = np.unique(x, return_inverse=True)[1]
+    else:
+        number = np.searchsorted(_edges(x, bins)[1:-1], x, side="right")
     rows = []
     for each in np.unique(number):
         inside = number == each
         rate, near, n = float(y[inside].mean()), x[inside], int(inside.sum())
-        low, high = _mean_interval(rate, float(y[inside].var()), n)
-        rows.append(
-            {
-                "series": series,
-                "x": near.mean(),
-                "from": near.min(),
-                "to": near.max(),
-                "n": n,
-                "value": rate,
-                "low": low,
-                "high": high,
-            }
-        )
-    return pd.DataFrame(rows)
+        low, high = wilson_of_mean(rate, float(y[inside].var()), n)
+        rows.append((series, near.mean(), near.min(), near.max(), n, rate, low, high))
+    columns = ["series", "x", "from", "to", "n", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _edges(x, bins):
@@ -307,32 +266,22 @@ def _edges(x, bins):
         if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
             raise ConfigError(
                 f"bins: {bins!r} are not rising edges, at least two. Give edges, a number of bins, "
-                "or None."
+                "or None.",
+                field="bins",
+                reason="not rising edges",
             )
         if x.min() < edges[0] or x.max() > edges[-1]:
             raise ConfigError(
                 f"bins: values from {x.min():g} to {x.max():g} do not lie within the edges "
-                f"{edges[0]:g} and {edges[-1]:g}. Widen them."
+                f"{edges[0]:g} and {edges[-1]:g}. Widen them.",
+                field="bins",
+                reason="out of range",
             )
         return edges
     if isinstance(bins, bool) or bins < 1:
-        raise ConfigError(f"bins is {bins!r}, but must be at least 1, a list of edges, or None.")
+        raise ConfigError(
+            f"bins is {bins!r}, but must be at least 1, a list of edges, or None.",
+            field="bins",
+            reason="out of range",
+        )
     return np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)))
-
-
-# %% ../../nbs/lib/stats/54_length_control.ipynb #93fa2192
-def draw_win_rate_by(
-    # from `win_rate_by`; several put below one another (`pandas.concat`) give several curves
-    table,
-    *,
-    title: str,  # a sentence that says what to see
-    xlabel: str,  # with unit
-):  # Figure, its numbers in fig.data
-    """Win rates against a covariate, with their bands and a line at even; raises `DataError` where
-    there is nothing to draw.
-    """
-    from prefkit.report.figures import draw_curves
-
-    return draw_curves(
-        table, title=title, xlabel=xlabel, ylabel="win rate", reference=(0.5, "even"), points=True
-    )

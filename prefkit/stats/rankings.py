@@ -10,10 +10,14 @@ __all__ = ["Ranking", "bradley_terry", "all_pairs", "Kappa", "cohens_kappa", "sc
 # %% ../../nbs/lib/stats/55_rankings.ipynb #ed891b7a
 import math
 from dataclasses import dataclass
+from itertools import combinations
+
 import numpy as np
+from scipy.special import expit, ndtri
+
 from ..core import ConfigError, DataError
-from scipy.special import expit
-from .length_control import _mean_interval, _shares_of, fit_logistic
+from .intervals import Z_95, mean_interval, share_column, upper_tail, wilson_of_mean
+from .length_control import fit_logistic
 
 
 # %% ../../nbs/lib/stats/55_rankings.ipynb #56d7f6de
@@ -23,39 +27,41 @@ def _components(wins):
     """
     from scipy.sparse.csgraph import connected_components
 
-    met, beaten = (
-        connected_components(wins > 0, directed=False)[1],
-        connected_components(wins > 0, connection="strong")[1],
-    )
-    groups = lambda labels: [np.flatnonzero(labels == each) for each in np.unique(labels)]
-    share = lambda group: wins[group].sum() / max(1, (wins[group] + wins.T[group]).sum())
+    def groups(labels):
+        return [np.flatnonzero(labels == each) for each in np.unique(labels)]
+
+    def share(group):  # of its games that it won
+        return wins[group].sum() / max(1, (wins[group] + wins.T[group]).sum())
+
+    met = connected_components(wins > 0, directed=False)[1]
+    beaten = connected_components(wins > 0, connection="strong")[1]
     return groups(met), sorted(groups(beaten), key=share, reverse=True)
 
 
 def _tally(first, second, outcome):
     "Names, index of each side, outcomes; raises `DataError`."
-    outcome = _shares_of("outcome", outcome)
+    outcome = share_column("outcome", outcome)
     first, second = list(map(str, first)), list(map(str, second))
     if not len(outcome) == len(first) == len(second):
         raise DataError(
             f"{len(first)} first models, {len(second)} second ones, {len(outcome)} outcomes: give "
-            "one of each for every comparison."
+            "one of each for every comparison.",
+            field="outcome",
+            reason="unequal lengths",
         )
     if not first:
-        raise DataError("there are no comparisons to rank by.")
+        raise DataError("there are no comparisons to rank by.", field="first", reason="empty")
     if itself := [row for row, pair in enumerate(zip(first, second)) if pair[0] == pair[1]]:
         raise DataError(
             f"comparison {itself[0]} is of {first[itself[0]]} with itself ({len(itself)} such "
-            "rows). Leave these out."
+            "rows). Leave these out.",
+            field="second",
+            reason="met itself",
         )
     names = tuple(dict.fromkeys(name for pair in zip(first, second) for name in pair))
     index = {name: place for place, name in enumerate(names)}
-    return (
-        names,
-        np.array([index[name] for name in first]),
-        np.array([index[name] for name in second]),
-        outcome,
-    )
+    sides = [np.array([index[name] for name in side]) for side in (first, second)]
+    return names, *sides, outcome
 
 
 # %% ../../nbs/lib/stats/55_rankings.ipynb #17787014
@@ -72,7 +78,11 @@ class Ranking:
 
     def _place(self, name):
         if name not in self.names:
-            raise ConfigError(f"{name!r} is not in this ranking of {', '.join(self.names)}.")
+            raise ConfigError(
+                f"{name!r} is not in this ranking of {', '.join(self.names)}.",
+                field="name",
+                reason="unknown",
+            )
         return self.names.index(name)
 
     def difference(
@@ -82,13 +92,9 @@ class Ranking:
         strengths.
         """
         i, j = self._place(first), self._place(second)
-        value, half = (
-            self.strengths[i] - self.strengths[j],
-            1.959964
-            * math.sqrt(
-                max(0.0, self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j])
-            ),
-        )
+        value = self.strengths[i] - self.strengths[j]
+        variance = self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j]
+        half = Z_95 * math.sqrt(max(0.0, variance))
         return float(value), float(value - half), float(value + half)
 
     def probability(
@@ -130,63 +136,88 @@ def bradley_terry(
     """
     names, i, j, y = _tally(first, second, outcome)
     if not (math.isfinite(prior) and prior >= 0):
-        raise ConfigError(f"prior is {prior!r}, but must be at least 0.")
+        raise ConfigError(
+            f"prior is {prior!r}, but must be at least 0.", field="prior", reason="out of range"
+        )
     k, wins = len(names), np.zeros((len(names), len(names)))
     np.add.at(wins, (i, j), y)
     np.add.at(wins, (j, i), 1 - y)
     met, beaten = _components(wins)
-    say = lambda group: ", ".join(names[place] for place in group[:5])
-    if len(met) > 1:
-        raise DataError(
-            f"{say(met[0])} and {say(met[1])} have never met, not even through others: no ranking "
-            "of both. Compare some of them, or rank them apart."
-        )
-    if len(beaten) > 1 and not prior:
-        raise DataError(
-            f"{say(beaten[0])} never lost to the others (or {say(beaten[-1])} never won): the "
-            "difference has no finite best value. Set prior=1, or judge more prompts."
-        )
+    _check_finite_maximum(names, met, beaten, prior)
+    strengths = _fit(wins, prior)
     x = np.eye(k)[i] - np.eye(k)[j]
-    a, b = np.nonzero(np.triu(wins + wins.T))  # one row for each two models that met
-    met = np.eye(k)[a] - np.eye(k)[b]
-    strengths = fit_logistic(
-        np.vstack([met, np.eye(k)]),
-        np.concatenate([wins[a, b] / (wins + wins.T)[a, b], np.full(k, 0.5)]),
-        np.concatenate([(wins + wins.T)[a, b], np.full(k, float(prior))]),
-    )
     p = expit(x @ strengths)
     information = (x.T * (p * (1 - p))) @ x + prior * np.diag(expit(strengths) * expit(-strengths))
-    centre, inverse = np.eye(k) - 1 / k, np.linalg.pinv(information, rcond=1e-10, hermitian=True)
     # where nobody can lose nothing varies, and a sandwich would know too much
     clusters = prompts is not None and len(beaten) == 1
     middle = _by_prompt(prompts, (y - p)[:, None] * x) if clusters else information
+    inverse = np.linalg.pinv(information, rcond=1e-10, hermitian=True)
+    centre = np.eye(k) - 1 / k
     covariance = centre @ inverse @ middle @ inverse @ centre
     strengths = strengths - strengths.mean()
     order = np.argsort(-strengths.round(9), kind="stable")  # equal ones in order of appearance
+    square = np.ix_(order, order)
     return Ranking(
         tuple(names[place] for place in order),
         strengths[order],
-        covariance[np.ix_(order, order)],
-        wins[np.ix_(order, order)],
+        covariance[square],
+        wins[square],
         float(prior),
         "prompts" if clusters else "comparisons",
     )
 
 
 # %% ../../nbs/lib/stats/55_rankings.ipynb #ec5fc106
+def _check_finite_maximum(names, met, beaten, prior):
+    "Whether the strengths can be had from these groups of models; raises `DataError`."
+
+    def say(group):
+        return ", ".join(names[place] for place in group[:5])
+
+    if len(met) > 1:
+        raise DataError(
+            f"{say(met[0])} and {say(met[1])} have never met, not even through others: no ranking "
+            "of both. Compare some of them, or rank them apart.",
+            field="second",
+            reason="never met",
+        )
+    if len(beaten) > 1 and not prior:
+        raise DataError(
+            f"{say(beaten[0])} never lost to the others (or {say(beaten[-1])} never won): the "
+            "difference has no finite best value. Set prior=1, or judge more prompts.",
+            field="outcome",
+            reason="no finite maximum",
+        )
+
+
+def _fit(wins, prior):
+    "Strengths from a table of wins: one observation for each two models that met."
+    k, games = len(wins), wins + wins.T
+    a, b = np.nonzero(np.triu(games))
+    return fit_logistic(
+        np.vstack([np.eye(k)[a] - np.eye(k)[b], np.eye(k)]),
+        np.concatenate([wins[a, b] / games[a, b], np.full(k, 0.5)]),
+        np.concatenate([games[a, b], np.full(k, float(prior))]),
+    )
+
+
 def _by_prompt(prompts, scores):
     "Covariance of the summed gradient over clusters; raises `DataError`."
     prompts = list(prompts)
     if len(prompts) != len(scores):
         raise DataError(
-            f"prompts has {len(prompts)} values for {len(scores)} comparisons: give one for each."
+            f"prompts has {len(prompts)} values for {len(scores)} comparisons: give one for each.",
+            field="prompts",
+            reason="unequal lengths",
         )
     _, number = np.unique(list(map(str, prompts)), return_inverse=True)
     groups = number.max() + 1
     if groups < 2:
         raise DataError(
             "all comparisons are of one prompt: there are no intervals over prompts. Judge more "
-            "prompts."
+            "prompts.",
+            field="prompts",
+            reason="too few",
         )
     summed = np.zeros((groups, scores.shape[1]))
     np.add.at(summed, number, scores)
@@ -200,10 +231,8 @@ def _table(ranking):
 
     rows, games = [], ranking.wins + ranking.wins.T
     for i, name in enumerate(ranking.names):
-        strength, half = (
-            ranking.strengths[i],
-            1.959964 * math.sqrt(max(0.0, ranking.covariance[i, i])),
-        )
+        strength = ranking.strengths[i]
+        half = Z_95 * math.sqrt(max(0.0, ranking.covariance[i, i]))
         others = [ranking.difference(other, name) for other in ranking.names if other != name]
         rows.append(
             {
@@ -227,7 +256,7 @@ def _pairs(ranking):
     rows, games = [], ranking.wins + ranking.wins.T
     for i, j in zip(*np.nonzero(np.triu(games))):
         rate, n = ranking.wins[i, j] / games[i, j], games[i, j]
-        low, high = _mean_interval(rate, rate * (1 - rate), n)
+        low, high = wilson_of_mean(rate, rate * (1 - rate), n)
         rows.append(
             {
                 "first": ranking.names[i],
@@ -245,9 +274,7 @@ def _pairs(ranking):
 # %% ../../nbs/lib/stats/55_rankings.ipynb #64f0393f
 def all_pairs(
     scores: dict,  # model -> (n,) scores of its answers to the same n prompts
-    # DataFrame: first, second, outcome (1, 1/2 or 0), prompt (0 to n - 1), for every two models and
-    # prompt
-):
+):  # DataFrame: first, second, outcome (1, 1/2 or 0), prompt (0 to n - 1), for every two and prompt
     """Scores of several models on the same prompts as comparisons for `bradley_terry`; raises
     `DataError`.
     """
@@ -256,28 +283,25 @@ def all_pairs(
     scores = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
     if len({values.shape for values in scores.values()}) != 1 or len(scores) < 2:
         raise DataError(
-            "scores: at least two models with one score each for the same prompts, please."
+            "scores: at least two models with one score each for the same prompts, please.",
+            field="scores",
+            reason="unequal lengths" if len(scores) > 1 else "too few",
         )
     if bad := [name for name, values in scores.items() if np.isnan(values).any()]:
         raise DataError(
             f"scores of {bad[0]}: some are NaN. Judge again or leave these prompts out for all "
-            "models."
+            "models.",
+            field=f"scores.{bad[0]}",
+            reason="not a number",
         )
-    names, n = list(scores), len(next(iter(scores.values())))
-    pairs = [(a, b) for place, a in enumerate(names) for b in names[place + 1 :]]
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "first": a,
-                    "second": b,
-                    "outcome": (np.sign(scores[a] - scores[b]) + 1) / 2,
-                    "prompt": np.arange(n),
-                }
-            )
-            for a, b in pairs
-        ],
-        ignore_index=True,
+    tables = []
+    for first, second in combinations(scores, 2):
+        outcome = (np.sign(scores[first] - scores[second]) + 1) / 2
+        tables.append(pd.DataFrame({"first": first, "second": second, "outcome": outcome}))
+    return (
+        pd.concat(tables)
+        .rename_axis("prompt")
+        .reset_index()[["first", "second", "outcome", "prompt"]]
     )
 
 
@@ -318,33 +342,41 @@ def _counted(first, second, weights, categories):
     if len(first) != len(second) or len(first) < 2:
         raise DataError(
             f"{len(first)} verdicts against {len(second)}: both judges need one for each of the "
-            "same items, at least two."
+            "same items, at least two.",
+            field="second",
+            reason="too few" if len(first) == len(second) else "unequal lengths",
         )
-    if bad := [
-        row
-        for row, pair in enumerate(zip(first, second))
-        if any(one is None or one != one for one in pair)
-    ]:
+    missing = [a is None or b is None or a != a or b != b for a, b in zip(first, second)]
+    if any(missing):
         raise DataError(
-            f"item {bad[0]} has no verdict ({len(bad)} in all). Leave these out for both judges."
+            f"item {missing.index(True)} has no verdict ({sum(missing)} in all). Leave these out "
+            "for both judges.",
+            field="first",
+            reason="no verdict",
         )
     if weights not in (None, "linear", "quadratic"):
-        raise ConfigError(f"weights is {weights!r}, but must be None, 'linear' or 'quadratic'.")
+        raise ConfigError(
+            f"weights is {weights!r}, but must be None, 'linear' or 'quadratic'.",
+            field="weights",
+            reason="unknown",
+        )
     if weights and categories is None and any(isinstance(one, str) for one in first + second):
         raise ConfigError(
-            "categories: words have no order. Give all labels from lowest to highest."
+            "categories: words have no order. Give all labels from lowest to highest.",
+            field="categories",
+            reason="missing",
         )
     labels = tuple(sorted({*first, *second}) if categories is None else categories)
     if len(labels) != len(set(labels)):
-        raise ConfigError("categories: a label stands twice.")
+        raise ConfigError("categories: a label stands twice.", field="categories", reason="twice")
     if unknown := {*first, *second} - set(labels):
         raise DataError(
-            f"verdict {sorted(map(str, unknown))[0]!r} is not among the categories {labels}."
+            f"verdict {sorted(map(str, unknown))[0]!r} is not among the categories {labels}.",
+            field="categories",
+            reason="unknown",
         )
-    table, place = (
-        np.zeros((len(labels), len(labels))),
-        {label: number for number, label in enumerate(labels)},
-    )
+    place = {label: number for number, label in enumerate(labels)}
+    table = np.zeros((len(labels), len(labels)))
     for a, b in zip(first, second):
         table[place[a], place[b]] += 1
     return labels, table
@@ -365,22 +397,20 @@ def cohens_kappa(
     first, second = list(first), list(second)
     labels, table = _counted(first, second, weights, categories)
     steps = np.abs(np.subtract.outer(np.arange(len(labels)), np.arange(len(labels))))
-    v = (
-        (steps > 0).astype(float)
-        if weights is None
-        else steps ** (1.0 if weights == "linear" else 2.0)
-    )
+    v = {None: np.sign(steps), "linear": steps, "quadratic": steps**2}[weights].astype(float)
     n, p = len(first), table / len(first)
     if not p.sum(1) @ v @ p.sum(0):
         raise DataError(
             f"both judges always said {first[0]!r}: agreement is 1 and so is chance, kappa is 0/0. "
-            "Report the agreement, or choose items on which verdicts can differ."
+            "Report the agreement, or choose items on which verdicts can differ.",
+            field="first",
+            reason="always the same",
         )
     kappa, _ = _kappa(p, v)
     smoothed = (n * p + np.outer(p.sum(1), p.sum(0))) / (n + 1)
     centre, moves = _kappa(smoothed, v)
     error = math.sqrt(max(0.0, (smoothed * moves**2).sum() - (smoothed * moves).sum() ** 2) / n)
-    low, high = min(kappa, centre - 1.959964 * error), max(kappa, centre + 1.959964 * error)
+    low, high = min(kappa, centre - Z_95 * error), max(kappa, centre + Z_95 * error)
     return Kappa(
         float(kappa),
         float(max(-1.0, low)),
@@ -400,8 +430,10 @@ def _numbers(name, values):
     values = np.asarray(list(values), dtype=np.float64)
     if (bad := np.isnan(values)).any():
         raise DataError(
-            f"{name} of row {int(bad.argmax())} is NaN ({int(bad.sum())} in all). Judge again or "
-            "leave these rows out."
+            f"{name} of row {bad.argmax()} is NaN ({bad.sum()} in all). Judge again or leave these "
+            "rows out.",
+            field=name,
+            reason="not a number",
         )
     return values
 
@@ -410,25 +442,33 @@ def _values(kinds, scores, reference, measure):
     "One number a request, as the measure wants it; raises `DataError`, `ConfigError`."
     needs = {"mean": False, "share": False, "difference": True, "win_rate": True}
     if measure not in needs:
-        raise ConfigError(f"measure is {measure!r}, but must be one of {', '.join(needs)}.")
+        raise ConfigError(
+            f"measure is {measure!r}, but must be one of {', '.join(needs)}.",
+            field="measure",
+            reason="unknown",
+        )
     if needs[measure] != (reference is not None):
         raise ConfigError(
-            f"measure {measure} {'needs' if needs[measure] else 'takes no'} reference."
+            f"measure {measure} {'needs' if needs[measure] else 'takes no'} reference.",
+            field="reference",
+            reason="missing" if needs[measure] else "not taken",
         )
-    scores = _numbers("scores", scores)
-    other = None if reference is None else _numbers("reference", reference)
-    if not len(kinds) == len(scores) == (len(scores) if other is None else len(other)) or not kinds:
+    columns = {"scores": _numbers("scores", scores)}
+    if reference is not None:
+        columns["of the reference"] = _numbers("reference", reference)
+    if not kinds or any(len(column) != len(kinds) for column in columns.values()):
+        said = [f"{len(column)} {name}" for name, column in columns.items()]
         raise DataError(
-            f"{len(kinds)} kinds, {len(scores)} "
-            f"scores{'' if other is None else f', {len(other)} of the reference'}: give one of "
-            "each for every request, at least one."
+            f"{len(kinds)} kinds, {', '.join(said)}: give one of each for every request, at least "
+            "one.",
+            field="kinds",
+            reason="unequal lengths" if kinds else "empty",
         )
-    return {
-        "mean": lambda: scores,
-        "share": lambda: _shares_of("scores", scores),
-        "difference": lambda: scores - other,
-        "win_rate": lambda: (np.sign(scores - other) + 1) / 2,
-    }[measure]()
+    scores, *others = columns.values()
+    if measure == "share":
+        return share_column("scores", scores)
+    difference = scores - others[0] if others else scores
+    return (np.sign(difference) + 1) / 2 if measure == "win_rate" else difference
 
 
 # %% ../../nbs/lib/stats/55_rankings.ipynb #6999551b
@@ -445,31 +485,20 @@ def scores_by_kind(
     requests. Raises `DataError`, `ConfigError`.
     """
     import pandas as pd
-    from scipy.stats import norm, t
 
     kinds, measure = list(kinds), measure or ("mean" if reference is None else "difference")
     values = _values(kinds, scores, reference, measure)
     known, rows = list(dict.fromkeys(kinds)), []
+    together = 1 - 0.05 / len(known)
     for kind in known:
         part = values[[each == kind for each in kinds]]
-        row, n = {"kind": kind, "n": len(part), "value": float(part.mean())}, len(part)
-        for ends, level in ((("low", "high"), 0.05), (("low_all", "high_all"), 0.05 / len(known))):
+        row = {"kind": kind, "n": len(part), "value": float(part.mean())}
+        for ends, level in ((("low", "high"), 0.95), (("low_all", "high_all"), together)):
             if measure in ("share", "win_rate"):
-                row |= dict(
-                    zip(
-                        ends,
-                        _mean_interval(
-                            row["value"], float(part.var()), n, float(norm.ppf(1 - level / 2))
-                        ),
-                    )
-                )
+                z = float(ndtri(upper_tail(level)))
+                bounds = wilson_of_mean(row["value"], float(part.var()), len(part), z)
             else:
-                # one value: no interval
-                half = (
-                    float(t.ppf(1 - level / 2, n - 1) * part.std(ddof=1) / math.sqrt(n))
-                    if n > 1
-                    else math.nan
-                )
-                row |= dict(zip(ends, (row["value"] - half, row["value"] + half)))
+                _, *bounds = mean_interval(part, level)  # one value: no interval
+            row |= dict(zip(ends, bounds))
         rows.append(row)
     return pd.DataFrame(rows)

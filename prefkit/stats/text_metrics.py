@@ -8,7 +8,6 @@ judge, what each of them measures, and how each of them is fooled.
 __all__ = [
     "VERBOSITY",
     "BOILERPLATE",
-    "ratio_interval",
     "Perplexity",
     "perplexity_of",
     "perplexity",
@@ -35,42 +34,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import zip_longest
 
 import numpy as np
 
 from ..core import ConfigError, DataError, Progress, derive_seed
-from .win_rate import wilson
 from ..data.world import WORDINGS
-
-
-# %% ../../nbs/lib/stats/57_text_metrics.ipynb #4e8e5031
-def ratio_interval(
-    numerators,  # (n,) one number for each independent unit
-    denominators,  # (n,) the same units; their sum must be above 0
-) -> tuple[float, float, float]:  # sum of the numerators over sum of the denominators, low, high
-    """Ratio of two sums with its 95 % interval (delta method, Student's t; Cochran 1977, chapter
-    6); a single unit has no interval (NaN). Raises `DataError`.
-    """
-    from scipy.stats import t as student  # half a second that importing this module does not cost
-
-    a, b = (np.asarray(x, dtype=np.float64) for x in (numerators, denominators))
-    if a.ndim != 1 or a.shape != b.shape or not len(a):
-        raise DataError(
-            "numerators and denominators must both have shape (n,) with n of at least 1, not "
-            f"{a.shape} and {b.shape}."
-        )
-    if not (np.isfinite(a).all() and np.isfinite(b).all() and b.sum() > 0):
-        raise DataError(
-            "numerators and denominators must be finite, and the denominators must add up to more "
-            "than 0."
-        )
-    n, ratio = len(a), a.sum() / b.sum()
-    if n == 1:
-        return float(ratio), math.nan, math.nan
-    half = (
-        student.ppf(0.975, n - 1) * math.sqrt(n / (n - 1) * ((a - ratio * b) ** 2).sum()) / b.sum()
-    )
-    return float(ratio), float(ratio - half), float(ratio + half)
+from .intervals import ratio_interval, share_interval
 
 
 # %% ../../nbs/lib/stats/57_text_metrics.ipynb #85913fee
@@ -102,24 +72,22 @@ def perplexity_of(
     if logps.ndim != 1 or logps.shape != lengths.shape or not len(logps):
         raise DataError(
             f"logps and lengths must both have shape (responses,), at least one, not {logps.shape} "
-            f"and {lengths.shape}."
+            f"and {lengths.shape}.",
+            field="logps",
+            reason="wrong shape",
         )
     for row, (logp, length) in enumerate(zip(logps, lengths)):
         if not (-math.inf < logp <= 1e-3 and length >= 1):
             raise DataError(
                 f"response {row}: log-prob {logp} of {length:g} tokens. A log-prob is finite and "
-                "not above 0, and a response has at least its end-of-turn token."
+                "not above 0, and a response has at least its end-of-turn token.",
+                field="logps" if length >= 1 else "lengths",
+                reason="out of range",
             )
     with np.errstate(over="ignore"):  # a hopeless model has perplexity infinity
         value, low, high = (float(np.exp(x)) for x in ratio_interval(-logps, lengths))
-        return Perplexity(
-            value,
-            low,
-            high,
-            float(np.exp((-logps / lengths).mean())),
-            int(lengths.sum()),
-            len(logps),
-        )
+        by_response = float(np.exp((-logps / lengths).mean()))
+    return Perplexity(value, low, high, by_response, int(lengths.sum()), len(logps))
 
 
 # %% ../../nbs/lib/stats/57_text_metrics.ipynb #d12a2118
@@ -136,34 +104,26 @@ def perplexity(
     no rows, `NotFinite` for a broken model.
     """
     # brings PyTorch
-    from prefkit.model.batches import (
-        batch_logps,
-        check_finite,
-        collate,
-        evaluating,
-        length_batches,
-        to_device,
-    )
+    from prefkit.model.batches import batch_logps, check_finite, collate, evaluating, length_batches
 
     if not rows:
-        raise DataError("there are no rows to measure the perplexity of. Were all dropped?")
-    if f"{answer}_ids" not in rows[0]:
         raise DataError(
-            f"rows have no {answer}_ids, but "
-            f"{', '.join(name for name in rows[0] if name.endswith('_ids'))}. Name one of them as "
-            "`answer`."
+            "there are no rows to measure the perplexity of. Were all dropped?",
+            field="rows",
+            reason="empty",
+        )
+    if f"{answer}_ids" not in rows[0]:
+        names = [name for name in rows[0] if name.endswith("_ids")]
+        raise DataError(
+            f"rows have no {answer}_ids, but {', '.join(names)}. Name one of them as `answer`.",
+            field="answer",
+            reason="missing",
         )
     logps, device = np.zeros(len(rows)), next(model.parameters()).device
     with evaluating(model, precision), Progress(len(rows), "perplexity") as progress:
         for numbers in length_batches(rows, (answer,), batch_size):
-            values = (
-                batch_logps(
-                    model,
-                    to_device(collate([rows[i] for i in numbers], (answer,), pad_token_id), device),
-                )
-                .double()
-                .tolist()
-            )
+            batch = collate([rows[i] for i in numbers], (answer,), pad_token_id).to(device)
+            values = batch_logps(model, batch).double().tolist()
             for i, value in zip(numbers, values):
                 check_finite({answer: value}, i, "perplexity")
                 logps[i] = value
@@ -184,26 +144,25 @@ def bleu(
     """
     from sacrebleu.metrics import BLEU
 
-    answers, references = (
-        list(answers),
-        [[one] if isinstance(one, str) else list(one) for one in references],
-    )
+    answers = list(answers)
+    references = [[one] if isinstance(one, str) else list(one) for one in references]
     if len(answers) != len(references) or not answers:
         raise DataError(
             f"{len(answers)} answers and {len(references)} references: each answer needs one, and "
-            "at least one answer."
+            "at least one answer.",
+            field="references" if answers else "answers",
+            reason="unequal lengths" if answers else "empty",
         )
     if empty := [row for row, each in enumerate(references) if not each]:
         raise DataError(
-            f"answer {empty[0]} has no reference ({len(empty)} in all). Leave such answers out."
+            f"answer {empty[0]} has no reference ({len(empty)} in all). Leave such answers out.",
+            field="references",
+            reason="empty",
         )
-    most = max(map(len, references))
-    # sacreBLEU wants the k-th reference of every answer
-    streams = [[each[k] if k < len(each) else None for each in references] for k in range(most)]
-    return {
-        f"bleu_{n}": BLEU(max_ngram_order=n, tokenize=tokenize).corpus_score(answers, streams).score
-        for n in orders
-    }
+    # sacreBLEU wants the k-th reference of every answer, None where it has fewer
+    streams = list(zip_longest(*references))
+    metrics = {f"bleu_{n}": BLEU(max_ngram_order=n, tokenize=tokenize) for n in orders}
+    return {name: each.corpus_score(answers, streams).score for name, each in metrics.items()}
 
 
 # %% ../../nbs/lib/stats/57_text_metrics.ipynb #f0cd3b45
@@ -214,6 +173,11 @@ def words_of(
     return re.findall(r"[^\W\d_]+|\d+", text.lower())
 
 
+def _grams(words, n):
+    "Each n words in a row."
+    return list(zip(*(words[start:] for start in range(n))))
+
+
 def repetition(
     text: str,  # one answer
     n: int = 3,  # words in a row
@@ -221,8 +185,7 @@ def repetition(
     """Share of word n-grams that were there before in the same text; 0 where it has fewer than n
     words.
     """
-    words = words_of(text)
-    grams = list(zip(*(words[i:] for i in range(n))))
+    grams = _grams(words_of(text), n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -231,8 +194,7 @@ def loops(
     times: int = 3,  # how often
 ) -> bool:
     "Whether some three words in a row, split at blanks, occur at least `times` times."
-    words = text.split()
-    return max(Counter(zip(words, words[1:], words[2:])).values(), default=0) >= times
+    return max(Counter(_grams(text.split(), 3)).values(), default=0) >= times
 
 
 def distinct_n(
@@ -246,10 +208,15 @@ def distinct_n(
     2016, arXiv 1510.03055); raises `ConfigError`.
     """
     if n < 1 or (at_most is not None and at_most < 1):
-        raise ConfigError(f"n ({n}) and at_most ({at_most}) must be at least 1.")
-    grams = [
-        gram for words in map(str.split, answers) for gram in zip(*(words[i:] for i in range(n)))
-    ][:at_most]
+        raise ConfigError(
+            f"n ({n}) and at_most ({at_most}) must be at least 1.",
+            field="n" if n < 1 else "at_most",
+            reason="out of range",
+        )
+    grams = []
+    for text in answers:
+        grams += _grams(text.split(), n)
+    grams = grams[:at_most]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
@@ -262,13 +229,17 @@ def mean_pairwise_cosine(
     if vectors.ndim != 2 or len(vectors) < 2:
         raise DataError(
             f"vectors must have shape (n, width) with n of at least 2, not {vectors.shape}: one "
-            "text has nothing to be compared with."
+            "text has nothing to be compared with.",
+            field="vectors",
+            reason="wrong shape",
         )
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if (bad := ~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0))).any():
         raise DataError(
-            f"the vector of text {int(bad.argmax())} is zero or not finite, and has no direction. "
-            "Leave the text out or use another embedding."
+            f"the vector of text {bad.argmax()} is zero or not finite, and has no direction. "
+            "Leave the text out or use another embedding.",
+            field="vectors",
+            reason="no direction",
         )
     unit, n = vectors / norms, len(vectors)
     return float(((unit.sum(0) ** 2).sum() - n) / (n * (n - 1)))
@@ -278,21 +249,16 @@ def mean_pairwise_cosine(
 @lru_cache(maxsize=1 << 17)
 def _hashes(features: tuple):
     "A number for each feature, the same on every machine (Python's own hash is not), and a sign."
-    digests = [
-        int.from_bytes(
-            blake2b(feature.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
-        )
-        for feature in features
-    ]
+    coded = [feature.encode("utf-8", "surrogatepass") for feature in features]
+    digests = [int.from_bytes(blake2b(one, digest_size=8).digest(), "big") for one in coded]
     return np.array([d >> 1 for d in digests]), np.array([1.0 if d & 1 else -1.0 for d in digests])
 
 
 def _word_features(word):
-    marked = f"\x02{word}\x03"
-    return (
-        f"w{word}",
-        *(f"c{marked[i : i + n]}" for n in (3, 4, 5) for i in range(len(marked) - n + 1)),
-    )
+    marked, features = f"\x02{word}\x03", [f"w{word}"]
+    for n in (3, 4, 5):
+        features += [f"c{marked[i : i + n]}" for i in range(len(marked) - n + 1)]
+    return tuple(features)
 
 
 def hashed_ngrams(
@@ -306,10 +272,8 @@ def hashed_ngrams(
     for row, text in enumerate(texts):
         words = [word[:60] for word in words_of(text)]
         groups = [(_word_features(word), times) for word, times in Counter(words).items()]
-        groups += [
-            ((f"p{one} {other}",), times)
-            for (one, other), times in Counter(zip(words, words[1:])).items()
-        ]
+        pairs = Counter(zip(words, words[1:]))
+        groups += [((f"p{one} {other}",), times) for (one, other), times in pairs.items()]
         # texts without a word are like each other
         for features, times in groups or [(("nothing said",), 1)]:
             hashes, signs = _hashes(features)
@@ -348,18 +312,20 @@ def diversity(
     if not counts or min(counts) < 2:
         raise DataError(
             f"prompt {counts.index(min(counts)) if counts else 0} has fewer than 2 answers: sample "
-            "at least 2 for each prompt, at a temperature above 0."
+            "at least 2 for each prompt, at a temperature above 0.",
+            field="answers",
+            reason="too few",
         )
     vectors = np.asarray(embed([text for each in answers for text in each]))
     if vectors.ndim != 2 or len(vectors) != sum(counts):
         raise DataError(
             f"embed gave an array of shape {vectors.shape} for {sum(counts)} texts, not (texts, "
-            "width)."
+            "width).",
+            field="embed",
+            reason="wrong shape",
         )
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    each = [
-        mean_pairwise_cosine(vectors[start : start + count]) for start, count in zip(starts, counts)
-    ]
+    each = [mean_pairwise_cosine(vectors[i : i + count]) for i, count in zip(starts, counts)]
     across = mean_pairwise_cosine(vectors[starts]) if len(counts) > 1 else math.nan
     return Diversity(*ratio_interval(each, np.ones(len(each))), across, len(counts), sum(counts))
 
@@ -397,24 +363,24 @@ def verbosity_prompts(
     if style not in VERBOSITY or batch_size < 1:
         raise ConfigError(
             f"style is {style!r} and batch_size {batch_size}, but style must be one of "
-            f"{', '.join(VERBOSITY)} and batch_size at least 1."
+            f"{', '.join(VERBOSITY)} and batch_size at least 1.",
+            field="batch_size" if style in VERBOSITY else "style",
+            reason="out of range" if style in VERBOSITY else "unknown",
         )
-    made = []
+    wordings, made = VERBOSITY[style], []
     for row, prompt in enumerate(prompts):
-        instruction = VERBOSITY[style][
-            derive_seed(seed, style, row // batch_size) % len(VERBOSITY[style])
-        ]
+        wording = wordings[derive_seed(seed, style, row // batch_size) % len(wordings)]
         if isinstance(prompt, str):
-            made.append(instruction + separator + prompt)
+            made.append(wording + separator + prompt)
             continue
         if not prompt or prompt[-1].get("role") != "user":
-            raise DataError(f"prompt {row} does not end with the user's turn.")
-        made.append(
-            [
-                *prompt[:-1],
-                {**prompt[-1], "content": instruction + separator + prompt[-1]["content"]},
-            ]
-        )
+            raise DataError(
+                f"prompt {row} does not end with the user's turn.",
+                field="prompts",
+                reason="not the user's turn",
+            )
+        last = {**prompt[-1], "content": wording + separator + prompt[-1]["content"]}
+        made.append([*prompt[:-1], last])
     return made
 
 
@@ -451,12 +417,10 @@ BOILERPLATE = (
 
 
 def _plain(text):
-    return " ".join(
-        unicodedata.normalize("NFKC", text)
-        .translate({0x2019: "'", 0x2018: "'", 0x02BC: "'"})
-        .casefold()
-        .split()
-    )
+    text = unicodedata.normalize("NFKC", text)
+    for apostrophe in "\u2019\u2018\u02bc":
+        text = text.replace(apostrophe, "'")
+    return " ".join(text.casefold().split())
 
 
 def boilerplate_in(
@@ -467,20 +431,21 @@ def boilerplate_in(
     apostrophe.
     """
     text = _plain(text)
-    return [
-        phrase
-        for phrase in phrases
-        if re.search(rf"(?<!\w){re.escape(_plain(phrase))}(?!\w)", text)
-    ]
+    whole = {phrase: rf"(?<!\w){re.escape(_plain(phrase))}(?!\w)" for phrase in phrases}
+    return [phrase for phrase, pattern in whole.items() if re.search(pattern, text)]
 
 
 # %% ../../nbs/lib/stats/57_text_metrics.ipynb #833e579f
-def _share(flags):
-    return (sum(flags) / len(flags), *wilson(sum(flags) / len(flags), len(flags)))
-
-
 def _with_interval(name, values):
     return dict(zip((name, f"{name}_low", f"{name}_high"), values))
+
+
+def _mean(name, values):
+    return _with_interval(name, ratio_interval(values, np.ones(len(values))))
+
+
+def _share(name, flags):
+    return _with_interval(name, share_interval(sum(flags), len(flags)))
 
 
 def _texts(records):
@@ -490,10 +455,12 @@ def _texts(records):
         if not isinstance(text, str):
             raise DataError(
                 f"record {row} has no text. Give strings or dicts with a text, as "
-                "prefkit.model.sampling makes them."
+                "prefkit.model.sampling makes them.",
+                field="records",
+                reason="no text",
             )
     if not texts:
-        raise DataError("there are no records to report on.")
+        raise DataError("there are no records to report on.", field="records", reason="empty")
     return texts
 
 
@@ -522,37 +489,34 @@ def text_report(
     """
     texts, n = _texts(records), len(records)
     if prompts is not None and len(prompts) != n:
-        raise DataError(f"{len(prompts)} prompts for {n} records: give one each.")
-    row = {"n": n}
-    for name, values in (
-        ("characters", map(len, texts)),
-        ("words", (len(text.split()) for text in texts)),
-        ("repetition", map(repetition, texts)),
-    ):
-        row |= _with_interval(name, ratio_interval([*values], np.ones(n)))
-    extra = [record for record in records if isinstance(record, dict)]
-    if len(extra) == n and all("tokens" in record for record in extra):
-        row |= _with_interval(
-            "tokens", ratio_interval([record["tokens"] for record in extra], np.ones(n))
+        raise DataError(
+            f"{len(prompts)} prompts for {n} records: give one each.",
+            field="prompts",
+            reason="unequal lengths",
         )
-    if len(extra) == n and all("ended" in record for record in extra):
-        row |= _with_interval("ended", _share([bool(record["ended"]) for record in extra]))
-    row |= _with_interval(
-        "boilerplate", _share([bool(boilerplate_in(text, phrases)) for text in texts])
-    ) | _with_interval("loops", _share([*map(loops, texts)]))
-    row |= {
-        f"distinct_{k}": value for k in (1, 2, 3) if not math.isnan(value := distinct_n(texts, k))
-    }
+    row = {"n": n}
+    row |= _mean("characters", [len(text) for text in texts])
+    row |= _mean("words", [len(text.split()) for text in texts])
+    row |= _mean("repetition", [repetition(text) for text in texts])
+    known = [record if isinstance(record, dict) else {} for record in records]
+    if all("tokens" in record for record in known):
+        row |= _mean("tokens", [record["tokens"] for record in known])
+    if all("ended" in record for record in known):
+        row |= _share("ended", [bool(record["ended"]) for record in known])
+    row |= _share("boilerplate", [bool(boilerplate_in(text, phrases)) for text in texts])
+    row |= _share("loops", [loops(text) for text in texts])
+    for k in (1, 2, 3):
+        if not math.isnan(different := distinct_n(texts, k)):
+            row[f"distinct_{k}"] = different
     if references is not None:
         row |= bleu(texts, references)
     groups = _by_prompt(texts, prompts) if prompts is not None else []
     if groups and min(map(len, groups)) > 1:
         found = diversity(groups, embed)
-        row |= _with_interval("per_input", (found.per_input, found.low, found.high)) | (
-            {} if math.isnan(found.across_input) else {"across_input": found.across_input}
-        )
-    return row | (
-        _with_interval("perplexity", (perplexity.perplexity, perplexity.low, perplexity.high))
-        if perplexity
-        else {}
-    )
+        row |= _with_interval("per_input", (found.per_input, found.low, found.high))
+        if not math.isnan(found.across_input):
+            row["across_input"] = found.across_input
+    if perplexity:
+        measured = perplexity.perplexity, perplexity.low, perplexity.high
+        row |= _with_interval("perplexity", measured)
+    return row

@@ -7,7 +7,6 @@ what is built on it, intervals that say how far the coins can be trusted.
 # %% auto #0
 __all__ = [
     "WinRate",
-    "wilson",
     "outcomes",
     "win_rate",
     "PreferenceRate",
@@ -24,9 +23,13 @@ __all__ = [
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #ba4b045e
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
+
 import numpy as np
 from scipy.special import ndtri, stdtrit
+
 from ..core import ConfigError, DataError
+from .intervals import mean_interval, standard_error, upper_tail, wilson_of_mean
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #9aee877b
@@ -50,31 +53,7 @@ class WinRate:
         return f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n}, ties {self.ties})"
 
 
-def wilson(
-    rate: float,  # observed share, in [0, 1]
-    n: float,  # number of observations, above 0; need not be whole
-    z: float = 1.959964,  # how many standard errors; the default is for 95 %
-) -> tuple[float, float]:  # low, high, both in [0, 1]
-    "Wilson's score interval for a share (Wilson 1927, doi 10.1080/01621459.1927.10502953)."
-    centre, spread = (
-        rate + z * z / (2 * n),
-        z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)),
-    )
-    return max(0.0, (centre - spread) / (1 + z * z / n)), min(
-        1.0, (centre + spread) / (1 + z * z / n)
-    )
-
-
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #0c58d739
-def _tail(level):
-    """The share below the upper bound of a two-sided interval; raises `ConfigError` unless 0 <
-    level < 1.
-    """
-    if not 0 < level < 1:
-        raise ConfigError(f"level: {level} is not between 0 and 1; 0.95 asks for a 95 % interval.")
-    return (1 + level) / 2
-
-
 def _columns(**columns):
     """One float64 array for each name, one number for each prompt; raises `DataError` for unequal
     lengths, no prompts or NaN.
@@ -83,31 +62,29 @@ def _columns(**columns):
         np.asarray(column if isinstance(column, np.ndarray) else list(column), dtype=np.float64)
         for column in columns.values()
     ]
-    said = " against ".join(
-        f"{len(x)} {name.replace('_', ' ')}" for name, x in zip(columns, arrays)
-    )
     if any(x.shape != (len(arrays[0]),) for x in arrays) or not len(arrays[0]):
-        raise DataError(f"{said}: give one number for each of the same prompts, at least one.")
-    bad = np.isnan(arrays).any(axis=0)
-    if bad.any():
+        said = [f"{len(x)} {name.replace('_', ' ')}" for name, x in zip(columns, arrays)]
         raise DataError(
-            f"the score of prompt {bad.argmax()} is NaN ({bad.sum()} in all). Judge again or leave "
-            "these prompts out for all models."
+            f"{' against '.join(said)}: give one number for each of the same prompts, at least "
+            "one.",
+            field=next(iter(columns)),
+            reason="unequal lengths" if len(arrays[0]) else "empty",
         )
+    for name, array in zip(columns, arrays):
+        if (bad := np.isnan(array)).any():
+            raise DataError(
+                f"the score of prompt {bad.argmax()} is NaN ({bad.sum()} in all). Judge again or "
+                "leave these prompts out for all models.",
+                field=name,
+                reason="not a number",
+            )
     return arrays
 
 
 def _share_interval(shares, level):
-    """Wilson's interval for the mean of numbers in [0, 1], told how many coin flips carry as much
-    information.
-    """
-    n, z = len(shares), ndtri(_tail(level))
-    smoothed = (shares.sum() + 0.5) / (n + 1)  # half a win and half a loss more
-    variance = ((shares**2).sum() + 0.5) / (n + 1) - smoothed**2
-    mean = shares.mean()
-    low, high = wilson(mean, n * smoothed * (1 - smoothed) / variance, z)
-    # at 0 and 1 rounding would leave the mean outside
-    return float(min(low, mean)), float(max(high, mean))
+    "Of the mean of numbers in [0, 1]."
+    z = ndtri(upper_tail(level))
+    return wilson_of_mean(float(shares.mean()), float(shares.var()), len(shares), z)
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #d8520b57
@@ -130,13 +107,9 @@ def win_rate(
     prompts; raises `DataError` for unequal lengths, no prompts or NaN.
     """
     won = outcomes(model_scores, reference_scores)
-    return WinRate(
-        float(won.mean()),
-        *_share_interval(won, level),
-        len(won),
-        int((won == 1).sum()),
-        int((won == 0.5).sum()),
-    )
+    low, high = _share_interval(won, level)
+    wins, ties = (int((won == outcome).sum()) for outcome in (1, 0.5))
+    return WinRate(float(won.mean()), low, high, len(won), wins, ties)
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #ff1fbda3
@@ -162,10 +135,6 @@ class PreferenceRate:
         )
 
 
-def _standard_error(values):  # of a mean; NaN for a single value
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
 def preference_rate(
     # (n,) share for the model on each prompt, in [0, 1]: 1 is a win, 0.5 a tie, 0 a loss
     preferences,
@@ -181,11 +150,12 @@ def preference_rate(
         raise DataError(
             f"the preference of prompt {bad.argmax()} is {shares[bad.argmax()]}, not in [0, 1]. "
             "Preferences from 1 to 2, as AlpacaEval writes them, want 1 taken away, and a tie "
-            "there may be written as 0."
+            "there may be written as 0.",
+            field="preferences",
+            reason="out of range",
         )
-    return PreferenceRate(
-        float(shares.mean()), _standard_error(shares), *_share_interval(shares, level), len(shares)
-    )
+    low, high = _share_interval(shares, level)
+    return PreferenceRate(float(shares.mean()), standard_error(shares), low, high, len(shares))
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #09075b38
@@ -218,48 +188,35 @@ def win_rate_difference(
     """Difference of two win rates against one reference, paired by prompt; raises `DataError` for
     unequal lengths, no prompts or NaN.
     """
-    _columns(
+    ours, theirs, reference = _columns(
         model_scores=model_scores, other_scores=other_scores, reference_scores=reference_scores
     )
-    difference = outcomes(model_scores, reference_scores) - outcomes(other_scores, reference_scores)
+    difference = outcomes(ours, reference) - outcomes(theirs, reference)
     low, high = _share_interval((1 + difference) / 2, level)
-    return Estimate(
-        float(difference.mean()),
-        2 * low - 1,
-        2 * high - 1,
-        _standard_error(difference),
-        len(difference),
-    )
+    error = standard_error(difference)
+    return Estimate(float(difference.mean()), 2 * low - 1, 2 * high - 1, error, len(difference))
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #d135c6e9
-def _mean_interval(values, level):
+def _hall_interval(values, level):
     """Interval of a mean by Student's t after Hall's transformation against skewness; a single
     value has none (NaN).
     """
-    n, mean, quantile = (
-        len(values),
-        float(values.mean()),
-        stdtrit(len(values) - 1, _tail(level)) if len(values) > 1 else math.nan,
-    )
-    spread = values.std()
+    n, mean = len(values), float(values.mean())
+    reach = stdtrit(n - 1, upper_tail(level)) / math.sqrt(n)
     if n == 1:
         return math.nan, math.nan
+    spread, deviation = values.std(), values.std(ddof=1)
     if spread == 0:
         return mean, mean
     skewness = float((((values - mean) / spread) ** 3).mean())
 
     def inverse(y):  # Hall 1992, equation for g^-1; its limit at no skewness is y
-        return (
-            3 / skewness * (np.cbrt(1 + skewness * (y - skewness / (6 * n))) - 1)
-            if abs(skewness) > 1e-6
-            else y
-        )
+        if abs(skewness) <= 1e-6:
+            return y
+        return 3 / skewness * (np.cbrt(1 + skewness * (y - skewness / (6 * n))) - 1)
 
-    deviation = values.std(ddof=1)
-    return float(mean - deviation * inverse(quantile / math.sqrt(n))), float(
-        mean - deviation * inverse(-quantile / math.sqrt(n))
-    )
+    return float(mean - deviation * inverse(reach)), float(mean - deviation * inverse(-reach))
 
 
 def score_difference(
@@ -275,18 +232,32 @@ def score_difference(
     if (bad := ~(np.isfinite(ours) & np.isfinite(theirs))).any():
         raise DataError(
             f"a score of prompt {bad.argmax()} is infinite: a mean of such scores says nothing. "
-            "Give failed answers a finite score or leave these prompts out for both models."
+            "Give failed answers a finite score or leave these prompts out for both models.",
+            field="model_scores" if not np.isfinite(ours).all() else "other_scores",
+            reason="not finite",
         )
     difference = ours - theirs
-    return Estimate(
-        float(difference.mean()),
-        *_mean_interval(difference, level),
-        _standard_error(difference),
-        len(difference),
-    )
+    low, high = _hall_interval(difference, level)
+    error = standard_error(difference)
+    return Estimate(float(difference.mean()), low, high, error, len(difference))
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #78029a74
+def _check_resampling(repetitions, method):
+    "Raises `ConfigError`."
+    if method not in ("BCa", "percentile"):
+        raise ConfigError(
+            f"method: {method!r} is neither BCa nor percentile.", field="method", reason="unknown"
+        )
+    if isinstance(repetitions, bool) or int(repetitions) != repetitions or repetitions < 100:
+        raise ConfigError(
+            f"repetitions: {repetitions} is not a whole number of at least 100; an interval needs "
+            "thousands.",
+            field="repetitions",
+            reason="out of range",
+        )
+
+
 def paired_bootstrap(
     # columns of numbers in, one number out; told `axis` if it takes one, which is faster
     statistic,
@@ -300,57 +271,39 @@ def paired_bootstrap(
     82:171; `scipy.stats.bootstrap`); raises `ConfigError` for settings, `DataError` for unequal
     lengths, NaN or a statistic that is not finite.
     """
-    from scipy.stats import bootstrap
+    from scipy.stats import bootstrap  # half a second that importing this module does not cost
 
-    _tail(level)
-    if method not in ("BCa", "percentile"):
-        raise ConfigError(f"method: {method!r} is neither BCa nor percentile.")
-    if isinstance(repetitions, bool) or int(repetitions) != repetitions or repetitions < 100:
-        raise ConfigError(
-            f"repetitions: {repetitions} is not a whole number of at least 100; an interval needs "
-            "thousands."
-        )
+    upper_tail(level)
+    _check_resampling(repetitions, method)
     arrays = _columns(
         **{f"numbers in column {place}": column for place, column in enumerate(columns)}
     )
-    if len(arrays[0]) < 2:
-        raise DataError("one prompt: nothing can be resampled. Give at least two.")
-    found = bootstrap(
-        arrays,
-        statistic,
-        n_resamples=int(repetitions),
-        batch=1000,
-        paired=True,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
+    n = len(arrays[0])
+    if n < 2:
+        raise DataError(
+            "one prompt: nothing can be resampled. Give at least two.",
+            field="columns",
+            reason="too few",
+        )
+    resample = partial(bootstrap, arrays, statistic, paired=True, confidence_level=level)
+    rng = np.random.default_rng(seed)
+    found = resample(n_resamples=int(repetitions), batch=1000, method="percentile", rng=rng)
     value, drawn = float(statistic(*arrays)), found.bootstrap_distribution
     if not (np.isfinite(value) and np.isfinite(drawn).all()):
         raise DataError(
-            f"the statistic is {value} on the data and not finite in "
-            f"{int((~np.isfinite(drawn)).sum())} of {repetitions} resamples. A ratio may have 0 "
-            "below: take differences, or more prompts."
+            f"the statistic is {value} on the data and not finite in {(~np.isfinite(drawn)).sum()} "
+            f"of {repetitions} resamples. A ratio may have 0 below: take differences, or more "
+            "prompts.",
+            field="statistic",
+            reason="not finite",
         )
     interval = found.confidence_interval
     # of equal resamples BCa knows nothing, and percentiles say it all
     if method == "BCa" and np.ptp(drawn) > 0:
-        interval = bootstrap(
-            arrays,
-            statistic,
-            n_resamples=0,
-            paired=True,
-            confidence_level=level,
-            method="BCa",
-            bootstrap_result=found,
-        ).confidence_interval
-    return Estimate(
-        value,
-        float(interval.low),
-        float(interval.high),
-        float(found.standard_error),
-        len(arrays[0]),
-    )
+        again = resample(n_resamples=0, method="BCa", bootstrap_result=found)
+        interval = again.confidence_interval
+    error = float(found.standard_error)
+    return Estimate(value, float(interval.low), float(interval.high), error, n)
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #20cc3540
@@ -367,24 +320,40 @@ def prompts_needed(
     """Prompts that it takes to see a difference, by the normal approximation; raises `ConfigError`
     for a difference of 0 and for what cannot be.
     """
-    z, z_power = ndtri(_tail(level)), ndtri(power) if 0.5 <= power < 1 else None
-    if z_power is None:
-        raise ConfigError(f"power: {power} is not in [0.5, 1); 0.8 is usual.")
+    z = ndtri(upper_tail(level))
+    if not 0.5 <= power < 1:
+        raise ConfigError(
+            f"power: {power} is not in [0.5, 1); 0.8 is usual.",
+            field="power",
+            reason="out of range",
+        )
+    z_power = ndtri(power)
     if not difference or not math.isfinite(difference):
-        raise ConfigError(f"difference: {difference} cannot be seen with any number of prompts.")
+        raise ConfigError(
+            f"difference: {difference} cannot be seen with any number of prompts.",
+            field="difference",
+            reason="out of range",
+        )
     if deviation is not None:
         if not 0 < deviation < math.inf:
-            raise ConfigError(f"deviation: {deviation} is not a standard deviation above 0.")
+            raise ConfigError(
+                f"deviation: {deviation} is not a standard deviation above 0.",
+                field="deviation",
+                reason="out of range",
+            )
         return math.ceil(((z + z_power) * deviation / difference) ** 2)
     if abs(difference) > 0.5 or not 0 <= ties <= 1 - 2 * abs(difference) + 1e-12:
         raise ConfigError(
             f"difference: {difference} from 1/2 with a share of {ties} ties cannot be; wins, ties "
-            "and losses must each be at least 0."
+            "and losses must each be at least 0.",
+            field="difference",
+            reason="out of range",
         )
     rate = 0.5 + abs(difference)
-    real = rate * (1 - rate) - ties / 4
-    taken = real / (4 * rate * (1 - rate)) if rate < 1 else 0.25
-    return math.ceil(((z * math.sqrt(taken) + z_power * math.sqrt(max(real, 0))) / difference) ** 2)
+    real = rate * (1 - rate) - ties / 4  # variance of an outcome
+    taken = real / (4 * rate * (1 - rate)) if rate < 1 else 0.25  # what the interval takes at 1/2
+    reach = z * math.sqrt(taken) + z_power * math.sqrt(max(real, 0))
+    return math.ceil((reach / difference) ** 2)
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #492196a9
@@ -398,9 +367,7 @@ def over_seeds_interval(
     Raises `DataError` for no seeds or NaN.
     """
     (values,) = _columns(values=values)
-    mean, error, n = float(values.mean()), _standard_error(values), len(values)
-    half = float(stdtrit(n - 1, _tail(level))) * error if n > 1 else math.nan
-    return Estimate(mean, mean - half, mean + half, error, n)
+    return Estimate(*mean_interval(values, level), standard_error(values), len(values))
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #87223e9d
@@ -419,33 +386,28 @@ def hierarchical_interval(
     if table.ndim != 2 or min(table.shape) < 2:
         raise DataError(
             f"values has shape {table.shape}, not (seeds, prompts) with at least two of each. One "
-            "seed says nothing of others: use win_rate or score_difference, and say so."
+            "seed says nothing of others: use win_rate or score_difference, and say so.",
+            field="values",
+            reason="wrong shape",
         )
     if (bad := ~np.isfinite(table)).any():
+        seed, prompt = np.argwhere(bad)[0]
         raise DataError(
-            f"the value of seed {np.argwhere(bad)[0][0]} on prompt {np.argwhere(bad)[0][1]} is not "
-            f"finite ({bad.sum()} in all). Judge again, or leave these prompts out for all seeds."
+            f"the value of seed {seed} on prompt {prompt} is not finite ({bad.sum()} in all). "
+            "Judge again, or leave these prompts out for all seeds.",
+            field="values",
+            reason="not finite",
         )
-    (seeds, n), mean = table.shape, table.mean()
-    by_seed, by_prompt = table.mean(axis=1, keepdims=True), table.mean(axis=0, keepdims=True)
+    seeds, n = table.shape
+    mean, by_seed, by_prompt = table.mean(), table.mean(1, keepdims=True), table.mean(0)
     of_seeds = n * ((by_seed - mean) ** 2).sum() / (seeds - 1)
     of_prompts = seeds * ((by_prompt - mean) ** 2).sum() / (n - 1)
     rest = ((table - by_seed - by_prompt + mean) ** 2).sum() / ((seeds - 1) * (n - 1))
     more = max(of_prompts - rest, 0.0)  # what prompts add to the spread of the seeds
     variance = of_seeds + more
     freedom = variance**2 / (of_seeds**2 / (seeds - 1) + more**2 / (n - 1)) if variance else 1.0
-    half = max(
-        stdtrit(freedom, _tail(level)) * math.sqrt(variance),
-        stdtrit(seeds - 1, _tail(level)) * math.sqrt(of_seeds),
-    ) / math.sqrt(seeds * n)
-    return Estimate(
-        float(mean),
-        float(mean - half),
-        float(mean + half),
-        math.sqrt(variance / (seeds * n)),
-        seeds,
-    )
-
-
-# %% ../../nbs/lib/stats/53_win_rate.ipynb #d8282f1f
-from .length_control import length_controlled_win_rate
+    over_both = stdtrit(freedom, upper_tail(level)) * math.sqrt(variance)
+    over_seeds = stdtrit(seeds - 1, upper_tail(level)) * math.sqrt(of_seeds)
+    half = max(over_both, over_seeds) / math.sqrt(seeds * n)
+    error = math.sqrt(variance / (seeds * n))
+    return Estimate(float(mean), float(mean - half), float(mean + half), error, seeds)
