@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from prefkit.core import PrefkitError
+from prefkit.runs import runner
 
 app = typer.Typer(
     add_completion=False,
@@ -22,10 +23,10 @@ app = typer.Typer(
     help="Preference tuning of small language models, run after run the same.",
 )
 
-Config = Annotated[
+ConfigFile = Annotated[
     Path, typer.Argument(help="A YAML file, for example one of data/configs.", show_default=False)
 ]
-Settings = Annotated[
+SetOptions = Annotated[
     list[str],
     typer.Option(
         "--set",
@@ -84,28 +85,26 @@ def _carry_out(action, *arguments):
 
 
 @app.command()
-def run(config: Config, settings: Settings = [], output_root: OutputRoot = None, jobs: Jobs = 1):
+def run(
+    config: ConfigFile, settings: SetOptions = [], output_root: OutputRoot = None, jobs: Jobs = 1
+):
     """Run the stages of an experiment: what is done is skipped, what was killed goes on."""
-    from prefkit.runs import runner as runs
-
-    folders = _carry_out(runs.run, config, settings, output_root, "auto", (), jobs)
+    folders = _carry_out(runner.run, config, settings, output_root, "auto", (), jobs)
     print(f"all done: {next(iter(folders.values())).parent if folders else 'no stages'}")
 
 
 @app.command()
-def report(config: Config, settings: Settings = [], output_root: OutputRoot = None):
+def report(config: ConfigFile, settings: SetOptions = [], output_root: OutputRoot = None):
     """Draw the report of a finished experiment."""
-    from prefkit.runs import runner as runs
-
-    folder = _carry_out(runs.report, config, settings, output_root)
+    folder = _carry_out(runner.report, config, settings, output_root)
     pages = sorted(folder.glob("*.html"))
     print(f"the report: {pages[0] if pages else folder}")
 
 
 @app.command()
 def plan(
-    config: Config,
-    settings: Settings = [],
+    config: ConfigFile,
+    settings: SetOptions = [],
     device: Annotated[
         list[str],
         typer.Option(
@@ -123,7 +122,7 @@ def plan(
 
 @app.command()
 def seeds(
-    config: Config,
+    config: ConfigFile,
     seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0,1,2",
     output: Annotated[
         Path | None,
@@ -133,7 +132,7 @@ def seeds(
             show_default=False,
         ),
     ] = None,
-    settings: Settings = [],
+    settings: SetOptions = [],
     output_root: OutputRoot = None,
     jobs: Jobs = 1,
     lines: Annotated[
@@ -148,16 +147,13 @@ def seeds(
             f"{seeds!r}: numbers with commas between, such as 0,1,2.", param_hint="--seeds"
         )
     numbers = [int(word) for word in seeds.split(",")]
-    print(
-        "the "
-        "results: "
-        f"{_carry_out(run_seeds, config, numbers, output, tuple(settings), output_root, 'auto', jobs, lines)}"
-    )
+    options = (tuple(settings), output_root, "auto", jobs, lines)
+    print(f"the results: {_carry_out(run_seeds, config, numbers, output, *options)}")
 
 
 @app.command()
 def study(
-    config: Config,
+    config: ConfigFile,
     workers: Annotated[
         int, typer.Option(metavar="N", help="Runs at a time; the cores are shared among them.")
     ] = 2,

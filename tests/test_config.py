@@ -16,7 +16,7 @@ from prefkit.runs.config import (
     comments,
     find_pipeline,
     fits,
-    in_order,
+    upstream_first,
     load_config,
     number_hint,
     read_parameters,
@@ -178,13 +178,13 @@ def graph(tmp_path, **needs):
 
 def test_stages_come_after_what_they_need_and_else_as_written(tmp_path):
     stages = graph(tmp_path, evaluate=("sft", "dpo"), other=(), dpo=("sft",), sft=())
-    assert [stage.name for stage in in_order(stages)] == ["sft", "dpo", "evaluate", "other"]
+    assert [stage.name for stage in upstream_first(stages)] == ["sft", "dpo", "evaluate", "other"]
 
 
 def test_a_circle_is_shown_as_one(tmp_path):
     stages = graph(tmp_path, evaluate=("dpo",), dpo=("sft",), sft=("dpo",))
     with pytest.raises(ConfigError, match=r"circle: dpo -> sft -> dpo\.$"):
-        in_order(stages)
+        upstream_first(stages)
 
 
 def test_a_config_is_sorted_filled_in_and_changed_by_settings(tmp_path):

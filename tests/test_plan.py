@@ -144,7 +144,7 @@ def test_a_config_of_the_hub_is_planned_without_a_network(monkeypatch):
 def test_what_does_not_fit_comes_with_a_change_after_which_it_does(monkeypatch):
     from prefkit.runs import plan as module
 
-    monkeypatch.setitem(module.DEVICES, "L4", (8.5e9, 1e12, True))
+    monkeypatch.setitem(module.MACHINES, "L4", (8.5e9, 1e12, True))
     one, *_ = plan(project_root() / "data/configs/l4/first_path.yaml", devices=("L4",))[0]
     assert not one.fits and ("batch_size" in one.advice or "lora" in one.advice)
 

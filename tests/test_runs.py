@@ -23,7 +23,7 @@ from prefkit.runs.config import (
 from prefkit.core import ConfigError, DataError, project_root, write_text
 from prefkit.core import bare_code, reached_modules
 from prefkit.runs.fingerprints import fingerprints
-from prefkit.runs.runner import folder_state, in_order, is_done, open_run, prepare, report, run
+from prefkit.runs.runner import folder_state, work_through, is_done, open_run, prepare, report, run
 from prefkit.runs.stage import Display, StageError, StageLock
 
 PARAMETERS = """steps: int = 30 # how many
@@ -335,14 +335,16 @@ def test_stages_side_by_side_wait_for_what_they_need_and_the_first_error_stops_t
             done.append(stage.name)
         return stage.name.upper()
 
-    assert in_order(stages, work, 2) == {name: name.upper() for name in "abcde"} and max(most) == 2
+    assert (
+        work_through(stages, work, 2) == {name: name.upper() for name in "abcde"} and max(most) == 2
+    )
     done.clear()
     with pytest.raises(DataError, match="b is broken"):
-        in_order(stages, lambda stage: work(stage, "b"), 2)
+        work_through(stages, lambda stage: work(stage, "b"), 2)
     assert "a" in done and "d" not in done
     most.clear()
     done.clear()
-    assert list(in_order(stages, work, 1)) == list("abcde") and max(most) == 1
+    assert list(work_through(stages, work, 1)) == list("abcde") and max(most) == 1
 
 
 def test_two_jobs_end_in_the_numbers_of_one(toy, tmp_path):

@@ -91,7 +91,6 @@ class NotJudged:
     why: str
 
 
-# %% ../../nbs/lib/judging/56_judges.ipynb #cb9bf3ff
 @dataclass(frozen=True, repr=False)
 class Judgement(Sequence):
     """What a judge said, in the order of the records: a list of `Score` or `Preference`, with None
@@ -194,7 +193,6 @@ class Judge:
         return _judgement(self.name, ids, found)
 
 
-# %% ../../nbs/lib/judging/56_judges.ipynb #1451c6b0
 def _checked(said, kind):
     "One verdict as an object of its kind; raises `ValueError` or `TypeError`."
     if isinstance(said, NotJudged):
@@ -386,7 +384,6 @@ class ServerJudge(Judge):
         return done, failed
 
 
-# %% ../../nbs/lib/judging/56_judges.ipynb #fd11fb73
 NVIDIA = {
     "model": "nvidia/llama-3.1-nemotron-70b-reward",
     "base_url": "https://integrate.api.nvidia.com/v1",
@@ -516,7 +513,6 @@ def _check_template(template):
         )
 
 
-# %% ../../nbs/lib/judging/56_judges.ipynb #bb540619
 _FOR_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0}
 _SAME = Preference(0.5, "the two answers are the same")
 
@@ -709,7 +705,6 @@ def register_judge(
     JUDGES[name] = maker
 
 
-# %% ../../nbs/lib/judging/56_judges.ipynb #39465fae
 def _looked_at(name, record, options):
     "A judge that is not loaded."
     judge = lookup(JUDGES, name, "judge").make(name, options)

@@ -89,7 +89,6 @@ def each_answer(
     return rates
 
 
-# %% ../../nbs/lib/judging/52_rewards.ipynb #892d83f9
 @dataclass(kw_only=True)
 class RewardSource:
     """Says how good answers are. A kind of reward is a subclass with `rate` for one answer or
@@ -143,23 +142,23 @@ class RewardSource:
         return _finished(self, rows, answers)
 
 
-# %% ../../nbs/lib/judging/52_rewards.ipynb #f17a3e01
 def _finish(source, number, row, answer, value):
     "What the trainer gets for one answer."
     parts = dict(value) if isinstance(value, dict) else {"reward": value}
-    place = _place(number, row, answer)
     try:
         raw = float(parts.pop("reward"))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{value!r} for {place} is neither a number nor a dict with `reward`.",
+            f"{value!r} for {_place(number, row, answer)} is neither a number nor a dict with "
+            "`reward`.",
             field="reward",
             reason="no number",
         ) from error
     reward = source.scale * (raw - source.offset)
     if not math.isfinite(reward):
         raise NotFinite(
-            f"{raw} for {place}. With such a number nothing can be learned; look at that row.",
+            f"{raw} for {_place(number, row, answer)}. With such a number nothing can be learned; "
+            "look at that row.",
             field="reward",
             reason="not finite",
         )
@@ -234,7 +233,6 @@ class SecondReward(GoldReward):
         return second_judge(_question(row["prompt"]), answer["text"])
 
 
-# %% ../../nbs/lib/judging/52_rewards.ipynb #668f594b
 def _numbers(record):
     "Columns `nums` and `target`; raises `DataError`."
     if lack := [name for name in ("nums", "target") if name not in record]:
@@ -351,7 +349,6 @@ def _no_reward(what, reason):
     return ConfigError(what, field="model_name_or_path", reason=reason)
 
 
-# %% ../../nbs/lib/judging/52_rewards.ipynb #4f54aa91
 def _hub_commit(name):
     "Which commit of a Hub model is in the cache."
     from huggingface_hub import try_to_load_from_cache
@@ -454,7 +451,6 @@ class MadeReward(RewardSource):
         self.rates = self.maker(**self._own())  # in the place of the method
 
 
-# %% ../../nbs/lib/judging/52_rewards.ipynb #24abbd0a
 BUILT_IN_REWARDS = (
     GoldReward,
     SecondReward,

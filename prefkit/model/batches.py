@@ -14,7 +14,7 @@ __all__ = [
     "segment_mask",
     "scored_tokens",
     "Batch",
-    "moved",
+    "on_device",
     "is_desirable",
     "reward_of",
     "collate",
@@ -43,7 +43,7 @@ from torch import Tensor
 
 from ..data.chat import pad_batch
 from ..core import NotFinite, Progress
-from .kernels import ATTENTION, halves, head_logps, pack_rows, reading, use_rows
+from .kernels import halves, head_logps, pack_rows, reading, sees_all, use_rows
 
 # %% ../../nbs/lib/model/11_batches.ipynb #bee12d8c
 # a sequence for each answer; one for a prompt with all its answers; one for the whole batch
@@ -154,7 +154,7 @@ class Batch:
     longest: int  # of the lengths
     rows: int
     tokens: int  # that are read, padding aside
-    # (rows,) log-probs that came with the rows, by the names that losses give them: ref_chosen_logps
+    # (rows,) log-probs that came with the rows, by the losses' names: ref_chosen_logps
     reference: dict[str, Tensor] = field(default_factory=dict)
     labels: dict[str, Tensor] = field(default_factory=dict)  # (rows,) desirable, rewards
 
@@ -165,17 +165,17 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         "The same on a device; a GPU is not waited for."
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{name: moved(value, device) for name, value in values.items()})
+        return type(self)(**{name: on_device(value, device) for name, value in values.items()})
 
 
-def moved(value, device):
+def on_device(value, device):
     "Every tensor in a value on a device."
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, list):
-        return [moved(x, device) for x in value]
+        return [on_device(x, device) for x in value]
     if isinstance(value, dict):
-        return {name: moved(x, device) for name, x in value.items()}
+        return {name: on_device(x, device) for name, x in value.items()}
     return value
 
 
@@ -309,11 +309,7 @@ def can_read(
     read=batch_logps,  # or `batch_rewards`
 ) -> bool:
     "Does this model say the same in this layout as with a sequence for each answer?"
-    windows = set(getattr(model.config, "layer_types", None) or ["full_attention"]) - {
-        "full_attention"
-    }
-    # a window's mask would be lost
-    if getattr(model.config, "_attn_implementation", None) not in ("sdpa", ATTENTION) or windows:
+    if not sees_all(model):
         return False
     order = sorted(rows, key=lambda row: row_length(row, (answer,)))
     first, last = order[0], order[-1]

@@ -13,12 +13,15 @@ __all__ = [
     "pieces",
     "HeadLogps",
     "plain_logps",
+    "is_hooked",
     "head_logps",
     "halves",
     "assume_halves",
     "blocks_of",
     "pack_rows",
     "rows_attention",
+    "attention_of",
+    "sees_all",
     "use_rows",
     "reading",
 ]
@@ -118,6 +121,17 @@ def plain_logps(head, hidden: Tensor, targets: Tensor) -> Tensor:  # (tokens,)
     )
 
 
+def is_hooked(module: torch.nn.Module) -> bool:
+    "Whether somebody has hooked into a module's call: then it has to be called."
+    for register in (module.register_forward_hook, module.register_forward_pre_hook):
+        mine = register(lambda *call: None)
+        hooks = len(mine.hooks_dict_ref())
+        mine.remove()
+        if hooks > 1:
+            return True
+    return False
+
+
 def head_logps(
     head,  # hidden states -> scores; a plain `torch.nn.Linear` is fastest
     hidden: Tensor,  # (tokens, width) hidden states before each token
@@ -128,8 +142,7 @@ def head_logps(
     Under autocast the products are made in its type.
     """
     width = head.weight.shape[0]
-    # who hooks into it wants it called
-    if type(head) is torch.nn.Linear and not head._forward_hooks and not head._forward_pre_hooks:
+    if type(head) is torch.nn.Linear and not is_hooked(head):  # who hooks into it wants it called
         kind, dtype = hidden.device.type, head.weight.dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
@@ -293,13 +306,22 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #bedab2f2
+def attention_of(model) -> str | None:
+    "Name of a model's attention; transformers 5 has no public name for it."
+    return getattr(model.config, "_attn_implementation", None)
+
+
+def sees_all(model) -> bool:
+    "Whether a model's attention is SDPA, over all that stands before: a window's mask would be lost."
+    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    return attention_of(model) in ("sdpa", ATTENTION) and layers == {"full_attention"}
+
+
 def use_rows(
     model,  # a causal language model whose attention is SDPA
 ) -> bool:  # False where its attention is another, or looks through windows
     "Let a model read packed batches. All else that it does stays as it is."
-    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    attention = getattr(model.config, "_attn_implementation", None)
-    if attention not in ("sdpa", ATTENTION) or layers != {"full_attention"}:
+    if not sees_all(model):
         return False
     model.set_attn_implementation(ATTENTION)
     return True
@@ -312,9 +334,9 @@ def reading(
     """What a packed batch tells the model beside its tokens; raises `ConfigError` where the model
     would not listen.
     """
-    if model.config._attn_implementation != ATTENTION:
+    if attention_of(model) != ATTENTION:
         raise ConfigError(
-            f"model: its attention is {model.config._attn_implementation}, which would not show "
+            f"model: its attention is {attention_of(model)}, which would not show "
             "an answer its prompt in a packed batch. Call prefkit.model.kernels.use_rows(model) "
             "first.",
             field="model",

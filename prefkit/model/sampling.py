@@ -67,7 +67,7 @@ def choose_tokens(
     uniforms: torch.Tensor,  # (rows,) in [0, 1)
     temperatures: torch.Tensor,  # (rows,) above 0; 0: the most likely token
     top_p: float = 1.0,  # in (0, 1]
-) -> tuple[torch.Tensor, torch.Tensor]:  # (rows,) ids; (rows, vocabulary) what they were drawn from
+) -> tuple[torch.Tensor, torch.Tensor]:  # (rows,) ids; (rows, vocabulary) drawn from
     "The token of each row that its uniform number falls upon, in the cumulative distribution."
     greedy = temperatures == 0
     warm = logits.float() / temperatures.masked_fill(greedy, 1.0)[:, None]
@@ -177,8 +177,8 @@ def decode(
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #c56c3b22
 def _in_batches(model, prompt_ids, make, batch_size, label, keep):
-    """Answers in batches of prompts of similar length; `make` gives those of (numbers, prompts). The
-    model's mode is put back afterwards, whatever happens.
+    """Answers in batches of prompts of similar length; `make` gives those of (numbers, prompts).
+    The model's mode is put back afterwards, whatever happens.
     """
     order = sorted(range(len(prompt_ids)), key=lambda index: len(prompt_ids[index]))
     answers, was_training = [None] * len(prompt_ids), model.training

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import yaml
+
 from prefkit.core import ConfigError, nearest, project_root, resolve_path
 
 
@@ -402,7 +404,6 @@ def check_parameters(
 
 def read_yaml(text: str, where: str):
     "YAML as plain values; raises `ConfigError` for broken syntax and for a key that stands twice."
-    import yaml
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node, deep=False):
@@ -530,7 +531,7 @@ class Config:
     report: str | None = None  # a notebook in nbs/reports, without .ipynb
 
 
-def in_order(stages: dict[str, Stage]) -> tuple[Stage, ...]:
+def upstream_first(stages: dict[str, Stage]) -> tuple[Stage, ...]:
     "Each stage after those it needs, otherwise as written; raises `ConfigError` for a circle."
     done, trail = {}, []
 
@@ -680,4 +681,4 @@ def load_config(
         name: make_stage(name, entry, tuple(raw["stages"]), seed, path.parent)
         for name, entry in raw["stages"].items()
     }
-    return Config(raw["experiment"], seed, in_order(stages), raw.get("report"))
+    return Config(raw["experiment"], seed, upstream_first(stages), raw.get("report"))

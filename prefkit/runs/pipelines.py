@@ -26,6 +26,9 @@ from prefkit.data.records import (
     kind_to_read,
     load_records,
 )
+from prefkit.data.world import SPLITS, gold_reward, second_judge, tiny_records
+from prefkit.data.world import prompts as prompts_of
+from prefkit.judging.served import Served
 from prefkit.data.sources import SplitError, is_hub_name, parse_split
 from prefkit.model.loading import check_model
 
@@ -331,9 +334,6 @@ def check_sampling(
     """Raise `ConfigError` for a split that does not exist or has too few prompts, or a number out
     of its range.
     """
-    from prefkit.data.world import SPLITS
-    from prefkit.data.world import prompts as prompts_of
-
     if split not in SPLITS:
         raise ConfigError(
             f"split: {split!r} is none of {', '.join(SPLITS)}.",
@@ -413,8 +413,6 @@ def evaluation_prompts(
 ) -> list[dict]:
     "The prompts that every model answers; raises `DataError` where there are fewer."
     if dataset == "tiny-world":
-        from prefkit.data.world import tiny_records
-
         return tiny_records("prompts", split, prompts, prompts_seed)
     rows = load_records(dataset, kind="prompts", split=split, limit=prompts)
     if len(rows) < prompts:
@@ -476,8 +474,6 @@ def check_models(
     references: list[str],  # of the models
 ):
     "Raise `ConfigError` for models that cannot be asked, or not be compared."
-    from prefkit.judging.served import Served
-
     if not models:
         raise ConfigError(
             "models: name at least one, such as {base: data/tiny/base}.",
@@ -580,8 +576,6 @@ def judge_answers(
     rows: list[dict],  # with prompt and answer; changed in place
 ) -> list[dict]:  # the same rows with gold (a dict) and second (a number)
     "What the two judges of the tiny world think of each answer."
-    from prefkit.data.world import gold_reward, second_judge
-
     for row in rows:
         row |= {
             "gold": gold_reward(row["prompt"], row["answer"]).to_dict(),

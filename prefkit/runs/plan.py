@@ -7,6 +7,7 @@ its libraries) is looked up in this process.
 
 from __future__ import annotations
 
+import os
 import copy
 import sys
 import time
@@ -31,7 +32,7 @@ TRAINING = ("sft", "preference", "reward_model", "rollout")  # pipelines whose s
 SAMPLE = 512  # rows that are looked at for their lengths
 # bytes of memory; operations a second of large products (the makers' data sheets, without
 # sparsity); bf16 or not
-DEVICES = {
+MACHINES = {
     "T4": (15.6 * 1e9, 8.1e12, False),
     "L4": (24e9, 121e12, True),
     "A100": (40e9, 312e12, True),
@@ -120,16 +121,13 @@ def hollow(model):
     """
     made = {}
     for module in model.modules():
-        for table, wrap in (
-            (module._parameters, torch.nn.Parameter),
-            (module._buffers, lambda x, grad: x),
-        ):
-            for name, old in table.items():
-                if old is None:
-                    continue
-                if id(old) not in made:
-                    made[id(old)] = wrap(torch.empty_like(old, device="cpu"), old.requires_grad)
-                table[name] = made[id(old)]
+        own = dict(recurse=False, remove_duplicate=False)
+        for name, old in [*module.named_parameters(**own), *module.named_buffers(**own)]:
+            if id(old) not in made:
+                new = torch.empty_like(old, device="cpu")
+                is_weight = isinstance(old, torch.nn.Parameter)
+                made[id(old)] = torch.nn.Parameter(new, old.requires_grad) if is_weight else new
+            setattr(module, name, made[id(old)])
 
 
 _COUNTED = {}  # what was counted already: stages of an experiment are often alike
@@ -416,8 +414,6 @@ def resident(peak: bool = False) -> int:
 
 def machine_memory() -> int:
     "Bytes of memory of this machine."
-    import os
-
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -481,7 +477,7 @@ def plan_stage(
     steps, plans = number_of_steps(stage, settings, kind, kept), []
     for device in devices:
         here = device == "this"
-        room, speed, bf16 = (machine_memory(), 0, False) if here else DEVICES[device]
+        room, speed, bf16 = (machine_memory(), 0, False) if here else MACHINES[device]
         precision = "bf16" if bf16 and settings.precision != "float32" else "float32"
         memory = step_memory(
             config, worst, names, settings, precision=precision, scalar=scalar, reference=reference
@@ -556,7 +552,7 @@ def warm_memory() -> int:
 def plan(
     config,  # a YAML file
     settings=(),  # texts of --set
-    devices: tuple[str, ...] | None = None,  # of DEVICES and "this"; None: all
+    devices: tuple[str, ...] | None = None,  # of MACHINES and "this"; None: all
     # the plans, stage by stage; names of the stages that are not planned
 ) -> tuple[list[StagePlan], list[str]]:
     """What every training stage of an experiment needs; nothing is trained and no weights are
@@ -565,14 +561,14 @@ def plan(
     checked = load_config(config, settings)
     stages = {stage.name: stage for stage in checked.stages}
     for name in devices or ():
-        if name not in ("this", *DEVICES):
-            raise ConfigError(f"device: {name!r} is none of this, {', '.join(DEVICES)}.")
+        if name not in ("this", *MACHINES):
+            raise ConfigError(f"device: {name!r} is none of this, {', '.join(MACHINES)}.")
     base, plans, others = warm_memory(), [], []
     for stage in checked.stages:
         if stage.pipeline.stem not in TRAINING:
             others.append(stage.name)
         else:
-            plans += plan_stage(stage, stages, devices or ("this", *DEVICES), base)
+            plans += plan_stage(stage, stages, devices or ("this", *MACHINES), base)
     return plans, others
 
 
@@ -631,7 +627,7 @@ def plan_text(plans: list[StagePlan], others: list[str]) -> str:
                 "validation are not in it"
             )
         ]
-        if any(one.device in DEVICES for one in plans)
+        if any(one.device in MACHINES for one in plans)
         else []
     )
     if others:

@@ -6,6 +6,8 @@ import json, os, queue, shlex, shutil, subprocess, textwrap, threading, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import yaml
+
 from prefkit.runs.config import (
     UPSTREAM,
     Config,
@@ -170,8 +172,6 @@ def close_folder(
     seconds: float,  # wall time of all attempts
 ):
     "Write params.yaml and run.json, after which the folder is whole."
-    import yaml
-
     result = json.loads((partial / "result.json").read_text(encoding="utf-8"))
     prints = {**prints, "read": other_inputs(prints, result.pop("inputs", {}), partial.parent)}
     parameters = {name: value for name, value in stage.parameters.items() if name != "output_dir"}
@@ -309,7 +309,7 @@ def selected(
     return replace(config, stages=tuple(stage for stage in config.stages if stage.name in kept))
 
 
-def in_order(
+def work_through(
     stages: tuple[Stage, ...],  # what a stage needs stands before it
     work,  # stage -> its result
     jobs: int,  # at most so many at a time
@@ -389,7 +389,7 @@ def run(
         stage, config, home, prints[stage.name], Display(progress), stage.name in needed, threads
     )
     begin = time.monotonic()
-    folders = in_order(config.stages, work, jobs)
+    folders = work_through(config.stages, work, jobs)
     if stages:
         Display(progress).say(
             times_text(
@@ -416,7 +416,7 @@ def open_run(
     folder: str | Path,  # data/runs/<experiment>/<stage>
 ) -> Run:
     "Open a run folder; raises `ConfigError` where there is no finished run."
-    import pandas, yaml
+    import pandas
 
     folder = Path(folder)
     if not is_done(folder):

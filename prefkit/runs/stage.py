@@ -6,6 +6,7 @@ import ast, gc, json, os, platform, signal, sys, threading, time
 from contextlib import suppress
 from datetime import datetime
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from prefkit.core import (
@@ -117,9 +118,7 @@ def kernel_main():
 
 def _environment(lock, extra):
     "Variables of a stage's kernel."
-    import prefkit
-
-    paths = [str(Path(prefkit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     # sets have one order; no threads before a fork
     own = {
         "PREFKIT_LOCK": str(lock),
@@ -404,8 +403,6 @@ PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy", 
 
 def versions() -> dict[str, str]:
     "Versions of Python and of the packages that can change a number."
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -54,6 +54,8 @@ from prefkit.runs.pipelines import (
     encode_once,
     judge_answers,
 )
+from prefkit.data.records import encode_records, load_records
+from prefkit.data.world import tiny_records
 from prefkit.model.loading import check_model, load_model
 from prefkit.runs.runner import git_state, open_home, run
 from prefkit.runs.stage import StageLock, clock, machine, versions
@@ -384,7 +386,7 @@ def load_study(
 # One run, in a process of its own.
 
 
-def repetition(
+def repeated_share(
     answers: list[str],  # texts
 ) -> float:  # in [0, 1]
     "Share of answers in which some word 3-gram (three words in a row) occurs at least 3 times."
@@ -398,11 +400,9 @@ def repetition(
 
 def _rows(tokenizer, kind: str, data: dict, split: str, limit: int, seed: int):
     "Encoded rows of the tiny world, of the kind that a method learns from."
-    from prefkit.data import records as records
-
     chosen = kind == "sft" and data["answers"] == "chosen"
     options = {"from_pairs": data["dataset_kind"] == "pairs"} if kind == "binary" else {}
-    found = records.load_records(
+    found = load_records(
         "tiny-world",
         kind="pairs" if chosen else kind,
         split=split,
@@ -472,8 +472,6 @@ def work(
         if job["method"]:
             model = _train(job, model, tokenizer, folder)
         if options := job["evaluate"]:
-            from prefkit.data.world import tiny_records
-
             asked = tiny_records("prompts", options["split"], options["prompts"])
             sampling = {
                 key: options[key]
@@ -648,7 +646,7 @@ def _judged(rows: list[dict], start: list[dict] | None) -> dict:
         "right": mean(row["gold"]["right"] for row in rows),
         "second": mean(row["second"] for row in rows),
         "tokens": mean(row["tokens"] for row in rows),
-        "repetition": repetition([row["answer"] for row in rows]),
+        "repetition": repeated_share([row["answer"] for row in rows]),
     }
     if start is None:
         return found

@@ -113,7 +113,7 @@ def fit(
     s, steps, share = settings, source.steps, Share.of_process(accelerator)
     set_seed(s.seed if share.rank == 0 else derive_seed(s.seed, "process", share.rank))
     optimizer = adamw(source.learner, s)
-    learner, optimizer = prepare(source.learner.train(), optimizer, accelerator)
+    learner, optimizer = spread(source.learner.train(), optimizer, accelerator)
     scaler = torch.amp.GradScaler(enabled=source.precision == "fp16")
     log, best, clock = Log(folder, s, accelerator, callbacks), Best(s), Clock()
     parts = {"log": log, "best": best, "source": source}
@@ -193,7 +193,7 @@ def look(source, step: int, log: Log, best: "Best"):
 
 
 @dataclass
-class Look:
+class Validation:
     "What a validation found."
 
     numbers: dict[str, float]  # of its line
@@ -267,7 +267,7 @@ def adamw(module: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW
     return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.adam_epsilon, fused=fused)
 
 
-def prepare(learner: Learner, optimizer, accelerator: Accelerator) -> tuple:
+def spread(learner: Learner, optimizer, accelerator: Accelerator) -> tuple:
     "Learner and optimiser as several processes need them; in one process they stay what they are."
     if accelerator.distributed_type == DistributedType.FSDP:
         return accelerator.prepare(learner, optimizer)
@@ -407,7 +407,7 @@ class Epochs:
     def check(self, means: dict[str, float], step: int):
         "What a line's means must not say: nothing."
 
-    def evaluate(self) -> Look:
+    def evaluate(self) -> Validation:
         "Validation loss, the probe's log-probs, sampled answers."
         numbers = {}
         if self.validation:
@@ -417,7 +417,7 @@ class Epochs:
         ):  # pairs under the log-probs alone: sft's loss asks for none of the pair's inputs
             found = self._measure(self.probe, PROBE, {})
             numbers |= {name: x for name, x in found.items() if name.startswith("logps_")}
-        return Look(numbers, self._sample(), numbers.get("loss"))
+        return Validation(numbers, self._sample(), numbers.get("loss"))
 
     def _measure(self, rows: list[dict], method: Method, hyperparameters: dict) -> dict:
         return measure(
@@ -511,7 +511,7 @@ class TrainResult:
     resumed_from: int | None  # the checkpoint's step, if this call went on from one
 
 
-def check_rows(
+def check_encoded(
     rows: list[dict] | None,  # encoded rows
     kind: str,  # of data that is needed
     name: str,  # what to call them
@@ -545,9 +545,9 @@ def check_run(
     """
     if not train_rows:
         raise DataError("there are no rows to train on.")
-    check_rows(train_rows, method.kind, "train_rows")
-    check_rows(validation_rows, method.kind, "validation_rows")
-    check_rows(probe_rows, "pairs", "probe_rows")
+    check_encoded(train_rows, method.kind, "train_rows")
+    check_encoded(validation_rows, method.kind, "validation_rows")
+    check_encoded(probe_rows, "pairs", "probe_rows")
     if (settings.keep_best or settings.early_stopping_patience) and not validation_rows:
         raise ConfigError(
             "keep_best and early_stopping_patience go by the validation loss. Give validation_rows."

@@ -17,9 +17,24 @@ from torch import Tensor
 
 from prefkit.core import ConfigError, DataError, PrefkitError, derive_seed
 from prefkit.losses import adapt_kl
-from prefkit.model.batches import Batch, autocast, choose_layout, collate, moved, scored_logps
+from prefkit.model.batches import (
+    Batch,
+    autocast,
+    choose_layout,
+    collate,
+    on_device,
+    scored_logps,
+)
 from prefkit.train.devices import Share
-from prefkit.train.loop import Learner, Look, TrainingRun, TrainResult, check_output, fit, pad_token
+from prefkit.train.loop import (
+    Learner,
+    TrainingRun,
+    TrainResult,
+    Validation,
+    check_output,
+    fit,
+    pad_token,
+)
 from prefkit.train.methods import (
     Method,
     answer_major,
@@ -71,7 +86,7 @@ class RoundBatch:
     def to(self, device: torch.device) -> "RoundBatch":
         "The same on a device."
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"}
-        values = {name: moved(value, device) for name, value in values.items()}
+        values = {name: on_device(value, device) for name, value in values.items()}
         return RoundBatch(self.batch.to(device), **values)
 
 
@@ -432,10 +447,10 @@ class Rounds:
                 reason="sampler and learner differ",
             )
 
-    def evaluate(self) -> Look:
+    def evaluate(self) -> Validation:
         "Answers to the validation prompts with reward, KL and what the other judges say."
         if not self.validation:
-            return Look({}, [])
+            return Validation({}, [])
         rollouts = self._validation_round()
         numbers = rollouts.metrics()
         for name in ("reward_spread", "groups_flat"):  # of one answer there is neither
@@ -444,7 +459,7 @@ class Rounds:
         for judge in self.judges:
             numbers[f"reward_{judge.name}"] = mean_of(judge, rollouts)
         few = list(zip(rollouts.rows, rollouts.samples))[: self.sample_table]
-        return Look(numbers, [sample_record(row, s) for row, (s,) in few], -numbers["reward"])
+        return Validation(numbers, [sample_record(row, s) for row, (s,) in few], -numbers["reward"])
 
     def _validation_round(self) -> Rollouts:
         "One answer to each validation prompt, with reference log-probs and rewards."

@@ -46,7 +46,7 @@ from prefkit.train.devices import Share
 # in a checkpoint; it is written last, so its presence says that the checkpoint is whole
 STATE_FILE = "prefkit.json"
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"  # as save_pretrained calls them
-OTHERS = "others.safetensors"  # what is trained beside the model: a value head
+BESIDE = "beside.safetensors"  # what is trained beside the model: a value head
 
 
 def find_checkpoints(
@@ -129,7 +129,7 @@ class Saves:
         with no_bars():
             self.learner.model.save_pretrained(writing, state_dict=weights)
         if others := self.learner.others():
-            save_file(others, writing / OTHERS)
+            save_file(others, writing / BESIDE)
         torch.save(memory, writing / "optimizer.pt")
         torch.save(self.scaler.state_dict(), writing / "scaler.pt")
         sums = {file.name: fingerprint_files(file) for file in sorted(writing.iterdir())}
@@ -169,8 +169,8 @@ class Saves:
             set_peft_model_state_dict(model, load_file(path / ADAPTER))
         else:
             copy_weights(load_file(path / WEIGHTS), model, path)
-        if (path / OTHERS).exists():
-            self.learner.load_others(load_file(path / OTHERS))
+        if (path / BESIDE).exists():
+            self.learner.load_others(load_file(path / BESIDE))
 
 
 def copy_weights(stored: dict[str, torch.Tensor], model, path: Path):
