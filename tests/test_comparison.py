@@ -37,7 +37,7 @@ from prefkit.runs.fingerprints import check_stage
 from prefkit.runs.runner import find_report, located
 from prefkit.runs.seeds import findings, over_seeds
 from prefkit.stats.win_rate import win_rate, win_rate_difference
-from test_data import smoltalk, ultrafeedback
+from helpers.records import smoltalk, ultrafeedback
 from helpers.pages import check_page, draw_report, run_cells, sections_of
 from helpers.pages import words_of as words
 

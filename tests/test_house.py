@@ -28,10 +28,12 @@ MAY_IMPORT = {  # room -> the other rooms; the faces at the top and the command 
 }
 # Loading these takes time or needs an extra: a function may import them when it is called.
 HEAVY = set(
-    "IPython accelerate datasets fastapi huggingface_hub ipykernel ipywidgets jinja2 jupyter_client lm_eval "
-    "matplotlib nbclient nbconvert nbformat numpy openai optuna pandas papermill peft pyarrow "
-    "sacrebleu safetensors scipy tensorboard tokenizers torch tqdm trackio transformers uvicorn "
-    "wandb".split()
+    (
+        "IPython accelerate datasets fastapi huggingface_hub ipykernel ipywidgets jinja2 "
+        "jupyter_client lm_eval matplotlib nbclient nbconvert nbformat numpy openai optuna pandas "
+        "papermill peft pyarrow sacrebleu safetensors scipy tensorboard tokenizers torch tqdm "
+        "trackio transformers uvicorn wandb"
+    ).split()
 )
 NOT_EVERYWHERE = {"ctypes", "fcntl", "resource"}  # parts of Python that some systems lack
 WIDTH, LINES = 100, 60

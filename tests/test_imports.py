@@ -12,7 +12,8 @@ import json, sys, time
 import torch
 before, start = set(sys.modules), time.process_time()
 import {module}
-print(json.dumps([time.process_time(), time.process_time() - start, sorted(set(sys.modules) - before)]))
+print(json.dumps([time.process_time(), time.process_time() - start,
+                  sorted(set(sys.modules) - before)]))
 """
 HEAVY = (
     "matplotlib",

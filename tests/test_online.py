@@ -153,7 +153,7 @@ def source_for(tokenizer, rows, method="rloo", model=None, hyperparameters=None,
 
 
 # -- every method
-# -------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 OWN = {
     "ppo": {"ratio_clipped", "value_error", "kl_coef"},
@@ -254,7 +254,7 @@ def test_a_reward_that_can_be_learned_is_learned(method, tmp_path, tokenizer, ro
 
 
 # -- a step is what the formula says
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_gradient_of_a_round_is_reinforces_with_leave_one_out_rewards(
@@ -466,7 +466,7 @@ def test_prompts_come_once_an_epoch_and_samples_of_a_round_once_a_pass(tmp_path,
 
 
 # -- checks, dropout, failures
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_with_lora_and_dropout_the_reference_has_no_adapters_and_the_check_no_dropout(
@@ -566,7 +566,7 @@ def test_a_made_up_method_takes_six_lines(tmp_path, tokenizer, rows):
 
 
 # -- the same run, whatever happens
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_twice_and_another_once(tmp_path, tokenizer, rows):

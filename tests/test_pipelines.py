@@ -30,11 +30,15 @@ PIPELINES = sorted((ROOT / "nbs" / "pipelines").glob("*.ipynb"))
 CONFIG = """experiment: smoke
 seed: 1
 stages:
-  sft: {pipeline: sft, parameters: {limit: 96, max_steps: 8, batch_size: 8, save_steps: 2, eval_steps: 4, probe_dataset: tiny-world, probe_limit: 8,
-                                    validation_limit: 16, sample_prompts: ["What does the robin eat?"]}}
-  dpo: {pipeline: preference, parameters: {method: dpo, model: "stage:sft", limit: 96, max_steps: 8, batch_size: 8, save_steps: 2, eval_steps: 4, validation_limit: 16}}
+  sft: {pipeline: sft, parameters: {
+    limit: 96, max_steps: 8, batch_size: 8, save_steps: 2, eval_steps: 4, probe_dataset: tiny-world,
+    probe_limit: 8, validation_limit: 16, sample_prompts: ["What does the robin eat?"]}}
+  dpo: {pipeline: preference, parameters: {
+    method: dpo, model: "stage:sft", limit: 96, max_steps: 8, batch_size: 8, save_steps: 2,
+    eval_steps: 4, validation_limit: 16}}
 """
-CONTROL = """  control: {pipeline: sft, parameters: {model: "stage:sft", answers: chosen, max_steps: 2, lora: true}}
+CONTROL = """  control: {pipeline: sft, parameters: {
+    model: "stage:sft", answers: chosen, max_steps: 2, lora: true}}
 """
 
 

@@ -39,14 +39,17 @@ from prefkit.plan import batch_of, resident, step_memory, warm_memory
 from prefkit.settings import TrainSettings
 from prefkit.train import train_model
 what, shape, lengths, folder, base = json.loads(sys.argv[1])
-config = Qwen2Config(**shape, tie_word_embeddings=True, max_position_embeddings=1024, pad_token_id=0, eos_token_id=2)
+config = Qwen2Config(**shape, tie_word_embeddings=True, max_position_embeddings=1024,
+                     pad_token_id=0, eos_token_id=2)
 settings = TrainSettings(batch_size=len(lengths), max_steps=3, device="cpu", show_samples=0)
 lengths = [tuple(row) for row in lengths]
 if what == "plan":
     warm = warm_memory()
     print(warm + step_memory(config, lengths, ("chosen", "rejected"), settings).total)
 else:
-    train_model(Qwen2ForCausalLM(config), AutoTokenizer.from_pretrained(base), "orpo", batch_of(lengths, ("chosen", "rejected")), None, folder, settings)
+    rows = batch_of(lengths, ("chosen", "rejected"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    train_model(Qwen2ForCausalLM(config), tokenizer, "orpo", rows, None, folder, settings)
     print(resident(peak=True))
 """
 

@@ -68,7 +68,7 @@ def one_by_one(model, prompt, ids):
 @pytest.mark.parametrize(
     "temperatures, top_p", [(1.0, 1.0), ([0.5, 1.0, 1.7], 1.0), (1.0, 0.7), ([0.6, 0.6, 1.3], 0.9)]
 )
-def test_sampled_log_probs_are_those_of_a_fresh_forward_pass_temperature_and_truncation_accounted_for(
+def test_sampled_log_probs_are_those_of_a_fresh_forward_pass_with_temperature_and_truncation(
     model, tokenizer, prompts, temperatures, top_p
 ):
     samples = sample_answers(

@@ -47,7 +47,8 @@ WALK = """with Progress(steps, "walking", initial=len(trail)) as bar:
         if step < len(trail): continue
         trail.append((trail[-1] if trail else value) + pace * push)
         write_json(place, trail)
-        write_text(Path(output_dir) / "metrics.jsonl", "".join(json.dumps({"step": i, "value": v}) + "\\n" for i, v in enumerate(trail)))
+        write_text(Path(output_dir) / "metrics.jsonl",
+              "".join(json.dumps({"step": i, "value": v}) + "\\n" for i, v in enumerate(trail)))
         time.sleep(0.02); bar.update()"""
 FINISH = """write_json(Path(output_dir) / "checkpoint" / "value.json", trail[-1])
 finish(output_dir, metrics={"value": trail[-1]}, data={"rows": steps})"""
@@ -153,7 +154,7 @@ def test_a_config_that_cannot_be_read_says_where_and_why(tmp_path, text, says):
     assert says in str(error.value)
 
 
-def test_a_config_of_another_encoding_a_stage_without_pipeline_and_an_empty_output_folder_are_refused(
+def test_another_encoding_a_stage_without_pipeline_and_an_empty_output_folder_are_refused(
     toy, tmp_path
 ):
     (tmp_path / "latin.yaml").write_bytes("experiment: gr\u00fcn".encode("latin-1"))

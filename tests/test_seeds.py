@@ -1,4 +1,6 @@
-"""Several seeds: each is run, what they found is gathered, and the interval knows how few they are."""
+"""Several seeds: each is run, what they found is gathered, and the interval knows how few they
+are.
+"""
 
 import json
 

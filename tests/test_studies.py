@@ -21,7 +21,8 @@ from prefkit.stats.win_rate import win_rate
 ROOT = project_root()
 CONFIG = """study: toy
 start: {model: data/tiny/base}
-common: {limit: 48, max_steps: 6, batch_size: 8, learning_rate: 5.0e-4, logging_steps: 2, save_steps: 1}
+common: {limit: 48, max_steps: 6, batch_size: 8, learning_rate: 5.0e-4, logging_steps: 2,
+         save_steps: 1}
 runs:
   - {method: dpo, hyperparameters: {beta: [0.1, 1.0e+38]}, validation_limit: 8, eval_steps: 3}
   - {method: sft, name: imitation, answers: demonstrations, probe: true, eval_steps: 3}

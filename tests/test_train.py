@@ -174,7 +174,7 @@ def loop_by_hand(model, method, rows, s, total, reference=None):
 
 
 # ---- the loop
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
@@ -725,7 +725,7 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(group_by_length):
 
 
 # ---- what goes wrong
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_way_out(tmp_path):
@@ -749,21 +749,14 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_way_out(tmp_path):
 
 
 def test_a_method_is_one_row(tmp_path):
-    add_method(
-        Method(
-            "orpo_like",
-            lambda policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths, *, lam=0.1: (
-                -policy_chosen_logps / chosen_lengths
-                - lam
-                * F.logsigmoid(
-                    policy_chosen_logps / chosen_lengths - policy_rejected_logps / rejected_lengths
-                )
-            ),
-            "pairs",
-            reference=False,
-            defaults={"lam": 0.2},
-        )
-    )
+    def loss(
+        policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths, *, lam=0.1
+    ):
+        chosen = policy_chosen_logps / chosen_lengths
+        rejected = policy_rejected_logps / rejected_lengths
+        return -chosen - lam * F.logsigmoid(chosen - rejected)
+
+    add_method(Method("orpo_like", loss, "pairs", reference=False, defaults={"lam": 0.2}))
     add_method(
         Method("sft_per_example", sft_loss, "sft", reference=False, optional_inputs=("lengths",))
     )
@@ -860,7 +853,7 @@ def test_what_a_cpu_would_ignore_is_refused_by_name(tmp_path, changes, field):
 
 
 # ---- LoRA
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_gradient_checkpointing_changes_no_number(tmp_path):

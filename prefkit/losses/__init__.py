@@ -1,4 +1,6 @@
-"""The losses: plain functions of log-probs, one file a method; importing them brings torch alone."""
+"""The losses: plain functions of log-probs, one file a method; importing them brings torch
+alone.
+"""
 
 from .dpo import dpo_loss
 from .dpop import dpop_loss

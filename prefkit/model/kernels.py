@@ -312,7 +312,9 @@ def attention_of(model) -> str | None:
 
 
 def sees_all(model) -> bool:
-    "Whether a model's attention is SDPA, over all that stands before: a window's mask would be lost."
+    """Whether a model's attention is SDPA, over all that stands before: a window's mask would be
+    lost.
+    """
     layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     return attention_of(model) in ("sdpa", ATTENTION) and layers == {"full_attention"}
 

@@ -29,7 +29,7 @@ def verdict(
     intervals: Sequence[tuple[float, float, float]],  # value, low, high of each comparison
     side: int = 1,  # of zero on which all of them should lie: 1 above, -1 below
 ) -> str:  # one of VERDICTS
-    "What intervals say of a claim; raises nothing, and no comparison at all holds."
+    "What the intervals of all comparisons say together."
     signs = [side * sign(low, high) for _, low, high in intervals]
     if all(each == 1 for each in signs):
         return VERDICTS[1]

@@ -262,18 +262,18 @@ class Page:
             for place in range(len(frame.columns))
         ]
         side = ['class="number"' if number else "" for number in right]
-        short = lambda place, cell: (
-            side[place] or ('class="short"' if len(cell) <= 28 else 'class="long"')
-        )
+
+        def kind(place, cell):
+            "How a cell is laid out."
+            return side[place] or ('class="short"' if len(cell) <= 28 else 'class="long"')
+
         head = "".join(
             f'<th scope="col" {side[place]}>{_text(column)}</th>'
             for place, column in enumerate(frame.columns)
         )
         body = "".join(
             "<tr>"
-            + "".join(
-                f"<td {short(place, cell)}>{cell}</td>" for place, (cell, _) in enumerate(row)
-            )
+            + "".join(f"<td {kind(place, cell)}>{cell}</td>" for place, (cell, _) in enumerate(row))
             + "</tr>"
             for row in rows
         )

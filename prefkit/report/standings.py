@@ -98,13 +98,14 @@ class Standings:
 
     def _win_rates(self):
         "(model, reference, judge) -> mean, low, high."
-        tables = [self.first] if self.alone else [self.results["over_seeds"]]
+        tables = self.first if self.alone else self.results["over_seeds"]
         found = {}
-        for row in tables[0]["win_rates"]:
-            ends = row if self.alone else row["rate"]
-            mean = ends["rate" if self.alone else "mean"]
-            key = row["model"], row["reference"], row["judge"]
-            found[key] = clipped(mean, ends["low"], ends["high"])
+        for row in tables["win_rates"]:
+            if self.alone:
+                ends = row["rate"], row["low"], row["high"]
+            else:
+                ends = (row["rate"][end] for end in TRIPLE)
+            found[row["model"], row["reference"], row["judge"]] = clipped(*ends)
         return found
 
     def _scores(self):

@@ -575,64 +575,47 @@ def plan(
 def plan_text(plans: list[StagePlan], others: list[str]) -> str:
     "The plan as a table, with what to change where a stage does not fit."
     columns = ["weights", "reference", "gradients", "AdamW", "step", "base", "total", "of"]
-    name = max(len(one.stage) for one in plans) if plans else 0
-    lines = [
-        f"{'stage':<{name}}  device"
-        + "".join(f"{column:>11}" for column in columns)
-        + "  fits  s/step    steps      time"
-    ]
+    width = max(len(one.stage) for one in plans) if plans else 0
+    heads = "".join(f"{column:>11}" for column in columns)
+    lines = [f"{'stage':<{width}}  device{heads}  fits  s/step    steps      time"]
     for one in plans:
-        m, spent = (
-            one.memory,
-            "?" if one.steps is None else clock_text(one.steps * one.step_seconds),
-        )
-        sizes = (
-            m.weights,
-            m.reference,
-            m.gradients,
-            m.optimiser,
-            m.step,
-            one.base,
-            one.total,
-            one.room,
-        )
-        lines.append(
-            f"{one.stage:<{name}}  {one.device:<6}"
-            + "".join(f"{size_text(size):>11}" for size in sizes)
-            + (
-                f"  {'yes' if one.fits else 'NO':<4}{one.step_seconds:>8.2f}{one.steps or '?':>9}"
-                f"{spent:>10}"
-            )
-        )
+        lines.append(plan_line(one, width))
         if one.advice:
-            lines.append(
-                f"{'':<{name}}  "
-                + (
-                    one.advice
-                    if one.advice.startswith("nothing")
-                    else f"would fit with {one.advice}"
-                )
-            )
-    sources = [
-        (
-            "lengths: "
-            f"{text}: {', '.join(dict.fromkeys(one.stage for one in plans if one.lengths == text))}"
+            words = "" if one.advice.startswith("nothing") else "would fit with "
+            lines.append(f"{'':<{width}}  {words}{one.advice}")
+    for text in dict.fromkeys(one.lengths for one in plans):
+        stages = ", ".join(dict.fromkeys(one.stage for one in plans if one.lengths == text))
+        lines.append(f"lengths: {text}: {stages}")
+    if any(one.device in MACHINES for one in plans):
+        lines.append(
+            f"time on a GPU: {USED:.0%} of its data sheet, an assumption; sampling and validation "
+            "are not in it"
         )
-        for text in dict.fromkeys(one.lengths for one in plans)
-    ]
-    notes = (
-        [
-            (
-                f"time on a GPU: {USED:.0%} of its data sheet, an assumption; sampling and "
-                "validation are not in it"
-            )
-        ]
-        if any(one.device in MACHINES for one in plans)
-        else []
-    )
     if others:
-        notes.append(f"not planned, as they do not train: {', '.join(others)}")
-    return "\n".join([*lines, *sources, *notes])
+        lines.append(f"not planned, as they do not train: {', '.join(others)}")
+    return "\n".join(lines)
+
+
+def plan_line(one: StagePlan, width: int) -> str:
+    "A stage's row of the table."
+    m = one.memory
+    sizes = (
+        m.weights,
+        m.reference,
+        m.gradients,
+        m.optimiser,
+        m.step,
+        one.base,
+        one.total,
+        one.room,
+    )
+    spent = "?" if one.steps is None else clock_text(one.steps * one.step_seconds)
+    return (
+        f"{one.stage:<{width}}  {one.device:<6}"
+        + "".join(f"{size_text(size):>11}" for size in sizes)
+        + f"  {'yes' if one.fits else 'NO':<4}{one.step_seconds:>8.2f}"
+        + f"{one.steps or '?':>9}{spent:>10}"
+    )
 
 
 def size_text(size: float) -> str:

@@ -299,6 +299,62 @@ def load_study(
     data/results/lessons/STUDY.json if missing.
     """
     path = resolve_path(path)
+    raw = _read_study(path)
+    seen, common = {}, raw.get("common") or {}
+    check_keys(common, _run_keys(), (), f"{path}, common")
+    start = _check_start(raw["start"], f"{path}, start", seen)
+    study = {"seed": raw.get("seed", 0), "start": start}
+    runs = []
+    for number, own in enumerate(raw["runs"], 1):
+        where = f"{path}, run {number}"
+        entry = _check_entry(own, common, where)
+        runs += [_make_run(words, one, own, study, where, seen) for words, one in _variants(entry)]
+    twice = [name for name, count in Counter(one.folder for one in runs).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"{path}: {[one.name for one in runs if one.folder == twice[0]]} would have one name. "
+            "Tell them apart with `name`.",
+            field="runs",
+            reason="one name twice",
+        )
+    output = project_root() / "data/results/lessons" / f"{raw['study']}.json"
+    return Study(
+        raw["study"],
+        study["start"],
+        study["seed"],
+        tuple(runs),
+        _check_evaluate(raw.get("evaluate"), f"{path}, evaluate"),
+        tuple(raw["keep"]) if raw.get("keep") is not None else None,
+        resolve_path(raw["output"]) if "output" in raw else output,
+    )
+
+
+def _run_keys() -> tuple[str, ...]:
+    "What an entry of `runs`, or `common`, may hold besides name and start."
+    return ("method", "hyperparameters", *DATA, *_settings())
+
+
+def _check_entry(own: dict, common: dict, where: str) -> dict:
+    "An entry of `runs` over what is common to all; raises `ConfigError`."
+    check_keys(own, ("name", "start", *_run_keys()), (), where)
+    entry = {**common, **own}
+    check_keys(entry, tuple(entry), ("method",), where)
+    for key in ("hyperparameters", "start"):
+        if key in entry:
+            known = tuple(entry[key]) if isinstance(entry[key], dict) else ()
+            check_keys(entry[key], known, (), f"{where}, {key}")
+    for key, value in [*entry.items(), *entry.get("hyperparameters", {}).items()]:
+        if value == []:
+            raise ConfigError(
+                f"{where}: the list of `{key}` is empty. Give it values, or leave it out.",
+                field=key,
+                reason="empty",
+            )
+    return entry
+
+
+def _read_study(path: Path) -> dict:
+    "The config of a study as it is written; raises `ConfigError` for what can be told by itself."
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -331,56 +387,7 @@ def load_study(
     for name in raw.get("keep") or ():
         if name in ("step", "split", "name", "method", "learning_rate"):
             raise ConfigError(f"{path}: `keep` need not name {name}: every line has one already.")
-    seen, common, keys = (
-        {},
-        raw.get("common") or {},
-        ("method", "hyperparameters", *DATA, *_settings()),
-    )
-    check_keys(common, keys, (), f"{path}, common")
-    study, runs = (
-        {"seed": raw.get("seed", 0), "start": _check_start(raw["start"], f"{path}, start", seen)},
-        [],
-    )
-    for number, own in enumerate(raw["runs"], 1):
-        where = f"{path}, run {number}"
-        check_keys(own, ("name", "start", *keys), (), where)
-        entry = {**common, **own}
-        check_keys(entry, tuple(entry), ("method",), where)
-        for key in ("hyperparameters", "start"):
-            if key in entry:
-                check_keys(
-                    entry[key],
-                    tuple(entry[key]) if isinstance(entry[key], dict) else (),
-                    (),
-                    f"{where}, {key}",
-                )
-        for key, value in [*entry.items(), *entry.get("hyperparameters", {}).items()]:
-            if value == []:
-                raise ConfigError(
-                    f"{where}: the list of `{key}` is empty. Give it values, or leave it out."
-                )
-        runs += [_make_run(words, one, own, study, where, seen) for words, one in _variants(entry)]
-    twice = [name for name, count in Counter(one.folder for one in runs).items() if count > 1]
-    if twice:
-        raise ConfigError(
-            f"{path}: {[one.name for one in runs if one.folder == twice[0]]} would have one name. "
-            "Tell them apart with `name`."
-        )
-    output = (
-        resolve_path(raw["output"])
-        if "output" in raw
-        else project_root() / "data/results/lessons" / f"{raw['study']}.json"
-    )
-    keep = tuple(raw["keep"]) if raw.get("keep") is not None else None
-    return Study(
-        raw["study"],
-        study["start"],
-        study["seed"],
-        tuple(runs),
-        _check_evaluate(raw.get("evaluate"), f"{path}, evaluate"),
-        keep,
-        output,
-    )
+    return raw
 
 
 # One run, in a process of its own.
@@ -887,40 +894,26 @@ def run_study(
         study = replace(study, output=Path(output).absolute())
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, not {workers}.")
-    picked, home, models, seen = (
-        _picked(study, only),
-        open_home(output_root, f"studies/{study.name}"),
-        {},
-        {},
-    )
+    picked, home = _picked(study, only), open_home(output_root, f"studies/{study.name}")
+    models, seen = {}, {}
     say = (lambda text: None) if progress == "quiet" else lambda text: print(text, flush=True)
     with StageLock(home / ".lock"):
         for start in [study.start, *(one.start for one in picked)]:
             if (key := json.dumps(start)) not in models:
                 models[key] = _start_model(start, output_root, progress)
-        jobs = (
-            {home / START: _job(study, None, models[json.dumps(study.start)], seen)}
-            if study.evaluate
-            else {}
-        )
-        jobs |= {
-            home / one.folder: _job(study, one, models[json.dumps(one.start)], seen)
-            for one in study.runs
-            if json.dumps(one.start) in models
-        }
+        jobs = {}
+        if study.evaluate:
+            jobs[home / START] = _job(study, None, models[json.dumps(study.start)], seen)
+        for one in study.runs:
+            if (key := json.dumps(one.start)) in models:
+                jobs[home / one.folder] = _job(study, one, models[key], seen)
         wanted = {home / START, *(home / one.folder for one in picked)}
         done = {folder: result for folder, job in jobs.items() if (result := _is_done(folder, job))}
         todo = {folder: job for folder, job in jobs.items() if folder in wanted - done.keys()}
         if skipped := len(picked) - len(todo.keys() - {home / START}):
             say(f"{skipped} of {len(picked)} runs are done already.")
-        words = shlex.join(
-            [
-                "prefkit",
-                "study",
-                _shown(config),
-                *(["--workers", str(workers)] if workers != 2 else []),
-            ]
-        )
+        words = ["prefkit", "study", _shown(config)]
+        words = shlex.join(words + (["--workers", str(workers)] if workers != 2 else []))
         before = sum(result["seconds"] for result in done.values()) / workers  # of an earlier call
         git = git_state()  # now: the JSON itself will differ later
         about = lambda: {

@@ -65,7 +65,9 @@ def make_accelerator(
 
 
 def _fsdp_plugin(settings: TrainSettings) -> FullyShardedDataParallelPlugin:
-    "Weights, gradients and optimiser states cut up among GPUs (FSDP2); refused where it would be ignored."
+    """Weights, gradients and optimiser states cut up among GPUs (FSDP2); refused where it would be
+    ignored.
+    """
     if settings.device == "cpu" or not torch.cuda.is_available():
         raise ConfigError(
             "sharding: fsdp needs GPUs; on a CPU it would be ignored without a word. Write ddp.",

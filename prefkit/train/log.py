@@ -1,7 +1,7 @@
 """What a run says of itself: metrics.jsonl, samples.jsonl, a tracker, a progress bar.
 
-One line of metrics.jsonl every `logging_steps`, at each validation and at the end: weighted means of
-everything since the last one. The same numbers go to the tracker and to the caller's callbacks.
+One line of metrics.jsonl every `logging_steps`, at each validation and at the end: weighted means
+of everything since the last one. The same numbers go to the tracker and to the caller's callbacks.
 """
 
 import json
@@ -45,7 +45,10 @@ class Averages:
             self.add(name, total, count)
 
     def means(self) -> dict[str, float]:  # without those that no row had
-        "The means so far. Reading them makes the device finish its work, so it is done once a line."
+        """The means so far.
+
+        Reading them makes the device finish its work, so it is done once a line.
+        """
         state = self.state()
         counts = state["counts"]
         return {name: total / counts[name] for name, total in state["sums"].items() if counts[name]}
@@ -109,7 +112,10 @@ class Log:
         grad_norm: Tensor,  # () before clipping
         origin: Callable[[], str],  # where a number that is not finite arose, in words
     ):
-        "A step's gradient norm. Remembers the first step that is not finite; a GPU is not waited for."
+        """A step's gradient norm.
+
+        Remembers the first step that is not finite; a GPU is not waited for.
+        """
         self.window.add("grad_norm", grad_norm, 1)
         now = torch.stack([torch.full_like(grad_norm, step), loss.to(grad_norm), grad_norm])
         bad = ~torch.isfinite(now).all() & (self.first_bad[0] == 0)
@@ -122,9 +128,12 @@ class Log:
         step, loss, norm = self.first_bad.tolist()
         if step:
             raise NotFinite(
-                f"step {step:.0f}: the loss is {loss:g} and its gradient's norm {norm:g}, no finite "
-                f"numbers{origin()}. Lower learning_rate (now {self.settings.learning_rate:g}), "
-                "add warmup_steps or set precision: float32; the last checkpoint is from before.",
+                (
+                    f"step {step:.0f}: the loss is {loss:g} and its gradient's norm {norm:g}, no "
+                    f"finite numbers{origin()}. Lower learning_rate (now "
+                    f"{self.settings.learning_rate:g}), add warmup_steps or set precision: "
+                    "float32; the last checkpoint is from before."
+                ),
                 field="learning_rate",
                 reason="not finite",
             )

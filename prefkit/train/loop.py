@@ -71,8 +71,8 @@ from prefkit.train.settings import TrainSettings, total_steps
 
 
 class Learner(torch.nn.Module):
-    """A model whose call is `read(learner, batch)`. Several processes exchange gradients only of what
-    went through a call of the module that they wrap, so everything that learns is in here.
+    """A model whose call is `read(learner, batch)`. Several processes exchange gradients only of
+    what went through a call of the module that they wrap, so everything that learns is in here.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ def fit(
     accelerator: Accelerator,
     callbacks: tuple[Callable, ...] = (),  # each gets every line of metrics.jsonl; True: stop
 ) -> "Fitted":
-    """Train a source's learner, or go on from the last checkpoint; afterwards it has the weights that
-    are to be kept. Raises `NotFinite`.
+    """Train a source's learner, or go on from the last checkpoint; afterwards it has the weights
+    that are to be kept. Raises `NotFinite`.
     """
     s, steps, share = settings, source.steps, Share.of_process(accelerator)
     set_seed(s.seed if share.rank == 0 else derive_seed(s.seed, "process", share.rank))
@@ -160,7 +160,9 @@ def fit(
 def gradient(
     source, learner, step: int, scaler, accelerator: Accelerator, log: Log
 ) -> Tensor:  # ()
-    "Loss of a step, its gradient left in the weights: sums over all batches by the number of items."
+    """Loss of a step, its gradient left in the weights: sums over all batches by the number of
+    items.
+    """
     batches, share = source.batches(step), Share.of_process(accelerator)
     items = share.total(torch.tensor(sum(batch.items for batch in batches)))
     whole = torch.zeros((), device=accelerator.device)
@@ -381,8 +383,8 @@ class Epochs:
                 answer, row = divmod(bad[0], len(losses))
                 what = "reward" if self.method.output == "rewards" else "log-prob"
                 return (
-                    f": the model's {what} of the {self.answers[answer]} answer in row {row} of the "
-                    f"batch is {values[bad[0]].item():g}"
+                    f": the model's {what} of the {self.answers[answer]} answer in row {row} of "
+                    f"the batch is {values[bad[0]].item():g}"
                 )
             bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
             if bad:
@@ -571,10 +573,13 @@ def check_output(
         )
     scalar = hasattr(model, "score") and getattr(model, "num_labels", None) == 1
     if scalar != (method.output == "rewards"):
+        wanted = "a language model"
+        if method.output == "rewards":
+            wanted = "a model with a scalar head, see prefkit.judging.reward_model.scalar_head"
         raise ConfigError(
-            f"method: {method.name} trains "
-            f"{'a model with a scalar head, see prefkit.judging.reward_model.scalar_head' if method.output == 'rewards' else 'a language model'}, "
-            f"not a {type(model).__name__}."
+            f"method: {method.name} trains {wanted}, not a {type(model).__name__}.",
+            field="method",
+            reason="of another model",
         )
     if not scalar:
         return
@@ -632,7 +637,8 @@ def prepare_rows(
 
 
 def train_model(
-    model,  # where training starts, changed in place; weights are made float32 unless only adapters train
+    # where training starts, changed in place; weights are made float32 unless only adapters train
+    model,
     tokenizer,  # stored with the model; its pad token and end of turn are used
     method: str,  # a name in the method table
     train_rows: list[dict],  # encoded rows of the method's kind
@@ -700,7 +706,9 @@ class TrainingRun:
         return self.share.main_does(partial(open_folder, self.folder, identity))
 
     def place(self, model):
-        "Weights in float32 (stored as bf16 they would not move) and on the device; options of memory."
+        """Weights in float32 (stored as bf16 they would not move) and on the device; options of
+        memory.
+        """
         s = self.settings
         if not (s.lora and self.precision != "float32"):
             model.float()
@@ -715,7 +723,9 @@ class TrainingRun:
         return add_lora(model, self.settings) if self.settings.lora else model
 
     def finish(self, model, tokenizer, fitted: Fitted) -> TrainResult:
-        "Write the final model and tokenizer, adapters merged and beside it; clear checkpoints away."
+        """Write the final model and tokenizer, adapters merged and beside it; clear checkpoints
+        away.
+        """
         model = model.eval()
         if self.settings.lora:
             self.share.main_does(

@@ -155,7 +155,9 @@ class Method:
         return needed or parameter.name in self.optional_inputs
 
     def hyperparameters(self, given: dict | None = None) -> dict:  # all of them
-        "Given values over the row's defaults; raises `ConfigError` for a name or a value that is refused."
+        """Given values over the row's defaults; raises `ConfigError` for a name or a value that is
+        refused.
+        """
         for name in given or {}:
             if name not in self.defaults:
                 raise ConfigError(
@@ -206,7 +208,8 @@ def get_method(
             "samples: call train_online (the pipeline rollout)"
             if METHODS[name].online
             else (
-                "rows that are there: call train_model (the pipelines sft, preference, reward_model)"
+                "rows that are there: call train_model (the pipelines sft, preference, "
+                "reward_model)"
             )
         )
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Methods that learn from their own samples: prompts, samples, rewards, advantages, loss.
 
-Drawing answers, the reference, the buffer, steps, logs and checkpoints are the same for all of them:
-`Rounds` is the source of the loop's batches, and `train_online` what is called.
+Drawing answers, the reference, the buffer, steps, logs and checkpoints are the same for all of
+them: `Rounds` is the source of the loop's batches, and `train_online` what is called.
 """
 
 from collections.abc import Callable
@@ -260,7 +260,10 @@ class Rounds:
     # -- a round
 
     def draw_round(self, number: int) -> Rollouts:
-        "Prompts -> samples -> rewards -> what the method makes of them. Each process draws its share."
+        """Prompts -> samples -> rewards -> what the method makes of them.
+
+        Each process draws its share.
+        """
         rows = [self.rows[i] for i in self.prompt_order(number)]
         mine = self.share.mine(list(range(len(rows))))
         part = Rollouts(number, [rows[i] for i in mine], self._write_answers(rows, mine, number))
@@ -382,7 +385,9 @@ class Rounds:
     # -- losses
 
     def _read(self, learner: Learner, batch: RoundBatch) -> tuple[Tensor, Tensor | None]:
-        "(answers and demonstrations, longest) log-probs of tokens; (answers, longest) of the value head."
+        """(answers and demonstrations, longest) log-probs of tokens; (answers, longest) of the
+        value head.
+        """
         with autocast(learner.model, self.precision):
             logps, hidden = scored_logps(learner.model, batch.batch, hidden=self.method.values)
         logps = padded(logps, batch.batch)
@@ -440,9 +445,12 @@ class Rounds:
         gap = means.get("logps_gap", 0.0)
         if self.precision == "float32" and gap > 0.01:
             raise PrefkitError(
-                f"step {step}: log-probs of the samples differ by {gap:.3g} between the sampler and "
-                "the forward pass that learns. Mask, positions or template differ between the two; "
-                "set layout: apart to see whether it is the layout of batches.",
+                (
+                    f"step {step}: log-probs of the samples differ by {gap:.3g} between the "
+                    "sampler and the forward pass that learns. Mask, positions or template differ "
+                    "between the two; set layout: apart to see whether it is the layout of "
+                    "batches."
+                ),
                 field="layout",
                 reason="sampler and learner differ",
             )
@@ -546,7 +554,9 @@ def mean_of(judge: Callable, rollouts: Rollouts) -> float:
 
 
 def judged_parts(rollouts: Rollouts) -> dict[str, float]:
-    "Means of the numbers and truth values among the parts of rewards, such as `right` or `correct`."
+    """Means of the numbers and truth values among the parts of rewards, such as `right` or
+    `correct`.
+    """
     parts = [sample.parts for group in rollouts.samples for sample in group]
     names = [name for name, value in parts[0].items() if isinstance(value, (int, float))]
     return {f"part_{name}": sum(float(part[name]) for part in parts) / len(parts) for name in names}
@@ -556,7 +566,9 @@ def judged_parts(rollouts: Rollouts) -> dict[str, float]:
 
 
 def online_steps(rows: int, settings: RolloutSettings) -> int:
-    "Optimiser steps of a run: `max_steps`, or whole rounds until every prompt was seen `epochs` times."
+    """Optimiser steps of a run: `max_steps`, or whole rounds until every prompt was seen `epochs`
+    times.
+    """
     if settings.max_steps is not None:
         return settings.max_steps
     rounds = round(settings.epochs * rows / settings.prompts_per_round())

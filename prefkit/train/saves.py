@@ -373,6 +373,12 @@ def read_stored(
         return {}
 
 
+def draw_answers(model, rows: list[dict], extra: dict[str, Callable]) -> list[dict]:
+    "For each row the ids of its extra answers, by column."
+    made = {name: make(model, rows) for name, make in extra.items()} if rows else {}
+    return [{f"{name}_ids": ids[i] for name, ids in made.items()} for i in range(len(rows))]
+
+
 def with_reference(
     model,  # before training
     sets: dict[str, list[dict]],  # name -> encoded rows
@@ -403,31 +409,12 @@ def with_reference(
     found = [read_stored(place) for place in (path, shared)]
     stored = next((one for one in found if one.get("key") == key), None)
     if stored is None:
-        added = {
-            name: [
-                dict(zip((f"{new}_ids" for new in extra), ids))
-                for ids in zip(*(make(model, rows) for make in extra.values()))
-            ]
-            or [{}] * len(rows)
-            if rows
-            else []
-            for name, rows in sets.items()
-        }
-        whole = {
-            name: [{**row, **more} for row, more in zip(rows, added[name])]
-            for name, rows in sets.items()
-        }
-        logps = {
-            name: reference_logps(model, rows, answers, pad_token_id, **options)
-            for name, rows in whole.items()
-        }
-        stored = {
-            "key": key,
-            **{
-                name: [{**more, **ref} for more, ref in zip(added[name], logps[name])]
-                for name in sets
-            },
-        }
+        stored = {"key": key}
+        for name, rows in sets.items():
+            added = draw_answers(model, rows, extra)
+            whole = [{**row, **more} for row, more in zip(rows, added)]
+            logps = reference_logps(model, whole, answers, pad_token_id, **options)
+            stored[name] = [{**more, **ref} for more, ref in zip(added, logps)]
     for place, one in zip((path, shared), found):
         if place and one.get("key") != key:
             write_json(place, stored)
