@@ -7,7 +7,7 @@ import ast, hashlib, inspect, json, math, os, random, re, tempfile, time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -275,6 +275,7 @@ def fingerprint(
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+@cache  # the same modules are asked about for every stage
 def bare_code(source: str) -> str:
     "Python without comments, docstrings and layout; source with notebook magics stays as it is."
     try:
@@ -320,7 +321,6 @@ def imported(
     return {name for name in names if name.split(".")[0] == "prefkit"}
 
 
-# no number comes from them
 NO_INFLUENCE = {  # no number comes from them
     "prefkit.cli",
     "prefkit.config",

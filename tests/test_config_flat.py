@@ -349,3 +349,5 @@ def test_a_notebook_of_ones_own_may_have_parameters_of_these_names(tmp_path):
     write_pipeline(tmp_path / "own.ipynb", 'data: str = "here"\noutput_dir: str = ""')
     values = parameters_of(tmp_path, "own.ipynb", {"data": "there"})
     assert values == {"data": "there", "output_dir": ""}
+    write_pipeline(tmp_path / "sft.ipynb", 'data: str = "here"\noutput_dir: str = ""')
+    assert parameters_of(tmp_path, "./sft.ipynb", {"data": "there"}) == values

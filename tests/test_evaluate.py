@@ -3,6 +3,7 @@ it cannot be; through servers, nothing asked twice.
 """
 
 import json
+import re
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,6 +52,42 @@ def test_ways_are_every_decoding_with_every_limit():
     ]["sampling"] == {"temperature": 0.0, "max_new_tokens": 32}
 
 
+def refused(change):
+    with pytest.raises((ConfigError, DataError)) as error:
+        check_evaluation(**{**GOOD, **change})
+    return error.value
+
+
+@pytest.mark.parametrize(
+    "change, field, reason",
+    [
+        ({"models": {}}, "models", "missing"),
+        ({"models": {"a": {"model": "m"}}}, "models.a", "no server"),
+        ({"models": {"a": {**SERVER, "key": "x"}}}, "models.a", "no server"),
+        ({"models": {"a": {**SERVER, "base_url": "nowhere"}}}, "models.a", "no server"),
+        ({"references": ["c"]}, "references", "unknown"),
+        ({"references": ["b"]}, "references", "nothing to compare"),
+        ({"judges": {}}, "judges", "missing"),
+        ({"judges": {"gold": 5}}, "judges.gold", "wrong type"),
+        ({"judges": {"gold": {"kind": "second"}}}, "judges.gold", "name is taken"),
+        (
+            {"dataset": "ultrafeedback_binarized"},
+            "judges.gold",
+            "cannot judge these prompts",
+        ),
+        ({"decodings": {"x": "best"}}, "decodings.x", "unknown"),
+        ({"decodings": {"x": 4}}, "decodings.x", "wrong type"),
+        ({"prompts": 99999}, "prompts", "out of range"),
+        ({"prompts": 0}, "prompts", "out of range"),
+        ({"split": "tst"}, "split", "no such split"),
+        ({"dataset": "ultrafeedback_binarized", "batch_size": 0}, "batch_size", "out of range"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(change, field, reason):
+    error = refused(change)
+    assert (error.field, error.reason) == (field, reason)
+
+
 @pytest.mark.parametrize(
     "change, says",
     [
@@ -78,9 +115,8 @@ def test_ways_are_every_decoding_with_every_limit():
         ({"prompts": 99999}, "prompts: the test split has"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(change, says):
-    with pytest.raises((ConfigError, DataError), match=says):
-        check_evaluation(**{**GOOD, **change})
+def test_each_message_says_what_and_how_to_mend_it(change, says):
+    assert re.search(says, str(refused(change)))
 
 
 def test_good_settings_pass_and_nobody_is_asked():

@@ -12,8 +12,8 @@ import json, sys, time
 import torch
 before, start = set(sys.modules), time.process_time()
 import {module}
-print(json.dumps([time.process_time(), time.process_time() - start,
-                  sorted(set(sys.modules) - before)]))
+whole = time.process_time()
+print(json.dumps([whole, whole - start, sorted(set(sys.modules) - before)]))
 """
 HEAVY = (
     "matplotlib",

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from prefkit.runs.fingerprints import check_stage
 from prefkit.runs.config import code_cells, load_config, read_parameters, read_pipeline
 from prefkit.core import (
     ConfigError,
@@ -23,22 +24,27 @@ from prefkit.core import (
     write_text,
 )
 from prefkit.runs.studies import load_study
+from prefkit.train.settings import PIPELINES as SPECIFIED
 from prefkit.runs.runner import open_run, run
 
 ROOT = project_root()
 PIPELINES = sorted((ROOT / "nbs" / "pipelines").glob("*.ipynb"))
-CONFIG = """experiment: smoke
+STEPS = "limit: 96, max_steps: 8, batch_size: 8, save_steps: 2, eval_steps: 4, validation_limit: 16"
+CONFIG = f"""experiment: smoke
 seed: 1
 stages:
-  sft: {pipeline: sft, parameters: {
-    limit: 96, max_steps: 8, batch_size: 8, save_steps: 2, eval_steps: 4, probe_dataset: tiny-world,
-    probe_limit: 8, validation_limit: 16, sample_prompts: ["What does the robin eat?"]}}
-  dpo: {pipeline: preference, parameters: {
-    method: dpo, model: "stage:sft", limit: 96, max_steps: 8, batch_size: 8, save_steps: 2,
-    eval_steps: 4, validation_limit: 16}}
+  sft:
+    pipeline: sft
+    parameters:
+      {{{STEPS}, data: {{probe_dataset: tiny-world, probe_limit: 8}},
+       sample_prompts: ["What does the robin eat?"]}}
+  dpo:
+    pipeline: preference
+    parameters: {{method: dpo, model: "stage:sft", {STEPS}}}
 """
-CONTROL = """  control: {pipeline: sft, parameters: {
-    model: "stage:sft", answers: chosen, max_steps: 2, lora: true}}
+CONTROL = """  control:
+    pipeline: sft
+    parameters: {model: "stage:sft", answers: chosen, max_steps: 2, lora: true}
 """
 
 
@@ -99,6 +105,7 @@ def test_sft_on_the_chosen_answers_of_pairs_and_with_lora(undisturbed):
     )
 
 
+@pytest.mark.slow
 def test_a_pipeline_killed_at_three_random_points_ends_in_the_same_metrics_and_weights(
     undisturbed, tmp_path
 ):
@@ -193,8 +200,8 @@ FAULTY = {
 }
 
 
-def preference_stage(folder, content, parameters):
-    "Errors of running a config whose second stage has these rows and parameters."
+def faulty_config(folder, content, parameters):
+    "A config whose second stage has these rows and parameters."
     file = folder / "faulty.jsonl"
     if isinstance(content, str):
         write_text(file, content)
@@ -212,21 +219,20 @@ def preference_stage(folder, content, parameters):
         "preference": {"pipeline": "preference", "parameters": given},
     }
     # JSON is YAML
-    config = write_text(
+    return write_text(
         folder / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": stages})
     )
-    with pytest.raises((ConfigError, DataError)) as error:
-        run(config, (), folder / "runs", "quiet")
-    # not even the stage before it was started
-    assert not list((folder / "runs").glob("faulty/.*.partial"))
-    assert "stage preference" in str(error.value)
-    return error.value
 
 
 @pytest.mark.parametrize("fault", FAULTY)
 def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
     content, parameters, says = FAULTY[fault]
-    assert says in str(preference_stage(tmp_path, content, parameters))
+    config = faulty_config(tmp_path, content, parameters)
+    with pytest.raises((ConfigError, DataError)) as error:
+        run(config, (), tmp_path / "runs", "quiet")
+    assert "stage preference" in str(error.value) and says in str(error.value)
+    # not even the stage before it was started
+    assert not list((tmp_path / "runs").glob("faulty/.*.partial"))
 
 
 @pytest.mark.parametrize(
@@ -244,15 +250,15 @@ def test_faulty_input_is_a_clear_error_before_anything_runs(fault, tmp_path):
         ({"method": "reward_model"}, "method", "of another pipeline"),
         ({"limit": 0}, "limit", "out of range"),
         ({"on_bad_rows": "drp"}, "on_bad_rows", "no such choice"),
-        ({"split": "train[2:1]"}, "split", "no such split"),
+        ({"split": "test"}, "split", "no such split"),
         ({"validation_split": "test"}, "validation_split", "no such split"),
     ],
 )
-def test_a_faulty_parameter_is_refused_by_name_before_anything_runs(
-    parameters, field, reason, tmp_path
-):
-    error = preference_stage(tmp_path, GOOD, parameters)
-    assert (error.field, error.reason) == (field, reason)
+def test_a_faulty_parameter_is_refused_by_name(parameters, field, reason, tmp_path):
+    config = faulty_config(tmp_path, GOOD, parameters)
+    with pytest.raises(ConfigError, match="stage preference") as error:
+        check_stage(load_config(config).stages[1])
+    assert (error.value.field, error.value.reason) == (field, reason)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +292,7 @@ def test_faulty_parameters_of_evaluate_are_refused_by_name(given, field, tmp_pat
         ({"token_limits": [0]}, "max_new_tokens 0"),
     ],
 )
-def test_faulty_settings_of_evaluate_are_refused_before_anything_runs(given, says, tmp_path):
+def test_faulty_settings_of_evaluate_say_which(given, says, tmp_path):
     assert says in str(evaluate_stage(tmp_path, given))
 
 
@@ -297,7 +303,7 @@ def evaluate_stage(folder, given):
         folder / "faulty.yaml", json.dumps({"experiment": "faulty", "stages": stages})
     )
     with pytest.raises(ConfigError) as error:
-        run(config, (), folder / "runs", "quiet")
+        check_stage(load_config(config).stages[0])
     return error.value
 
 
@@ -437,7 +443,7 @@ def test_no_cell_gives_the_name_of_a_parameter_to_something_else(path):
 # -- papermill, without our runner
 
 
-def papermill(path, folder, *words, **options):
+def papermill(path, folder, *words):
     "A pipeline started as papermill's users start it; returns the process."
     output = folder / f"{path.stem}.ipynb"
     command = [sys.executable, "-m", "papermill", str(path), str(output), "--no-progress-bar"]
@@ -447,58 +453,70 @@ def papermill(path, folder, *words, **options):
         stderr=subprocess.STDOUT,
         text=True,
         cwd=folder,
-        **options,
     )
+
+
+def papermill_all(folder, words_of):
+    "Several pipelines at once: path -> exit code, what was said, cells of the executed notebook."
+    started = {path: papermill(path, folder, *words) for path, words in words_of.items()}
+    ended = {}
+    for path, process in started.items():
+        said = process.communicate(timeout=300)[0]
+        book = json.loads((folder / f"{path.stem}.ipynb").read_text())
+        cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+        ended[path] = process.returncode, said, cells
+    return ended
 
 
 @pytest.fixture(scope="module")
 def misspelt(tmp_path_factory):
-    "Every pipeline started with a name that nobody knows, all at once: folder, exit and words."
+    "Every pipeline with a name that nobody knows."
     folder = tmp_path_factory.mktemp("misspelt")
-    started = {path: papermill(path, folder, "-p", "sed", "3") for path in PIPELINES}
-    said = {path: process.communicate(timeout=300)[0] for path, process in started.items()}
-    return folder, {path: (process.returncode, said[path]) for path, process in started.items()}
+    return folder, papermill_all(folder, {path: ("-p", "sed", "3") for path in PIPELINES})
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
 def test_papermill_with_an_unknown_name_fails_before_anything_is_loaded(path, misspelt):
     folder, ended = misspelt
-    code, said = ended[path]
+    code, said, cells = ended[path]
     assert code != 0 and "ConfigError" in said and "Did you mean `seed`?" in said
-    book = json.loads((folder / f"{path.stem}.ipynb").read_text())
-    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
-    ran = [cell for cell in cells if cell["execution_count"]]
-    tags = [cell["metadata"]["tags"] for cell in ran]
-    assert len(ran) == 3 and ["parameters", "injected-parameters", "check"] == [
-        next(tag for tag in each if tag != "papermill-error-cell-tag") for each in tags
-    ]
+    ran = [cell["metadata"]["tags"] for cell in cells if cell["execution_count"]]
+    assert [tags[-1] for tags in ran] == ["parameters", "injected-parameters", "check"]
     assert not (folder / path.stem).exists()
 
 
-TRAINING = [path for path in PIPELINES if "settings" in read_parameters(path)]
+TRAINING = [path for path in PIPELINES if path.stem in SPECIFIED]
+TURNED = {"learning_rate": "8e-06", "lora_rank": "4", "warmup_steps": "1", "eval_steps": "1"}
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    "Every training pipeline with settings that stand flat, and others in their dict."
+    folder = tmp_path_factory.mktemp("turned")
+    words = ["-p", "learning_rate", "8e-6", "-p", "max_steps", "1", "-p", "lora_rank", "4"]
+    words += ["-y", "settings: {warmup_steps: 1, eval_steps: 1}"]
+    small = {"pretrain": ("documents", "20")}
+    return folder, papermill_all(
+        folder,
+        {path: (*words, "-p", *small.get(path.stem, ("limit", "8"))) for path in TRAINING},
+    )
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
-def test_papermill_turns_a_setting_flat_and_in_its_dict(path, tmp_path):
-    small = {"pretrain": ("documents", "20")}.get(path.stem, ("limit", "8"))
-    words = ["-p", "learning_rate", "8e-6", "-p", "max_steps", "1", "-p", "lora_rank", "4"]
-    words += ["-p", *small, "-y", "settings: {warmup_steps: 1}"]
-    process = papermill(path, tmp_path, *words)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said
-    result = json.loads((tmp_path / path.stem / "result.json").read_text())
+def test_papermill_turns_a_setting_flat_and_in_its_dict(path, turned):
+    folder, ended = turned
+    code, said, cells = ended[path]
+    assert code == 0, said
+    result = json.loads((folder / path.stem / "result.json").read_text())
     assert result["metrics"]["steps"] == 1
-    book = json.loads((tmp_path / f"{path.stem}.ipynb").read_text())
-    (table,) = [
-        "".join(output["data"]["text/markdown"])
-        for cell in book["cells"]
+    table = next(
+        "".join(cell["outputs"][0]["data"]["text/markdown"])
+        for cell in cells
         if "check" in cell["metadata"]["tags"]
-        for output in cell["outputs"]
-        if "text/markdown" in output.get("data", {})
-    ]
-    for name, value in {"learning_rate": "8e-06", "lora_rank": "4", "warmup_steps": "1"}.items():
-        changed = f"| **{name}** | **`{value}`** |"
-        assert changed in table or name == "warmup_steps" and f"| {name} | `{value}` |" in table
+    )
+    names = TURNED.keys() - read_parameters(path).keys() | {"learning_rate"}
+    for name in names:
+        assert f"| **{name}** | **`{TURNED[name]}`** |" in table
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def in_process(what, shape, folder):
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the peak of a process is read from /proc"
 )
-@pytest.mark.parametrize("shape", ["tiny", "5m"])
+@pytest.mark.parametrize("shape", ["tiny", pytest.param("5m", marks=pytest.mark.slow)])
 def test_memory_is_within_fifteen_percent_of_the_measured_peak(tmp_path, shape):
     planned, measured = in_process("plan", shape, tmp_path), in_process("run", shape, tmp_path)
     print(shape, planned / 2**20, measured / 2**20)
@@ -119,6 +119,7 @@ def test_every_option_saves_what_it_is_for():
     assert apart.step > plain.step
 
 
+@pytest.mark.slow
 def test_the_vocabulary_does_not_enter_the_memory_of_a_step(monkeypatch):
     monkeypatch.setattr("prefkit.model.kernels.PIECE", 2**16)
     small, large = (
@@ -144,6 +145,7 @@ def test_a_config_of_the_hub_is_planned_without_a_network(monkeypatch):
     assert "GiB" in text and all(one.stage in text for one in plans)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_comes_with_a_change_after_which_it_does(monkeypatch):
     from prefkit.runs import plan as module
 

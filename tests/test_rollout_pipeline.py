@@ -169,6 +169,7 @@ def test_the_frontier_has_models_and_best_of_n(undisturbed):
     )
 
 
+@pytest.mark.slow
 def test_killed_at_random_points_it_ends_in_the_same_metrics_samples_and_weights(
     undisturbed, tmp_path
 ):

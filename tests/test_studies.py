@@ -174,11 +174,11 @@ def test_lists_multiply_out_and_runs_are_named_after_what_varies(tmp_path):
     )
 
 
-def test_repetition_counts_answers_that_say_three_words_three_times():
-    assert studies.repetition(
+def test_share_of_loops_counts_answers_that_say_three_words_three_times():
+    assert studies.share_of_loops(
         ["a b c a b c a b c", "a b c a b c a b", "", "no no no no no", "yes, it is"]
     ) == pytest.approx(2 / 5)
-    assert math.isnan(studies.repetition([]))
+    assert math.isnan(studies.share_of_loops([]))
 
 
 def test_numbers_are_rounded_and_what_is_not_finite_is_none():

@@ -307,7 +307,7 @@ def test_repetition_is_that_of_the_gold_reward():
 
 
 def test_loops_is_the_share_that_the_learning_rate_study_uses():
-    from prefkit.runs.studies import repeated_share as share_of_loops
+    from prefkit.runs.studies import share_of_loops
 
     texts = [
         "a b c a b c a b c",

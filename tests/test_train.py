@@ -868,6 +868,7 @@ def test_gradient_checkpointing_changes_no_number(tmp_path):
         torch.testing.assert_close(weights(spared.model)[name], weight, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_body_learns_the_same_and_its_checkpoint_has_the_same_names(
     tmp_path, monkeypatch
 ):

@@ -49,7 +49,7 @@ def pytest(*arguments: str) -> dict[str, list]:  # the step of that name
 def quick_tests() -> list[str]:
     "The losses, what they stand on, data, configs and one pipeline from end to end."
     losses = [path.stem for path in sorted((ROOT / "prefkit/losses").glob("[a-z]*.py"))]
-    names = ["house", "loss_edges", *losses, "logps", "engine", "chat", "data", "inputs"]
+    names = ["house", "loss_edges", *losses, "logps", "engine", "core", "config", "chat", "data"]
     files = [f"tests/test_{name}.py" for name in names]
     pipeline = "tests/test_pipelines.py::test_sft_and_dpo_leave_whole_run_folders"
     return [*(file for file in files if (ROOT / file).exists()), pipeline]

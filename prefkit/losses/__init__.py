@@ -1,6 +1,4 @@
-"""The losses: plain functions of log-probs, one file a method; importing them brings torch
-alone.
-"""
+"""The losses: plain functions of log-probs, one file a method; torch is all that they import."""
 
 from .dpo import dpo_loss
 from .dpop import dpop_loss

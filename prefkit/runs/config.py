@@ -173,16 +173,12 @@ class Pipeline:
     parameters: dict[str, Parameter]  # by name: those of the cell, then the other settings
     specifications: dict[str, type]  # name of a dict of settings -> what may stand in it
 
-    def resolve(
+    def lay_flat(
         self,
         given: dict,  # some parameters, flat or in the dicts
         where: str,  # stands at the start of a message
-    ) -> dict:  # every parameter with its value, flat
-        "Given values over the defaults; raises `ConfigError`."
-        return check_parameters(self.lay_flat(given, where), self.parameters, where)
-
-    def lay_flat(self, given: dict, where: str) -> dict:
-        "The given values without the dicts; raises `ConfigError` for what stands in two places."
+    ) -> dict:  # the same, all flat
+        "Raise `ConfigError` for a name that is not known or stands in two places."
         check_names(given, [*self.parameters, *self.specifications], where)
         flat = {name: given[name] for name in given if name not in self.specifications}
         for place, specification in self.specifications.items():
@@ -215,7 +211,7 @@ def read_pipeline(
 ) -> Pipeline:
     "What a pipeline takes, read without running it; raises `ConfigError`."
     cell = read_parameters(path)
-    places = [place for place in SETTINGS if place in cell]
+    places = [place for place in SETTINGS if place in cell and cell[place].type == "dict"]
     if not places:
         return Pipeline(cell, cell, {})
     from prefkit.train.settings import PIPELINES  # loads PyTorch
@@ -271,7 +267,8 @@ def given_parameters(
     # a person has changed the cell, or has set another setting
     changed = {name for name in default if name in names and names[name] != default[name]}
     given = {name: names[name] for name in [*default, *injected] if name in injected | changed}
-    values = known.resolve(given, f"pipeline {pipeline}")
+    where = f"pipeline {pipeline}"
+    values = check_parameters(known.lay_flat(given, where), known.parameters, where)
     made = {place: one.of(values) for place, one in known.specifications.items()}
     return Given(known, values, **made)
 
@@ -491,8 +488,8 @@ def apply_setting(
             field=first,
             reason="missing",
         )
-    given = stages[first].get("parameters") or {}
-    for place in SETTINGS:  # where the config may have it
+    given = stages[first].get("parameters")
+    for place in SETTINGS if isinstance(given, dict) else ():  # where the config may have it
         if isinstance(given.get(place), dict) and path[0] in given[place]:
             path = [place, *path]
     config["stages"] = put(stages, (first, "parameters", *path), value)

@@ -59,6 +59,7 @@ from prefkit.data.world import tiny_records
 from prefkit.model.loading import check_model, load_model
 from prefkit.runs.runner import git_state, open_home, run
 from prefkit.runs.stage import StageLock, clock, machine, versions
+from prefkit.stats.text_metrics import loops
 from prefkit.stats.win_rate import win_rate
 
 TOP = ("study", "start", "seed", "common", "runs", "evaluate", "keep", "output")
@@ -393,16 +394,11 @@ def _read_study(path: Path) -> dict:
 # One run, in a process of its own.
 
 
-def repeated_share(
+def share_of_loops(
     answers: list[str],  # texts
 ) -> float:  # in [0, 1]
     "Share of answers in which some word 3-gram (three words in a row) occurs at least 3 times."
-
-    def repeats(text):
-        words = text.split()
-        return max(Counter(zip(words, words[1:], words[2:])).values(), default=0) >= 3
-
-    return sum(map(repeats, answers)) / len(answers) if answers else math.nan
+    return sum(map(loops, answers)) / len(answers) if answers else math.nan
 
 
 def _rows(tokenizer, kind: str, data: dict, split: str, limit: int, seed: int):
@@ -653,7 +649,7 @@ def _judged(rows: list[dict], start: list[dict] | None) -> dict:
         "right": mean(row["gold"]["right"] for row in rows),
         "second": mean(row["second"] for row in rows),
         "tokens": mean(row["tokens"] for row in rows),
-        "repetition": repeated_share([row["answer"] for row in rows]),
+        "repetition": share_of_loops([row["answer"] for row in rows]),
     }
     if start is None:
         return found

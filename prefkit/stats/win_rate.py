@@ -83,8 +83,9 @@ def _columns(**columns):
 
 def _share_interval(shares, level):
     "Of the mean of numbers in [0, 1]."
-    z = ndtri(upper_tail(level))
-    return wilson_of_mean(float(shares.mean()), float(shares.var()), len(shares), z)
+    mean, square = float(shares.mean()), float((shares**2).mean())
+    # exact for wins, ties and losses: their order does not matter
+    return wilson_of_mean(mean, square - mean**2, len(shares), ndtri(upper_tail(level)))
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #d8520b57

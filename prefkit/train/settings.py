@@ -7,7 +7,7 @@ what stands here. A setting that is added here is accepted by every training pip
 import math
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import UnionType
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from prefkit.core import ConfigError
 from prefkit.losses import varied_temperatures
@@ -30,7 +30,7 @@ def setting(
     below=None,  # ... and smaller than this
     choices: tuple[str, ...] = (),  # the only values, where they can be listed
     hint: str = "",  # the way out of a value that is out of range
-) -> Field:
+) -> Any:  # a dataclass's field
     "One line of a specification."
     limits = {"low": low, "high": high, "above": above, "below": below}
     about = {"words": words, "choices": choices, "hint": hint, **limits}

@@ -70,10 +70,10 @@ def code_lines(cell):
     return [line for line in source(cell).splitlines() if line.strip() and not is_directive(line)]
 
 
-def tree(cell):  # magics and shell lines are IPython's
-    return ast.parse(
-        "\n".join(re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in source(cell).splitlines())
-    )
+def tree(cell):
+    "The syntax tree; magics and shell lines are IPython's, with the lines that they go on to."
+    magic = re.compile(r"^([ \t]*)[%!](?:.*\\\n)*.*", re.M)
+    return ast.parse(magic.sub(r"\1pass", source(cell)))
 
 
 def exported(cell):
