@@ -84,12 +84,25 @@ def _carry_out(action, *arguments):
     raise typer.Exit(1)
 
 
+@app.callback()
+def command():
+    "Of the processes that a launcher starts the first does everything; the others end at once."
+    if int(os.environ.get("RANK", 0)) > 0:
+        raise typer.Exit()
+
+
 @app.command()
 def run(
     config: ConfigFile, settings: SetOptions = [], output_root: OutputRoot = None, jobs: Jobs = 1
 ):
-    """Run the stages of an experiment: what is done is skipped, what was killed goes on."""
-    folders = _carry_out(runner.run, config, settings, output_root, "auto", (), jobs)
+    """Run the stages of an experiment: what is done is skipped, what was killed goes on.
+
+    Several processes, for as many GPUs: write `processes: 2` among a stage's parameters, or start
+    the command by `accelerate launch --num_processes 2 -m prefkit run CONFIG`, which sets it for
+    every stage that trains and says nothing else.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # of a launcher
+    folders = _carry_out(runner.run, config, settings, output_root, "auto", (), jobs, processes)
     print(f"all done: {next(iter(folders.values())).parent if folders else 'no stages'}")
 
 

@@ -294,6 +294,7 @@ def bare_code(source: str) -> str:
     return ast.unparse(tree)
 
 
+@lru_cache(maxsize=1024)
 def imported(
     source: str,  # Python
     module: str = "",  # its dotted name, for relative imports
@@ -353,20 +354,27 @@ def reached_modules(sources: list[str]) -> dict[str, Path]:  # dotted name -> fi
         if file is None:  # a name in a module, or in a face
             owner, _, leaf = name.rpartition(".")
             face = _file(home, owner) if owner else None
-            origins = _faces(face, owner) if face else {}
+            origins = _handed_on(face, owner) if face else {}
             todo |= set(origins.values() if leaf == "*" else [origins.get(leaf, owner)]) - seen
         elif name not in NO_INFLUENCE:
             found[name] = file
             text, package = file.read_text(encoding="utf-8"), file.name == "__init__.py"
             parents = {name.rpartition(".")[0]} - {""}  # importing a.b runs a too
-            further = set() if _faces(file, name) else imported(text, name, package)
+            further = set() if _handed_on(file, name) else imported(text, name, package)
             todo |= (parents | further) - seen
     return found
 
 
-def _faces(file: Path, module: str) -> dict[str, str]:  # name -> where it is from; {}: no face
-    "What a module hands on that holds nothing but imports and its list of names."
-    tree = ast.parse(bare_code(file.read_text(encoding="utf-8")))
+def _handed_on(file: Path, module: str) -> dict[str, str]:
+    "`_names_of_face` of a module's file."
+    text = file.read_text(encoding="utf-8")
+    return _names_of_face(text, module, file.name == "__init__.py")
+
+
+@lru_cache(maxsize=1024)
+def _names_of_face(text: str, module: str, package: bool) -> dict[str, str]:
+    "Name -> where it is from, of a module that holds nothing but imports; {}: it holds more."
+    tree = ast.parse(bare_code(text))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     rest = [node for node in tree.body if not isinstance(node, (ast.ImportFrom, ast.Pass))]
     if any(
@@ -375,7 +383,6 @@ def _faces(file: Path, module: str) -> dict[str, str]:  # name -> where it is fr
         return {}
     if not imports or not all(isinstance(node, ast.Assign) for node in rest):
         return {}
-    package = file.name == "__init__.py"
     found = {}
     for node in imports:
         parts = module.split(".")

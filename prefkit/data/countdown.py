@@ -42,9 +42,11 @@ import random
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 from ..core import DataError, derive_seed, fingerprint
 from .splits import SPLITS, check_split
@@ -388,7 +390,7 @@ def solve(
 
 # %% ../../nbs/lib/data/04_countdown.ipynb #5fe1de0d
 def split_of(
-    nums: list[int],  # in any order
+    nums: Sequence[int],  # in any order
     target: int,
 ) -> str:  # of `SPLITS`
     """The split that a puzzle belongs to, whatever its order, its size and the seed: four in five
@@ -412,7 +414,7 @@ def random_expression(
     return parts[0][1], parts[0][0]
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(count=(3,), low=1, high=20, least=10, most=60),
     "public": dict(count=(3, 4), low=1, high=99, least=10, most=100),
 }
@@ -471,7 +473,7 @@ def _public_problems(split, n, rng, size):
         text, value = random_expression(nums, rng)
         if value.denominator > 1 or not size["least"] <= value <= size["most"] or value in nums:
             continue
-        if split_of(nums, value) == split:
+        if split_of(nums, int(value)) == split:
             problem = {"nums": nums, "target": int(value), "solution": text}
             found.setdefault((*sorted(nums), int(value)), problem)
     return list(found.values())

@@ -39,13 +39,14 @@ __all__ = [
 import copy
 import html
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
+from pathlib import Path
+from typing import Any
 
 from ..core import ConfigError, DataError, Progress, fingerprint
 from prefkit.data.chat import (
@@ -805,7 +806,7 @@ def _bad(report, row, error, on_bad_rows):
 def load_records(
     # a name of DATASETS, owner/name on the Hub, a datasets folder, or a .jsonl, .json or .parquet
     # file
-    name: str | os.PathLike,
+    name: str | Path,
     *,
     kind: str,  # sft, pairs, binary or prompts
     split: str = "train",  # with a slice if wanted: train[:200]
@@ -991,7 +992,7 @@ def _encoded_row(row, kind, prompt, answers):
 class _Encoder:
     "What is the same for all rows of one call of `encode_records`."
 
-    tokenizer: object
+    tokenizer: Any
     kind: str
     limits: dict  # of `truncate`
     max_prompt_tokens: int | None
@@ -1062,7 +1063,7 @@ def encode_records(
     """
     _check_on_bad_rows(on_bad_rows)
     _check_kind(kind)
-    limits = dict(
+    limits: dict[str, Any] = dict(
         max_length=max_length,
         max_prompt_length=max_prompt_length,
         min_response_tokens=min_response_tokens,

@@ -281,7 +281,7 @@ def part_of(
 ) -> str:  # train, validation or test
     "The split of a puzzle from a source that has one split for all."
     try:
-        return split_of(record["nums"], record["target"])
+        return split_of(record["nums"], record["target"])  # ty: ignore[not-subscriptable]
     except (KeyError, TypeError, ValueError):
         # a bad row, which is named where it is read
         return "train"

@@ -25,6 +25,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefkit.core import (
     ConfigError,
@@ -67,7 +68,7 @@ def decoding(
     """Settings checked and made whole; raises `ConfigError` for one that is unknown, missing, out
     of range or contradicts another.
     """
-    known = {
+    known: dict[str, Any] = {
         "temperature": 1.0 if "top_p" in settings else 0.0,
         "top_p": 1.0,
         "beams": 1,
@@ -230,8 +231,8 @@ def request_body(
 class LoadedModel:
     "A model in this process; raises `ConfigError` where its tokenizer is missing."
 
-    model: object  # a causal language model
-    tokenizer: object  # with a chat template
+    model: Any  # a causal language model
+    tokenizer: Any  # with a chat template
     batch_size: int = 64  # rows at a time; does not change the draws
 
     def __post_init__(self):
@@ -257,7 +258,7 @@ class LoadedModel:
     ):
         "Hand every answer to `keep`."
         names = list(chats)
-        options = {
+        options: dict[str, Any] = {
             "stop_ids": stop_tokens(self.tokenizer),
             "pad_token_id": self.tokenizer.pad_token_id,
             "batch_size": self.batch_size,
@@ -300,7 +301,7 @@ class ServedModel:
                 field="output",
                 reason="missing",
             )
-        self.name = self.server.model
+        self.path, self.name = Path(self.output), self.server.model
 
     def depends_on(self) -> list:
         "What makes its answers, besides the settings."
@@ -314,7 +315,7 @@ class ServedModel:
         keep: Callable,  # given {prompt_id: answer}
     ):
         "Hand every answer to `keep`; then raises `DataError` naming the prompts that have none."
-        engine, output = self.server.engine, Path(self.output)
+        engine, output = self.server.engine, self.path
         requests = {
             name: request_body(engine, chat, settings, name) for name, chat in chats.items()
         }

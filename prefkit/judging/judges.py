@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 # %% ../../nbs/lib/judging/56_judges.ipynb #9e80b9f5
 from ..core import ConfigError, DataError, PrefkitError, check_number, fingerprint, is_number
@@ -156,7 +156,8 @@ class Judge:
     def load(self):
         "What takes time or memory; nobody is asked."
 
-    def __call__(self, *records, store) -> Iterable:  # of Score or Preference, or NotJudged
+    # of Score or Preference, or NotJudged
+    def __call__(self, *args: Any, **kwargs: Any) -> Iterable:
         raise NotImplementedError
 
     def score(
@@ -346,7 +347,8 @@ class ServerJudge(Judge):
             )
         self.server = Served(
             self.model,
-            "http://localhost" if self.ask else self.base_url,
+            # an address that is None is refused there
+            "http://localhost" if self.ask else self.base_url,  # ty: ignore[invalid-argument-type]
             self.key_env,
             self.concurrency,
             self.timeout,
@@ -362,7 +364,7 @@ class ServerJudge(Judge):
     ) -> tuple[dict, dict]:
         "Raises `ConfigError` where nothing would keep the replies of a server."
         if self.ask:
-            return self._asked(requests, read)
+            return self._asked(self.ask, requests, read)
         if store is None:
             raise ConfigError(
                 f"judge {self.name}: give a store, a JSON-lines file that keeps the replies. "
@@ -373,10 +375,10 @@ class ServerJudge(Judge):
         found, failed = ask_all(self.server, requests, store, read=read, label=self.name)
         return {key: (each["read"], each["reply"]) for key, each in found.items()}, failed
 
-    def _asked(self, requests, read):
+    def _asked(self, ask, requests, read):
         done, failed = {}, {}
         for key, body in requests.items():
-            reply = self.ask(body)
+            reply = ask(body)
             try:
                 done[key] = (read(reply), reply)
             except DataError as error:
@@ -546,8 +548,12 @@ class Pairwise(ServerJudge):
     def _request(self, first, second):
         answers = first["answer"], second["answer"]
         text = pairwise_prompt(first["prompt"], *answers, self.template)
-        body = {"model": self.model, "messages": [{"role": "user", "content": text}]}
-        body |= {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": text}],
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        }
         return body if self.seed is None else {**body, "seed": self.seed}
 
     def __call__(self, records_a, records_b, store):
@@ -679,7 +685,9 @@ class MadeJudge(Judge):
 
 
 # name -> class
-JUDGES = dict.fromkeys(("gold", "second", "model", "countdown", "countdown_shaped"), RewardJudge)
+JUDGES: dict[str, type[Judge]] = dict.fromkeys(
+    ("gold", "second", "model", "countdown", "countdown_shaped"), RewardJudge
+)
 JUDGES |= {kind.name: kind for kind in (RewardApi, Pairwise, Person)}
 BUILT_IN_JUDGES = tuple(JUDGES)
 

@@ -5,9 +5,11 @@ hand, not exported from a notebook.
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields, make_dataclass
+from typing import Any, TypeVar
 
 from prefkit.core import ConfigError, PrefkitError, nearest
 
+Kind = TypeVar("Kind", bound=type)
 KEY_HINT = (
     " A key is never an option: put it into an environment variable, and that variable's name "
     "into key_env."
@@ -16,14 +18,14 @@ KEY_HINT = (
 
 def options_of(
     made,  # an instance of such a dataclass
-    kind: type | None = None,  # only the fields of this class
+    kind: type[Any] | None = None,  # only the fields of this class
 ) -> dict:  # option -> value
     "What something was made with."
     return {each.name: getattr(made, each.name) for each in fields(kind or made) if each.init}
 
 
 def make(
-    kind: type,  # a dataclass
+    kind: type[Any],  # a dataclass
     options: dict,  # of it, by name
     where: str,  # stands at the start of a message
 ):  # an instance
@@ -54,7 +56,7 @@ def kind_of(
     maker: Callable,  # its keywords with their defaults become the fields
     base: type,  # a dataclass
     **members,  # of the class besides
-) -> type:  # a dataclass that holds the maker
+) -> type[Any]:  # a dataclass that holds the maker
     "A class for what a function makes of its keywords."
     own = [
         (option, object, field() if each.default is each.empty else _default(each.default))
@@ -74,10 +76,10 @@ def _default(value):
 
 
 def lookup(
-    table: dict[str, type],  # name -> kind
+    table: dict[str, Kind],  # name -> kind
     name: str,
     what: str,  # reward or judge
-) -> type:
+) -> Kind:
     "Raises `ConfigError` for a name that is not in the table, with the nearest."
     if name in table:
         return table[name]

@@ -459,7 +459,8 @@ BUILT_IN_REWARDS = (
     TextReward,
     ModelReward,
 )
-REWARDS = {kind.name: kind for kind in BUILT_IN_REWARDS}  # name -> class
+# name -> class
+REWARDS: dict[str, type[RewardSource]] = {kind.name: kind for kind in BUILT_IN_REWARDS}
 
 
 def register_reward(

@@ -36,6 +36,7 @@ __all__ = [
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +116,7 @@ def scored_tokens(
     width: int,  # columns of the batch
     # (response tokens,): place of its score in the flattened batch, id, number of its answer;
     # (answers,): place of its last token
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     "Where the scores of the response tokens stand. Answers are numbered answer * rows + row."
     places, targets, owners, ends, first = [], [], [], [0] * (len(rows) * len(answers)), 0
     for i, row in enumerate(rows):
@@ -244,7 +245,7 @@ def reading_of(
     if batch.layout == "packed":
         return told | reading(model, batch.reads)
     if batch.layout == "shared":
-        positions, segments = batch.reads["position_ids"], batch.reads["segments"]
+        positions, segments = batch.reads["position_ids"], cast(Tensor, batch.reads["segments"])
         return told | {"position_ids": positions, "attention_mask": segment_mask(segments)}
     return told  # padding stands behind every answer, where causal attention does not look
 
@@ -437,7 +438,8 @@ def reference_logps(
     """
     names = [logps_name("ref", answer) for answer in answers]
     plain = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-    found, device = [None] * len(rows), next(model.parameters()).device
+    found: list[dict] = [{} for _ in rows]
+    device = next(model.parameters()).device
     with evaluating(model, precision), plain, Progress(len(rows), label) as progress:
         for numbers in length_batches(rows, answers, batch_size, layout):
             part = [rows[i] for i in numbers]

@@ -28,6 +28,7 @@ __all__ = [
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #c4b13031
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -106,7 +107,7 @@ class HeadLogps(torch.autograd.Function):
             change = probs.mul_(-share).scatter_add_(-1, targets[part, None], share)
             change = change.to(weight.dtype)
             grad_weight.addmm_(change.T, hidden[part])
-            if bias is not None:
+            if grad_bias is not None:
                 grad_bias += change.sum(0)
             del scores, probs, change
         return grad_hidden, grad_weight, grad_bias, None
@@ -125,7 +126,7 @@ def is_hooked(module: torch.nn.Module) -> bool:
     "Whether somebody has hooked into a module's call: then it has to be called."
     for register in (module.register_forward_hook, module.register_forward_pre_hook):
         mine = register(lambda *call: None)
-        hooks = len(mine.hooks_dict_ref())
+        hooks = len(mine.hooks_dict_ref())  # ty: ignore[invalid-argument-type]  it lives
         mine.remove()
         if hooks > 1:
             return True
@@ -273,8 +274,8 @@ def rows_attention(
     value: Tensor,
     attention_mask,
     *,
-    blocks=None,
-    back=None,
+    blocks: list[Tensor] | None = None,
+    back: Any = None,
     scaling=None,
     dropout=0.0,
     **kwargs,

@@ -25,6 +25,7 @@ __all__ = [
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #5f481ae0
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -304,12 +305,13 @@ def generate(
     """Answers to prompts, reproducible and independent of the batch; raises `ConfigError` for
     settings out of range.
     """
+    options: dict[str, Any] = {"temperature": 0.0, **settings}
     made = sample_ids(
         model,
         encode_prompts(tokenizer, prompts),
         stop_ids=stop_tokens(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
-        **{"temperature": 0.0, **settings},
+        **options,
     )
     return [decode_answer(tokenizer, *one) for one in made]
 

@@ -136,15 +136,16 @@ def say_wins(
 ) -> list[str]:
     "One sentence for each comparison, with a clause for each other judge."
     sentences = []
-    for (model, reference), rows in wins.groupby(["model", "reference"], sort=False):
-        first, *others = rows.itertuples()
-        said = say_win(model, reference, first.rate, first.low, first.high)
-        said += f", by {judge_name(first.judge)}"
+    for _, rows in wins.groupby(["model", "reference"], sort=False):
+        first, *others = rows.to_dict("records")
+        ends = first["low"], first["high"]
+        said = say_win(first["model"], first["reference"], first["rate"], *ends)
+        said += f", by {judge_name(first['judge'])}"
         for other in others:
-            same = sign(other.low, other.high, 0.5) == sign(first.low, first.high, 0.5)
+            same = sign(other["low"], other["high"], 0.5) == sign(*ends, 0.5)
             said += (
-                f"; {judge_name(other.judge)} gives "
-                f"{say_interval(other.rate, other.low, other.high)}, "
+                f"; {judge_name(other['judge'])} gives "
+                f"{say_interval(other['rate'], other['low'], other['high'])}, "
                 f"{'the same' if same else 'another'} verdict"
             )
         sentences.append(said + ".")
@@ -155,11 +156,11 @@ def score_table(
     answers: pd.DataFrame,  # as `answer_table` gives it
 ) -> dict[str, dict]:  # model -> answers, gold, second, right, tokens, ended
     "Means of each model's answers; a score that it has not is None."
-    found = {}
+    found: dict[str, dict] = {}
     for model, part in answers.groupby("model", sort=False):
         second = part["second"].dropna() if "second" in part else []
         right = part["right"].dropna()
-        found[model] = {
+        found[str(model)] = {
             "answers": len(part),
             "gold": mean_interval(part["gold"]),
             "second": mean_interval(second) if len(second) else None,
@@ -236,7 +237,7 @@ def shares_right(
             {
                 "row": row,
                 "group": model,
-                **ends_of(share_interval(own.sum(), len(own))),
+                **ends_of(share_interval(own.to_numpy().sum(), len(own))),
                 "n": len(own),
             }
             for row, part in groups.items()
@@ -303,7 +304,7 @@ def pick_examples(
         prompts = sorted(set(part["prompt_id"]) & free, key=str)
         if prompts:
             drawn = prompts[derive_seed(experiment, kind) % len(prompts)]
-            picked.append((f"drawn at random from {nice_name(kind)}", drawn))
+            picked.append((f"drawn at random from {nice_name(str(kind))}", drawn))
     return picked
 
 
@@ -331,10 +332,11 @@ def draw_examples(
     "Put the picked prompts on a page, with each model's answer and what the judges gave it."
 
     def marks(row):
-        second = getattr(row, "second", math.nan)
-        gold = f"gold {number(row.gold, 2)}"
+        second = row.get("second", math.nan)
+        gold = f"gold {number(row['gold'], 2)}"
         return gold if pd.isna(second) else f"{gold} · second {number(second, 2)}"
 
-    for (why, prompt), part in examples.groupby(["why", "prompt"], sort=False):
-        boxes = [(nice_name(row.model), row.answer, marks(row)) for row in part.itertuples()]
-        page.example(prompt, boxes, why)
+    for _, part in examples.groupby(["why", "prompt"], sort=False):
+        rows = part.to_dict("records")
+        boxes = [(nice_name(row["model"]), row["answer"], marks(row)) for row in rows]
+        page.example(rows[0]["prompt"], boxes, rows[0]["why"])

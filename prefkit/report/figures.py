@@ -460,8 +460,8 @@ def say_interval(
 ) -> str:  # "71 % [68, 74]"
     "An estimate with its interval, in a few letters."
     factor, unit = (100, " %") if percent else (1, "")
-    value, low, high = (f"{number * factor + 0.0:.{digits}f}" for number in (value, low, high))
-    return f"{value}{unit} [{low}, {high}]".replace("-", "−")
+    middle, start, end = (f"{number * factor + 0.0:.{digits}f}" for number in (value, low, high))
+    return f"{middle}{unit} [{start}, {end}]".replace("-", "−")
 
 
 def say_win(
@@ -586,7 +586,7 @@ def draw_distributions(
     set_title(fig, title)
     fig.supylabel("answers (%)", fontsize=10.5)
     axes[-1, 0].set_xlabel(xlabel)
-    fig.data = pd.concat(found, ignore_index=True)
+    fig.data = pd.concat(found, ignore_index=True)  # ty: ignore[missing-attribute]  its numbers
     return fig
 
 

@@ -287,7 +287,7 @@ def draw_ways(
     set_title(fig, title, width=None)
     if not standings.alone:
         set_legend(fig, *axes[0, 1].get_legend_handles_labels(), columns=3)
-    fig.data = ways
+    fig.data = ways  # ty: ignore[missing-attribute]  its numbers
     return fig
 
 

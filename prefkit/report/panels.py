@@ -62,7 +62,7 @@ def draw_panels(
     if len(handles) > 1:
         set_legend(fig, list(handles.values()), list(handles))
     labelled = [table.assign(panel=label) for label, table in panels.items()]
-    fig.data = pd.concat(labelled, ignore_index=True)
+    fig.data = pd.concat(labelled, ignore_index=True)  # ty: ignore[missing-attribute]  its numbers
     return fig
 
 
@@ -114,7 +114,7 @@ def draw_bars(
         ax.grid(axis="y", visible=False)
         ax.axvline(0, color="#555555", linewidth=0.8)
     set_title(fig, title)
-    fig.data = data
+    fig.data = data  # ty: ignore[missing-attribute]  its numbers
     return fig
 
 
@@ -178,7 +178,8 @@ def draw_seeds(
             label: {f"seed {seed}": (value, math.nan, math.nan) for seed, value in values.items()}
             for label, values in own.items()
         }
-        fig.data = pd.concat([fig.data, interval_table(alone)], ignore_index=True)
+        numbers = [fig.data, interval_table(alone)]  # ty: ignore[missing-attribute]
+        fig.data = pd.concat(numbers, ignore_index=True)  # ty: ignore[missing-attribute]
     return fig
 
 

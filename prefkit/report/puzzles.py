@@ -248,7 +248,7 @@ class Puzzles:
         for model, reference in pairs:
             for kind in self.kinds:
                 for label, ends in self.difference(model, reference, kind).items():
-                    row = {"model": model, "reference": reference}
+                    row: dict[str, object] = {"model": model, "reference": reference}
                     row |= {"answers": DECODINGS[kind], "of": label}
                     row |= ends_of(ends, ("difference", "low", "high"))
                     rows.append(row | {"verdict": SIGNS[sign(*ends[1:])]})
@@ -318,7 +318,7 @@ class Walk:
         set_title(fig, "Validation, start to end: " + ",\n".join(moved), width=None)
         if len(marks) > 1:
             set_legend(fig, *axes[0, 0].get_legend_handles_labels(), columns=3)
-        fig.data = self.table
+        fig.data = self.table  # ty: ignore[missing-attribute]  its numbers
         return fig
 
 

@@ -164,7 +164,10 @@ class Reported:
         "How many of the methods win against SFT, and which stands highest here and there."
         wins = {stage: view.win(stage, "sft_v2_6") for stage in self.tuned}
         theirs = self.rates("sft_v2_6")
-        ours, first = max(wins, key=lambda stage: wins[stage][0]), max(theirs, key=theirs.get)
+        ours, first = (
+            max(wins, key=lambda stage: wins[stage][0]),
+            max(theirs, key=theirs.__getitem__),
+        )
         won = sum(low > 0.5 for _, low, _ in wins.values())
         return (
             f"{won} of {len(wins)} methods win against {self.called('sft_v2_6')} by the gold "

@@ -93,7 +93,10 @@ def say_pace(
             there[row["method"]] = row["speed"]
     if not found:
         return ""
-    ours, theirs = ((max(each, key=each.get), min(each, key=each.get)) for each in (found, there))
+    ours, theirs = (
+        (max(each, key=each.__getitem__), min(each, key=each.__getitem__))
+        for each in (found, there)
+    )
     ratio, said = (each["SFT v1.2"] / each["SFT v2.6"] for each in (found, there))
     return (
         f"{'Over ' if view.several else ''}{view.start}: {ours[0]} makes most iterations a second, "
@@ -127,10 +130,12 @@ def mean_times(view: View, stage: str, runs: dict) -> tuple[float, float | None]
 
 def say_share(reported: Reported, view: View, runs: dict) -> str:
     "How much of the time ORPO takes without SFT."
-    ours = [
-        times_of(one, "orpo_v1_2", runs)[1] / sum(times_of(one, "orpo_v1_1", runs))
-        for one in view.found
-    ]
+    ours = []
+    for one in view.found:
+        _, own = times_of(one, "orpo_v1_2", runs)
+        sft, rest = times_of(one, "orpo_v1_1", runs)
+        assert own is not None and rest is not None  # neither is SFT
+        ours.append(own / (sft + rest))
     alone, with_sft = (
         hours(reported.rows[name]["sft_time"]) + hours(reported.rows[name]["rl_time"])
         for name in ("orpo_v1_2", "orpo_v1_1")

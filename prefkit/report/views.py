@@ -4,6 +4,7 @@ or over seeds.
 
 import json
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 import pandas as pd
@@ -47,11 +48,17 @@ def answer_scores(
     return {key: np.array(values) for key, values in scores.items()}
 
 
-class View:
+class View(ABC):
     "What an experiment found, as one run or over seeds; a subclass says what intervals are over."
 
     tag = ""  # ends the names of its files
     several = False
+    name: str  # "seed 0", within a sentence
+    start: str  # the same at the start of one
+    scope: str  # "in this run"
+    spread: str  # what intervals are over
+    over: str  # the same as a sentence, for a caption
+    band: str  # what the bands of curves are
 
     def __init__(
         self,
@@ -63,6 +70,44 @@ class View:
         self.rates = [
             {tuple(row[name] for name in KEY): row for row in one["win_rates"]} for one in found
         ]
+
+    @abstractmethod
+    def win(
+        self, model: str, reference: str, judge: str = "gold", decoding: str | None = None
+    ) -> tuple[float, float, float]:
+        "Win rate with its interval."
+
+    @abstractmethod
+    def gap(
+        self, model: str, other: str, reference: str, judge: str, decoding: str | None
+    ) -> tuple[float, float, float]:
+        "Win rate of one model less that of another, against one reference."
+
+    @abstractmethod
+    def order(
+        self, theirs: dict[str, float], reference: str, judge: str, decoding: str | None
+    ) -> tuple[float, float, float]:
+        "Rank correlation with its interval."
+
+    @abstractmethod
+    def speed(self, stage: str, factor: int = 1) -> tuple[float, float, float] | None:
+        "A stage's pace, times a factor; None where it has no log."
+
+    @abstractmethod
+    def curve(self, stage: str, split: str, column: str, series: str) -> pd.DataFrame:
+        "A tidy curve; empty where nothing was logged."
+
+    @abstractmethod
+    def say_changes(self, changes: list[float], digits: int) -> str:
+        "What is said of changes behind their ends."
+
+    @abstractmethod
+    def say_share(self, shares: list[float]) -> str:
+        "A share in words."
+
+    @abstractmethod
+    def scores_of(self, row: dict, column: str) -> tuple[float, float, float]:
+        "A mean score with its interval."
 
     @property
     def has_curves(self) -> bool:
@@ -82,7 +127,8 @@ class View:
         "A comparison as a difference from no difference, with its interval."
         if len(names) == 3:
             return self.gap(*names, judge, decoding)
-        return tuple(value - 0.5 for value in self.win(*names, judge, decoding))
+        value, low, high = self.win(*names, judge, decoding)
+        return value - 0.5, low - 0.5, high - 0.5
 
     def agreement(
         self,

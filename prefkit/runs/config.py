@@ -13,6 +13,7 @@ import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -31,7 +32,7 @@ def write_pipeline(
         *([(check, ["check"])] if check else []),
         *((cell, []) for cell in cells),
     ]
-    cells = [
+    made = [
         {
             "cell_type": "code",
             "id": f"cell-{i}",
@@ -44,7 +45,7 @@ def write_pipeline(
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
     Path(path).write_text(
-        json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}),
+        json.dumps({"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}),
         encoding="utf-8",
     )
     return Path(path)
@@ -56,7 +57,7 @@ class Parameter:
 
     name: str  # as written in the config
     type: str  # the annotation, such as `float | None`
-    default: object  # the value where the config says nothing
+    default: Any  # the value where the config says nothing
     comment: str = ""  # what stands behind the # on its line, or above it
 
 
@@ -145,7 +146,7 @@ def read_parameters(
 
 
 def specified(
-    specification: type,  # a dataclass of `prefkit.train.settings`
+    specification: type[Any],  # a dataclass of `prefkit.train.settings`
     defaults: dict | None = None,  # in place of its own
 ) -> dict[str, Parameter]:
     "The settings of a specification as parameters."
@@ -171,7 +172,7 @@ class Pipeline:
 
     cell: dict[str, Parameter]  # by name, the dicts of settings among them
     parameters: dict[str, Parameter]  # by name: those of the cell, then the other settings
-    specifications: dict[str, type]  # name of a dict of settings -> what may stand in it
+    specifications: dict[str, type[Any]]  # name of a dict of settings -> what may stand in it
 
     def lay_flat(
         self,

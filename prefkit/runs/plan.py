@@ -14,6 +14,7 @@ import time
 import weakref
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -43,7 +44,7 @@ CONTEXT = 0.6 * GIB  # of a GPU's memory for the driver and its libraries: an as
 USED = 0.3
 # Models of the reports' own configs, so that a plan needs no network (their config.json on the
 # Hub).
-KNOWN = {
+KNOWN: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-0.5B": dict(
         model_type="qwen2",
         hidden_size=896,
@@ -78,8 +79,8 @@ class Alive(TorchDispatchMode):
     def gone(self, size):
         self.now -= size
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self.see(leaf)

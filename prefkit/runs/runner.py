@@ -5,6 +5,7 @@ not run again without need, and goes on where it was killed.
 import json, os, queue, shlex, shutil, subprocess, textwrap, threading, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -309,6 +310,20 @@ def selected(
     return replace(config, stages=tuple(stage for stage in config.stages if stage.name in kept))
 
 
+def with_processes(
+    config: Config,
+    number: int,  # that a launcher has started
+) -> Config:  # the same, its training in so many processes
+    "What a launcher asks for goes for every stage that trains and whose `processes` is 1."
+    stages = [
+        replace(stage, parameters={**stage.parameters, "processes": number})
+        if stage.parameters.get("processes") == 1
+        else stage
+        for stage in config.stages
+    ]
+    return replace(config, stages=tuple(stages))
+
+
 def work_through(
     stages: tuple[Stage, ...],  # what a stage needs stands before it
     work,  # stage -> its result
@@ -368,6 +383,7 @@ def run(
     progress: str = "auto",  # bar | lines | quiet
     only: tuple[str, ...] = (),  # just these stages and what they need; (): all
     jobs: int = 1,  # stages at a time; the cores are shared among them
+    processes: int = 1,  # of every stage that trains and says nothing else
 ) -> dict[str, Path]:  # stage -> its run folder
     """Run an experiment: check everything, skip what is done, go on with what was killed.
 
@@ -375,9 +391,11 @@ def run(
     """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ConfigError(f"jobs is {jobs!r}, but must be a whole number of at least 1.")
-    config = selected(load_config(config, settings), only)
-    prints, home = fingerprints(config), open_home(output_root, config.experiment)
-    stages, needed = to_do(config, home, prints)
+    chosen = with_processes(selected(load_config(config, settings), only), processes)
+    if processes > 1:
+        Display(progress).say(f"stages that train do so in {processes} processes")
+    prints, home = fingerprints(chosen), open_home(output_root, chosen.experiment)
+    stages, needed = to_do(chosen, home, prints)
     if jobs > 1 and progress == "auto":
         progress = "lines"  # two bars would overwrite each other
     threads = (
@@ -386,10 +404,10 @@ def run(
         else None
     )
     work = lambda stage: run_stage(
-        stage, config, home, prints[stage.name], Display(progress), stage.name in needed, threads
+        stage, chosen, home, prints[stage.name], Display(progress), stage.name in needed, threads
     )
     begin = time.monotonic()
-    folders = work_through(config.stages, work, jobs)
+    folders = work_through(chosen.stages, work, jobs)
     if stages:
         Display(progress).say(
             times_text(
@@ -408,7 +426,7 @@ class Run:
     info: dict  # run.json
     params: dict  # params.yaml
     # DataFrame of metrics.jsonl, one line a logging step; empty where there is none
-    metrics: object = field(repr=False)
+    metrics: Any = field(repr=False)
     samples: list = field(repr=False, default_factory=list)  # samples.jsonl
 
 
@@ -464,10 +482,10 @@ def report(
     command = shlex.join(
         [str(config), *(word for setting in settings for word in ("--set", setting))]
     )
-    config = load_config(config, settings)
-    home = open_home(output_root, config.experiment)
+    loaded = load_config(config, settings)
+    home = open_home(output_root, loaded.experiment)
     notebook, parameters = find_report(
-        config, home, f"prefkit run {command}\nprefkit report {command}"
+        loaded, home, f"prefkit run {command}\nprefkit report {command}"
     )
     partial = home / ".report.partial"
     with StageLock(home / ".report.lock") as lock:

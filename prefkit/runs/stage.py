@@ -2,12 +2,15 @@
 how far it is, and fails in one clear sentence.
 """
 
-import ast, gc, json, os, platform, signal, sys, threading, time
+import ast, gc, json, os, platform, queue, shutil, signal, socket, sys, threading, time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from prefkit.core import (
     ConfigError,
@@ -117,7 +120,7 @@ def kernel_main():
 
 
 def _environment(lock, extra):
-    "Variables of a stage's kernel."
+    "Variables of a stage's kernel: not those of a launcher, which has started the runner."
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     # sets have one order; no threads before a fork
     own = {
@@ -127,13 +130,36 @@ def _environment(lock, extra):
         "PYTHONHASHSEED": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return {**os.environ, **own, **extra}
+    kept = {name: text for name, text in os.environ.items() if not _of_launcher(name)}
+    return {**kept, **own, **extra}
+
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # and LOCAL_RANK, GROUP_RANK, ...
+
+
+def _of_launcher(name):
+    return name.endswith(LAUNCHER) or name.startswith("TORCHELASTIC_")
+
+
+def meeting_point(
+    number: int,  # of processes
+) -> dict:  # variables that all of them have; each has its rank besides
+    "Where processes on this machine find one another: a port that is free now."
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    if not os.environ.get("OMP_NUM_THREADS"):
+        variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // number))
+    return variables
 
 
 def stage_kernel(
     lock: int,  # the open lock file, which the kernel inherits
     environment: dict,  # more variables for the kernel
     log: Path,  # takes what the process prints outside of cells, such as the last words of a crash
+    started: Callable = int,  # is called with the process's id
 ) -> type:  # for papermill
     "A kernel manager that starts `kernel_main`."
     from jupyter_client import AsyncKernelManager
@@ -151,7 +177,8 @@ def stage_kernel(
                 *(extra_arguments or []),
             ]
 
-        async def start_kernel(self, **options):
+        # jupyter_client declares an attribute that holds any awaitable function
+        async def start_kernel(self, **options):  # ty: ignore[incompatible-mutable-override]
             with open(log, "ab") as output:
                 await super().start_kernel(
                     pass_fds=(lock,),
@@ -160,6 +187,7 @@ def stage_kernel(
                     stderr=output,
                     **options,
                 )
+            started(self.provisioner.pid)  # ty: ignore[missing-attribute] a local kernel has one
 
     return StageKernel
 
@@ -182,12 +210,100 @@ def _in_one_sentence(error, where, output):
 def execute(
     notebook: Path,  # the pipeline
     output: Path,  # the executed notebook
-    parameters: dict,  # all of them
+    parameters: dict,  # all of them; `processes`: in so many kernels
     where: str,  # stands at the start of a message
     lock: int,  # an open lock file
     environment: dict,  # more variables for the kernel
 ):
-    "Run a notebook in a kernel of its own; raises what the notebook raised, in one sentence."
+    """Run a notebook in a kernel of its own, or in several that share its training; raises what the
+    notebook raised, in one sentence.
+    """
+    number = parameters.get("processes", 1)
+    if number == 1:
+        in_kernel(notebook, output, parameters, where, lock, environment)
+        return
+    scratch = output.with_name(".processes")  # what all but the first write
+    shutil.rmtree(scratch, ignore_errors=True)
+    shared = meeting_point(number) | environment
+    team = Team()
+    for rank in range(number):
+        own, place = parameters, output
+        variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if rank > 0:
+            folder = scratch / str(rank)
+            folder.mkdir(parents=True)
+            own, place = {**parameters, "output_dir": str(folder)}, folder / output.name
+            variables["PREFKIT_PROGRESS"] = str(folder / "progress.json")
+        team.add(partial(in_kernel, notebook, place, own, where, lock, variables))
+    team.finish()
+    shutil.rmtree(scratch)
+
+
+class Team:
+    """Kernels that work on one stage, each watched by a thread. They end with the first of them, or
+    when one fails.
+    """
+
+    def __init__(self):
+        self.threads, self.ended, self.working = [], queue.Queue(), {}
+        self.over = False
+
+    def add(
+        self,
+        work: Callable,  # runs a kernel; its `started` gets the kernel's process id
+    ):
+        "Start another kernel."
+        rank = len(self.threads)
+        self.working[rank] = None
+        thread = threading.Thread(target=self._watch, args=(rank, work), daemon=True)
+        self.threads.append(thread)
+        thread.start()
+
+    def _watch(self, rank, work):
+        try:
+            work(started=partial(self._started, rank))
+            self.ended.put((rank, None))
+        except BaseException as error:  # raised below, where somebody waits for it
+            self.ended.put((rank, error))
+
+    def _started(self, rank, process):
+        self.working[rank] = process
+        if self.over:
+            self._end(rank)
+
+    def _end(self, rank):
+        "Kill a kernel, unless it has not begun: then `_started` does."
+        if self.working[rank] is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.working[rank], signal.SIGKILL)
+
+    def finish(self):
+        "Wait for the first kernel, and end the others; raises the error that came first."
+        rank, error = None, None
+        try:
+            while rank != 0 and error is None:
+                rank, error = self.ended.get()
+                del self.working[rank]
+        finally:
+            self.over = True
+            for rank in list(self.working):
+                self._end(rank)
+            for thread in self.threads:
+                thread.join()
+        if error:
+            raise error
+
+
+def in_kernel(
+    notebook: Path,  # the pipeline
+    output: Path,  # the executed notebook
+    parameters: dict,  # all of them
+    where: str,  # stands at the start of a message
+    lock: int,  # an open lock file
+    environment: dict,  # more variables for the kernel
+    started: Callable = int,  # is called with the kernel's process id
+):
+    "Run a notebook in a kernel; raises what the notebook raised, in one sentence."
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -207,6 +323,7 @@ def execute(
                 lock,
                 {**environment, "PREFKIT_IMPORTS": " ".join(imported_modules(notebook))},
                 output.with_name("kernel.log"),
+                started,
             ),
             **patient,
         )
@@ -257,13 +374,8 @@ class Display:
     ):
         if kind == "auto":
             kind = "bar" if in_notebook() or sys.stderr.isatty() else "lines"
-        self.kind, self.every, self.bar, self.job, self.spoken = (
-            kind,
-            every,
-            None,
-            None,
-            time.monotonic(),
-        )
+        self.kind, self.every, self.job, self.spoken = kind, every, None, time.monotonic()
+        self.bar: Any = None  # tqdm's
 
     def say(self, text):
         "A line that stays."
@@ -292,37 +404,32 @@ class Display:
             self.bar.close()
         self.bar = self.job = None
 
+    def _new_bar(self, title, state):
+        "A bar for another job of the stage, in place of the last."
+        from tqdm.auto import tqdm
 
-def _new_bar(self, title, state):
-    "A bar for another job of the stage, in place of the last."
-    from tqdm.auto import tqdm
+        if self.bar is not None:
+            self.bar.close()
+        form = (
+            "{desc} {bar} {n_fmt}/{total_fmt} {remaining} left{postfix}"
+            if state["total"]
+            else "{desc} ({elapsed})"
+        )
+        self.bar = tqdm(
+            total=state["total"] or None,
+            desc=f"{title} {state['label']}",
+            initial=state["done"],
+            leave=False,
+            bar_format=form,
+            dynamic_ncols=True,
+        )
 
-    if self.bar is not None:
-        self.bar.close()
-    form = (
-        "{desc} {bar} {n_fmt}/{total_fmt} {remaining} left{postfix}"
-        if state["total"]
-        else "{desc} ({elapsed})"
-    )
-    self.bar = tqdm(
-        total=state["total"] or None,
-        desc=f"{title} {state['label']}",
-        initial=state["done"],
-        leave=False,
-        bar_format=form,
-        dynamic_ncols=True,
-    )
-
-
-def _move_bar(self, state):
-    "Put the bar where the stage is; no new count still moves the clock."
-    if state["note"]:
-        self.bar.set_postfix_str(state["note"], refresh=False)
-    self.bar.update(state["done"] - self.bar.n)
-    self.bar.refresh()
-
-
-Display._new_bar, Display._move_bar = _new_bar, _move_bar
+    def _move_bar(self, state):
+        "Put the bar where the stage is; no new count still moves the clock."
+        if state["note"]:
+            self.bar.set_postfix_str(state["note"], refresh=False)
+        self.bar.update(state["done"] - self.bar.n)
+        self.bar.refresh()
 
 
 class Watch:

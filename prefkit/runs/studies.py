@@ -663,6 +663,7 @@ def _judged(rows: list[dict], start: list[dict] | None) -> dict:
 
 
 def _examples(rows: list[dict], study: Study) -> list[dict]:
+    assert study.evaluate is not None  # or there would be no answers
     return [
         {"prompt": row["prompt"], "answer": row["answer"]}
         for row in rows[: study.evaluate["examples"]]

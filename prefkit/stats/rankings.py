@@ -101,7 +101,8 @@ class Ranking:
         self, first: str, second: str
     ) -> tuple[float, float, float]:  # chance, low, high (95 %)
         "Predicted chance that the first beats the second."
-        return tuple(float(expit(value)) for value in self.difference(first, second))
+        value, low, high = map(expit, self.difference(first, second))
+        return float(value), float(low), float(high)
 
     # DataFrame: model, strength, low, high (95 %), rank, rank_low, rank_high, games, win_rate
     def table(self):

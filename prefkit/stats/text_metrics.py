@@ -494,7 +494,7 @@ def text_report(
             field="prompts",
             reason="unequal lengths",
         )
-    row = {"n": n}
+    row: dict[str, float] = {"n": n}
     row |= _mean("characters", [len(text) for text in texts])
     row |= _mean("words", [len(text.split()) for text in texts])
     row |= _mean("repetition", [repetition(text) for text in texts])

@@ -5,15 +5,18 @@ stands here or in one line of the loop. Precision is torch's own autocast and gr
 accelerate fixes one precision for the life of a process, and a notebook may train in two.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import (
     FullyShardedDataParallelPlugin,
+    KwargsHandler,
     broadcast_object_list,
     gather_object,
 )
@@ -27,7 +30,7 @@ def make_accelerator(
     folder: Path,  # of the run: trackers that write files write there
 ) -> Accelerator:
     "The processes and devices of a run; raises `ConfigError` for what this machine cannot do."
-    options = {}
+    options: dict[str, Any] = {}
     if settings.sharding == "fsdp":
         options["fsdp_plugin"] = _fsdp_plugin(settings)
     if settings.tracker != "none":
@@ -38,10 +41,13 @@ def make_accelerator(
                 reason="not installed",
             )
         options |= {"log_with": settings.tracker, "project_dir": folder}
+    # without a GPU accelerate would start several processes as so many single ones
+    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    on_cpu = settings.device == "cpu" or (launched and not torch.cuda.is_available())
     # a buffer of a language model is a table of positions, the same everywhere
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     try:
-        accelerator = Accelerator(cpu=settings.device == "cpu", kwargs_handlers=handlers, **options)
+        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers, **options)
     except ValueError as error:  # one process has one device for its life
         raise ConfigError(
             f"device: {settings.device} cannot be had any more, because this process has used "
@@ -114,6 +120,7 @@ class Share:
 
     rank: int = 0  # which process, from 0
     of: int = 1  # how many
+    counts: bool = True  # False: it takes part with rows that are counted elsewhere
 
     @classmethod
     def of_process(cls, accelerator: Accelerator) -> "Share":

@@ -7,6 +7,7 @@ of everything since the last one. The same numbers go to the tracker and to the 
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,10 +46,7 @@ class Averages:
             self.add(name, total, count)
 
     def means(self) -> dict[str, float]:  # without those that no row had
-        """The means so far.
-
-        Reading them makes the device finish its work, so it is done once a line.
-        """
+        "The means so far. Reading them makes the device finish its work: it is done once a line."
         state = self.state()
         counts = state["counts"]
         return {name: total / counts[name] for name, total in state["sums"].items() if counts[name]}
@@ -111,29 +109,41 @@ class Log:
         loss: Tensor,  # () of the step
         grad_norm: Tensor,  # () before clipping
         origin: Callable[[], str],  # where a number that is not finite arose, in words
+        scaled: bool = False,  # by a scaler, which skips steps
     ):
-        """A step's gradient norm.
-
-        Remembers the first step that is not finite; a GPU is not waited for.
+        """A step's gradient norm. Remembers the first step that is not finite; a GPU is not waited
+        for.
         """
-        self.window.add("grad_norm", grad_norm, 1)
         now = torch.stack([torch.full_like(grad_norm, step), loss.to(grad_norm), grad_norm])
-        bad = ~torch.isfinite(now).all() & (self.first_bad[0] == 0)
+        if scaled:
+            bad = self._skipped(loss, grad_norm)
+        else:
+            self.window.add("grad_norm", grad_norm, 1)
+            bad = ~torch.isfinite(now).all()
+        bad = bad & (self.first_bad[0].to(bad.device) == 0)
         self.first_bad = torch.where(bad, now, self.first_bad.to(now))
         if grad_norm.device.type == "cpu":
             self.check_finite(origin)
+
+    def _skipped(self, loss: Tensor, grad_norm: Tensor) -> Tensor:  # (): is something wrong
+        """Count a step that a scaler skips because its gradient overflows; it tries a smaller scale
+        next, so that only a loss that is not finite is an error.
+        """
+        skipped = ~torch.isfinite(grad_norm)
+        self.window.add("grad_norm", grad_norm.masked_fill(skipped, 0), ~skipped)
+        first = "skipped_steps" not in self.window.sums  # counted once, so that its mean is the sum
+        self.window.add("skipped_steps", skipped, int(first))
+        return ~torch.isfinite(loss)
 
     def check_finite(self, origin: Callable[[], str] = str):
         "Raise `NotFinite` with the way out if a step was not finite."
         step, loss, norm = self.first_bad.tolist()
         if step:
+            rate = self.settings.learning_rate
             raise NotFinite(
-                (
-                    f"step {step:.0f}: the loss is {loss:g} and its gradient's norm {norm:g}, no "
-                    f"finite numbers{origin()}. Lower learning_rate (now "
-                    f"{self.settings.learning_rate:g}), add warmup_steps or set precision: "
-                    "float32; the last checkpoint is from before."
-                ),
+                f"step {step:.0f}: the loss is {loss:g} and its gradient's norm {norm:g}, no "
+                f"finite numbers{origin()}. Lower learning_rate (now {rate:g}), add warmup_steps "
+                "or set precision: float32; the last checkpoint is from before.",
                 field="learning_rate",
                 reason="not finite",
             )
@@ -147,13 +157,14 @@ class Log:
         whole = self.window if len(parts) == 1 else Averages.of_all([x["window"] for x in parts])
         values, seconds = whole.means(), max(self.seconds, 1e-9)
         source.check(values, step)
+        norm = {"grad_norm": values.pop("grad_norm")} if "grad_norm" in values else {}
         line = {
             "step": step,
             "epoch": source.passes(step),
             "split": "train",
             "loss": values.pop("loss"),
             "learning_rate": learning_rate,
-            "grad_norm": values.pop("grad_norm"),
+            **norm,  # none where every step was skipped
             **values,
             "tokens_per_second": sum(x["tokens"] for x in parts) / seconds,
             "seconds": seconds,
@@ -183,13 +194,18 @@ class Log:
             names = {f"{line['split']}/{name}": value for name, value in line.items()}
             numbers = {name: value for name, value in names.items() if not isinstance(value, str)}
             self.accelerator.log(numbers, step=line["step"])
-        for callback in self.callbacks:
-            self.stop_asked |= callback(dict(line)) is True
+        if self.callbacks:
+            self.stop_asked |= self.share.main_does(partial(self._call, line))
+
+    def _call(self, line: dict) -> bool:
+        "Every callback gets the line; does one of them ask to stop?"
+        return any([callback(dict(line)) is True for callback in self.callbacks])
 
     def close(self):
         "The tracker's run is over."
-        if self.accelerator.log_with:
-            self.accelerator.end_training()
+        # not `end_training`, which would part the processes for good
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         self.accelerator.free_memory()
 
     # -- a kill

@@ -9,10 +9,11 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -130,7 +131,7 @@ def fit(
             clock.lap()
             loss = gradient(source, learner, step, scaler, accelerator, log)
             norm = clip(learner, optimizer, scaler, accelerator, s.max_grad_norm)
-            log.step(step + 1, loss, norm, source.origin)
+            log.step(step + 1, loss, norm, source.origin, scaler.is_enabled())
             rate = learning_rate_at(step, steps, s)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -164,13 +165,13 @@ def gradient(
     items.
     """
     batches, share = source.batches(step), Share.of_process(accelerator)
-    items = share.total(torch.tensor(sum(batch.items for batch in batches)))
+    items = sum(share.each(sum(batch.items for batch in batches)))
     whole = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches, 1):
         between = number < len(batches)  # processes exchange gradients once a step
         with accelerator.no_sync(learner) if between else nullcontext():
             losses, watched = source.losses(learner, batch)
-            loss = losses.sum() / items.item()
+            loss = losses.sum() / items
             # processes take the mean of their gradients, and each has only its part of the sum
             accelerator.backward(scaler.scale(loss * share.of))
         whole += loss.detach()
@@ -359,16 +360,15 @@ class Epochs:
         mine = self.share.mine(numbers)
         rows = [self.rows[i] for i in mine or numbers[:1]]
         batch = collate(rows, self.answers, self.pad, self.layout)
-        if self.device.type == "cuda":
-            batch = batch.pinned()
         items = loss_items(self.method, batch) if mine else 0
         return RowBatch(batch.to(self.device), items, counts=bool(mine))
 
     def losses(self, learner, part: "RowBatch") -> tuple[Tensor, dict]:
         "Loss of each row, (rows,), and sums of what is watched."
         values = learner(part.batch)
+        share = replace(self.share, counts=part.counts)
         losses, watched = method_losses(
-            self.method, self.hyperparameters, part.batch, values, self.share
+            self.method, self.hyperparameters, part.batch, values, share
         )
         if not part.counts:
             return losses * 0, {}
@@ -618,7 +618,7 @@ def prepare_rows(
     layout = choose_layout(model, sets["train"], method.answers(), pad, s.layout, read)
     if not method.reference and not method.extra:
         return sets, layout
-    options = dict(seed=s.seed, pad_token_id=pad, batch_size=max(64, s.batch_size))
+    options: dict[str, Any] = dict(seed=s.seed, pad_token_id=pad, batch_size=max(64, s.batch_size))
     if method.extra:  # some are sampled
         options["stop_ids"] = stop_tokens(tokenizer)
     sets = with_reference(
@@ -745,7 +745,7 @@ class TrainingRun:
         if not self.settings.keep_checkpoints:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
-    def result(self, kind: type) -> TrainResult:
+    def result(self, kind: type[Any]) -> TrainResult:
         "Of a run that is done."
         return read_result(self.folder, kind.from_pretrained(self.folder / "checkpoint"))
 

@@ -179,10 +179,11 @@ class Method:
         "Which hyper-parameters go where."
         own = keywords(self.prepare) if self.prepare else []
         of_loss = keywords(self.loss)
-        return tuple(
-            {name: value for name, value in hyperparameters.items() if name in names}
-            for names in (own, of_loss)
-        )
+
+        def part(names):
+            return {name: value for name, value in hyperparameters.items() if name in names}
+
+        return part(own), part(of_loss)
 
 
 METHODS: dict[str, Method] = {}
@@ -951,8 +952,9 @@ def mean_kl(policy_logps: Tensor, ref_logps: Tensor, share: Share) -> Tensor:  #
     "KTO's z0 over the batch, of which each process has its share."
     if share.of == 1:
         return kto_kl(policy_logps, ref_logps)
-    ratios = (policy_logps - ref_logps).detach()
-    total = share.total(torch.stack([ratios.sum(), torch.tensor(float(len(ratios)))]))
+    ratios = (policy_logps - ref_logps).detach() * share.counts
+    number = ratios.new_tensor(len(ratios) * share.counts)
+    total = share.total(torch.stack([ratios.sum(), number]))
     return (total[0] / total[1]).clamp(min=0)
 
 

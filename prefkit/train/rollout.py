@@ -77,7 +77,8 @@ def sample_answers(
     check_draws(k, temperatures, top_p, max_new_tokens)
     streams = range(len(prompt_ids)) if numbers is None else numbers
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    answers, stops = [None] * len(prompt_ids), stop_tokens(tokenizer)
+    answers: list[list[Sample]] = [[] for _ in prompt_ids]
+    stops = stop_tokens(tokenizer)
     with evaluating(model, precision):
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
@@ -180,7 +181,8 @@ def score_tokens(
     # for each row and answer the log-probs of its tokens; with a head, pairs (log-probs, numbers)
 ) -> list[list[list]]:
     "Log-probs of every token of every answer by a fresh forward pass, no gradient."
-    found, device = [None] * len(rows), next(model.parameters()).device
+    found: list[list[list]] = [[] for _ in rows]
+    device = next(model.parameters()).device
     with evaluating(model, precision):
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
@@ -237,7 +239,7 @@ def kl_estimates(
 class Watched:
     "What can be seen of a buffer."
 
-    def table(self):  # DataFrame, one row a sample
+    def table(self: "Rollouts"):  # DataFrame, one row a sample
         "Everything at a glance: prompt, answer, reward and its parts, log-probs, advantage."
         import pandas as pd
 
@@ -266,7 +268,7 @@ class Watched:
                 )
         return pd.DataFrame(lines)
 
-    def metrics(self) -> dict:  # name -> number
+    def metrics(self: "Rollouts") -> dict:  # name -> number
         """What a round is watched for: rewards, groups that teach nothing, KL, entropy, length,
         share cut off.
         """

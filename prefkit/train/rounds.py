@@ -10,6 +10,7 @@ import inspect
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -171,8 +172,8 @@ def largest_gap(token_logps: Tensor, batch: RoundBatch) -> Tensor:  # ()
 class Rounds:
     "The model's own samples, drawn round by round: the source of the online methods."
 
-    model: object  # the policy, to be trained
-    tokenizer: object  # for padding, sampling and decoding
+    model: Any  # the policy, to be trained
+    tokenizer: Any  # for padding, sampling and decoding
     method: Method
     hyperparameters: dict  # all of the method's
     settings: RolloutSettings
@@ -212,7 +213,7 @@ class Rounds:
         if self.rollouts is None or self.rollouts.round != number:
             start = perf_counter()
             self.rollouts = self.draw_round(number)
-            self.round_metrics = self._note_round()
+            self.round_metrics = self._note_round(self.rollouts)
             self.seconds_drawing = perf_counter() - start
             self.seconds_sampling += self.seconds_drawing
         self.in_round = place + 1 < s.steps_per_round()  # when this step is taken
@@ -221,11 +222,11 @@ class Rounds:
         size = s.batch_size * s.gradient_accumulation
         part = order[mini * size : (mini + 1) * size]
         cuts = [part[i : i + s.batch_size] for i in range(0, size, s.batch_size)]
-        return [self._share_of_batch(numbers, first=place == 0) for numbers in cuts]
+        return [self._share_of_batch(self.rollouts, each, first=place == 0) for each in cuts]
 
-    def _share_of_batch(self, numbers: list[int], first: bool) -> RoundBatch:
+    def _share_of_batch(self, rollouts: Rollouts, numbers: list[int], first: bool) -> RoundBatch:
         mine = self.share.mine(numbers)
-        batch = self.round_batch(self.rollouts, mine or numbers[:1])
+        batch = self.round_batch(rollouts, mine or numbers[:1])
         one_each = self.method.writers or self.method.demonstrations  # a loss is a prompt's
         batch.items = len(mine) * (1 if one_each else batch.samples)
         batch.first, batch.counts = first, bool(mine)
@@ -272,6 +273,7 @@ class Rounds:
         if self.method.values:
             forecasts = self.share.gather(self._forecast(part))
             rollouts.tensors["old_values"] = fill(forecasts)
+        assert self.method.prepare is not None  # every online method has it
         hyperparameters = {**self.of_prepare}
         hyperparameters |= {k: v for k, v in self.adapted.items() if k in hyperparameters}
         rollouts.tensors |= self.method.prepare(self._seen(rollouts), **hyperparameters)
@@ -291,7 +293,9 @@ class Rounds:
         "Samples of the policy, or of whoever the method names for each place."
         s, writers = self.settings, self.method.writers
         prompts = [rows[i]["prompt_ids"] for i in numbers]
-        options = dict(top_p=s.top_p, max_new_tokens=s.max_new_tokens, precision=self.precision)
+        options: dict[str, Any] = dict(
+            top_p=s.top_p, max_new_tokens=s.max_new_tokens, precision=self.precision
+        )
         options |= dict(batch_size=max(1, 256 // s.samples), numbers=numbers)
         if not writers:
             seed = derive_seed(s.seed, "round", number)
@@ -354,11 +358,11 @@ class Rounds:
             "ref_token_logps": ref_token_logps,
         }
 
-    def _note_round(self) -> dict[str, float]:
+    def _note_round(self, rollouts: Rollouts) -> dict[str, float]:
         "What a round is watched for; adapts PPO's KL coefficient."
-        found = self.rollouts.metrics()
+        found = rollouts.metrics()
         if self.dropout:
-            found["logps_gap"] = self._gap_without_dropout()
+            found["logps_gap"] = self._gap_without_dropout(rollouts)
         if self.method.values:
             found["kl_coef"] = self.adapted.get("kl_coef", self.hyperparameters["kl_coef"])
             if self.hyperparameters["adaptive_kl"]:
@@ -367,14 +371,14 @@ class Rounds:
                     found["kl_k1"],
                     target=self.hyperparameters["kl_target"],
                     horizon=self.hyperparameters["kl_horizon"],
-                    steps=len(self.rollouts.rows) * len(self.rollouts.samples[0]),
+                    steps=len(rollouts.rows) * len(rollouts.samples[0]),
                 )
         return found
 
-    def _gap_without_dropout(self) -> float:
+    def _gap_without_dropout(self, rollouts: Rollouts) -> float:
         "The sampler against a forward pass without dropout, on a few prompts."
-        few = list(range(min(4, len(self.rollouts.rows))))
-        batch = self.round_batch(self.rollouts, few).to(self.device)
+        few = list(range(min(4, len(rollouts.rows))))
+        batch = self.round_batch(rollouts, few).to(self.device)
         training = self.model.training
         self.model.eval()
         with torch.no_grad(), autocast(self.model, self.precision):
@@ -384,14 +388,14 @@ class Rounds:
 
     # -- losses
 
-    def _read(self, learner: Learner, batch: RoundBatch) -> tuple[Tensor, Tensor | None]:
+    def _read(self, learner: Any, batch: RoundBatch) -> tuple[Tensor, Tensor | None]:
         """(answers and demonstrations, longest) log-probs of tokens; (answers, longest) of the
         value head.
         """
         with autocast(learner.model, self.precision):
             logps, hidden = scored_logps(learner.model, batch.batch, hidden=self.method.values)
         logps = padded(logps, batch.batch)
-        if not self.method.values:
+        if hidden is None:
             return logps, None
         values = padded(learner.value_head(hidden.float()).squeeze(-1), batch.batch)
         return logps, values[: len(batch.rewards)]
@@ -505,7 +509,7 @@ class Rounds:
         return {
             "adapted": self.adapted,
             "seconds_sampling": self.seconds_sampling,
-            "rollouts": self.rollouts.state() if self.in_round else None,
+            "rollouts": self.rollouts.state() if self.rollouts and self.in_round else None,
         }
 
     def load(self, state: dict):

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeGuard, cast
 
 import numpy
 import torch
@@ -101,10 +102,10 @@ class Saves:
     def __init__(
         self,
         folder: Path,  # holds checkpoint-N
-        learner: torch.nn.Module,  # its trainable weights are what is saved
+        learner: Any,  # a `Learner`: its trainable weights are what is saved
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
-        parts: dict[str, object],  # name -> something with `state()` and `load(state)`
+        parts: dict[str, Any],  # name -> something with `state()` and `load(state)`
         share: Share,
     ):
         self.folder, self.learner, self.optimizer, self.scaler = folder, learner, optimizer, scaler
@@ -189,7 +190,7 @@ def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def is_cut(weight: torch.Tensor) -> bool:
+def is_cut(weight: torch.Tensor) -> TypeGuard[DTensor]:
     "Whether a weight lies in parts on several devices (FSDP)."
     return isinstance(weight, DTensor)
 
@@ -209,7 +210,8 @@ def whole_state(learner, optimizer) -> tuple[dict | None, dict]:
         return None, optimizer.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     memory = get_optimizer_state_dict(learner, optimizer, options=options)
-    return {name: weight.full_tensor().data.cpu() for name, weight in weights.items()}, memory
+    cut = cast(dict[str, DTensor], weights)
+    return {name: weight.full_tensor().data.cpu() for name, weight in cut.items()}, memory
 
 
 def load_memory(learner, optimizer, memory: dict):
@@ -240,7 +242,7 @@ def same_file(file: Path, was: str) -> bool:
 
 def random_states() -> dict:  # plain numbers, for json
     "Python's, NumPy's and torch's random state of this process."
-    name, keys, *rest = numpy.random.get_state()
+    name, keys, *rest = cast(tuple, numpy.random.get_state())
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "python": random.getstate(),
@@ -407,7 +409,7 @@ def with_reference(
     }
     shared = cache / f"{fingerprint(key)}.json" if cache and not extra else None
     found = [read_stored(place) for place in (path, shared)]
-    stored = next((one for one in found if one.get("key") == key), None)
+    stored: dict[str, Any] | None = next((one for one in found if one.get("key") == key), None)
     if stored is None:
         stored = {"key": key}
         for name, rows in sets.items():

@@ -360,7 +360,7 @@ class PromptData(DataSettings):
 
 
 # what may stand in the parameters `settings` and `data` of a pipeline, and flat among the others
-PIPELINES = {
+PIPELINES: dict[str, dict[str, type]] = {
     "pretrain": {"settings": TrainSettings},
     "sft": {"settings": TrainSettings, "data": SftData},
     "preference": {"settings": TrainSettings, "data": PreferenceData},

@@ -48,5 +48,5 @@ def answer(
     value = request.task.choose(world, request, rng)
     if rng.random() > right:
         value = corrupt(world, request, value, rng)
-    [style] = rng.choices(list(styles), styles.values())
+    [style] = rng.choices(list(styles), list(styles.values()))
     return dress(world, request, value, style, rng)

@@ -24,6 +24,7 @@ __all__ = [
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 from ...core import DataError, derive_seed, fingerprint, project_root, write_jsonl
 from .answerers import PAIR_STYLES, SFT_STYLES, answer
@@ -170,7 +171,8 @@ def _document(world, requests, rng, chat_share):
 
 def _any_fact(world, rng):
     kind, animal = rng.choice(list(FACTS)), rng.choice(ANIMALS)
-    statement = rng.choice(TASKS[kind].statements)
+    task = TASKS[kind]  # a `Fact`
+    statement = rng.choice(task.statements)  # ty: ignore[missing-union-attribute]
     return statement.format(animal=animal, value=world.facts[kind][animal])
 
 
@@ -249,29 +251,22 @@ def tiny_config(
     "The tiny model: Qwen2's architecture with about one million parameters."
     from transformers import Qwen2Config
 
-    shape = dict(
+    shape: dict[str, Any] = dict(
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        attention_dropout=0.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        eos_token_id=tokenizer.convert_tokens_to_ids(IM_END),
+        pad_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
     )
-    return Qwen2Config(
-        **(
-            shape
-            | dict(
-                vocab_size=len(tokenizer),
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                attention_dropout=0.0,
-                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-                eos_token_id=tokenizer.convert_tokens_to_ids(IM_END),
-                pad_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
-            )
-            | changes
-        )
-    )
+    return Qwen2Config(**(shape | changes))
 
 
 # %% ../../../nbs/lib/data/06_tiny_model.ipynb #c3d128dc
