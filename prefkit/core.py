@@ -294,7 +294,7 @@ def bare_code(source: str) -> str:
     return ast.unparse(tree)
 
 
-@lru_cache(maxsize=1024)
+@cache
 def imported(
     source: str,  # Python
     module: str = "",  # its dotted name, for relative imports
@@ -371,7 +371,7 @@ def _handed_on(file: Path, module: str) -> dict[str, str]:
     return _names_of_face(text, module, file.name == "__init__.py")
 
 
-@lru_cache(maxsize=1024)
+@cache
 def _names_of_face(text: str, module: str, package: bool) -> dict[str, str]:
     "Name -> where it is from, of a module that holds nothing but imports; {}: it holds more."
     tree = ast.parse(bare_code(text))

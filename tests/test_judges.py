@@ -930,7 +930,7 @@ def test_options_are_checked_by_name_before_anything_is_asked(name, given, field
 def test_what_is_said_of_an_option():
     for name, options, message in (
         ("glod", {}, "judge: there is no judge `glod`. Did you mean `gold`?"),
-        ("pairwise", {}, "judge pairwise: the option model must be options."),
+        ("pairwise", {}, "judge pairwise: the option model must be given."),
         ("pairwise", {"model": "m", "sead": 1}, "there is no option `sead`. Did you mean `seed`?"),
         ("pairwise", {**STAND_IN, "template": "{first}"}, "no {prompt} and no {second}"),
         ("gold", {"scale": 0}, "judge gold: scale is 0, but must be a finite number above 0."),

@@ -183,12 +183,12 @@ FAULTY = {
     "a method that does not exist": (
         GOOD,
         {"method": "dpoo"},
-        "no method 'dpoo'; did you mean dpo?",
+        "no method 'dpoo'. Did you mean `dpo`?",
     ),
     "a hyper-parameter that does not exist": (
         GOOD,
         {"hyperparameters": {"betta": 0.1}},
-        "did you mean beta?",
+        "Did you mean `beta`?",
     ),
     "a hyper-parameter that is a number": (GOOD, {"hyperparameters": {1: 2}}, "hyper-parameter 1"),
     "no model": (GOOD, {"model": ""}, "names no model"),
@@ -289,7 +289,7 @@ def test_faulty_parameters_of_evaluate_are_refused_by_name(given, field, tmp_pat
             {"decodings": {"hot": {"beams": 4, "temperature": 1.0}}},
             "decodings, hot: beams 4 with temperature",
         ),
-        ({"token_limits": [0]}, "max_new_tokens 0"),
+        ({"token_limits": [0]}, "max_new_tokens is 0"),
     ],
 )
 def test_faulty_settings_of_evaluate_say_which(given, says, tmp_path):

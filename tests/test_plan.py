@@ -35,8 +35,8 @@ LENGTHS = [(100, 150, 170), (60, 300, 200), (200, 120, 90), (30, 400, 80)] * 2
 RUN = """
 import json, sys
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-from prefkit.plan import batch_of, resident, step_memory, warm_memory
-from prefkit.settings import TrainSettings
+from prefkit.runs.plan import batch_of, resident, step_memory, warm_memory
+from prefkit.train.settings import TrainSettings
 from prefkit.train import train_model
 what, shape, lengths, folder, base = json.loads(sys.argv[1])
 config = Qwen2Config(**shape, tie_word_embeddings=True, max_position_embeddings=1024,

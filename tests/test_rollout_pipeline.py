@@ -208,8 +208,8 @@ def test_killed_at_random_points_it_ends_in_the_same_metrics_samples_and_weights
 
 
 FAULTY = {
-    "a method that does not exist": ({"method": "rlo"}, "did you mean rloo?"),
-    "an offline method": ({"method": "dpo"}, "no online method 'dpo'"),
+    "a method that does not exist": ({"method": "rlo"}, "Did you mean `rloo`?"),
+    "an offline method": ({"method": "dpo"}, "learns from rows that are there"),
     "a reward that does not exist": ({"reward": "golden"}, "Did you mean `gold`?"),
     "a judge that does not exist": ({"judges": ["golden"]}, "Did you mean `gold`?"),
     "an option that the reward does not have": (
@@ -231,7 +231,7 @@ FAULTY = {
     "temperature 0": ({"temperature": 0.0}, "temperature"),
     "a hyper-parameter that does not exist": (
         {"hyperparameters": {"betta": 0.1}},
-        "It has kl_coef, clip",
+        "Known: kl_coef, clip",
     ),
     "a negative clip": ({"method": "grpo", "hyperparameters": {"clip": -0.1}}, "clip"),
     "best of no validation": ({"keep_best": True, "validation_split": ""}, "validation_split"),

@@ -57,8 +57,8 @@ def alive(pid):
         ({"study": "../up"}, "cannot name a file"),
         ({"runs": [{"metod": "dpo"}]}, "run 1: `metod` is not known here. Did you mean `method`?"),
         ({"runs": [{"learning_rate": 1e-4}]}, "run 1: `method` is missing"),
-        ({"runs": [{"method": "dppo"}]}, "did you mean dpo?"),
-        ({"runs": [{"method": "dpo", "hyperparameters": {"beat": 0.1}}]}, "did you mean beta?"),
+        ({"runs": [{"method": "dppo"}]}, "Did you mean `dpo`?"),
+        ({"runs": [{"method": "dpo", "hyperparameters": {"beat": 0.1}}]}, "Did you mean `beta`?"),
         (
             {"runs": [{"method": "dpo", "hyperparameters": {"beta": [0.1, -1]}}]},
             r"run 1 (dpo beta=-1): dpo: beta",

@@ -237,7 +237,7 @@ def _make_run(words: str, entry: dict, own: dict, study: dict, where: str, seen:
     check_parameters(settings, known, where)
     try:
         row, made = (
-            get_method(entry["method"]),
+            get_method(entry["method"], online=False),
             TrainSettings(**{"seed": study["seed"], **settings}),
         )
         hyperparameters = row.hyperparameters(given)
@@ -423,7 +423,11 @@ def _train(job: dict, model, tokenizer, folder: Path):
     from prefkit.train.methods import get_method
     from prefkit.train.loop import train_model
 
-    kind, data, seed = get_method(job["method"]).kind, job["data"], job["settings"]["seed"]
+    kind, data, seed = (
+        get_method(job["method"], online=False).kind,
+        job["data"],
+        job["settings"]["seed"],
+    )
     rows, validation = _rows(tokenizer, kind, data, "train", data["limit"], seed), None
     if data["validation_limit"]:
         validation = _rows(tokenizer, kind, data, "validation", data["validation_limit"], seed)

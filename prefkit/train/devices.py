@@ -8,15 +8,16 @@ accelerate fixes one precision for the life of a process, and a notebook may tra
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     KwargsHandler,
+    LoggerType,
     broadcast_object_list,
     gather_object,
 )
@@ -34,7 +35,9 @@ def make_accelerator(
     if settings.sharding == "fsdp":
         options["fsdp_plugin"] = _fsdp_plugin(settings)
     if settings.tracker != "none":
-        if find_spec(settings.tracker) is None:
+        if (
+            LoggerType(settings.tracker) not in get_available_trackers()
+        ):  # it would be left out in silence
             raise ConfigError(
                 f"tracker: {settings.tracker} is not installed. Run: pip install 'prefkit[track]'.",
                 field="tracker",

@@ -94,7 +94,8 @@ class Log:
         self.first_bad = torch.zeros(3)  # step, loss and gradient norm of a step that is not finite
         self.note, self.stop_asked = "", False
         if accelerator.log_with:
-            accelerator.init_trackers("prefkit", config=_flat(vars(settings)))
+            places = {"wandb": {"dir": str(folder)}}  # its files; tensorboard's are there as well
+            accelerator.init_trackers("prefkit", config=_flat(vars(settings)), init_kwargs=places)
 
     # -- numbers of a step
 

@@ -1,7 +1,7 @@
 """Small runs that one process or several carry out: `python -m helpers.processes CASES.json`.
 
-A case is {"name", "method", "folder"}, changes of the settings, and perhaps `kill_at` or `break_at`:
-the step at whose line all processes are killed, or one of them fails.
+A case is {"method", "folder"}, changes of the settings, and perhaps `kill_at`, the step at whose
+line all processes are killed, or `break_at`, the step that fails in the second of them.
 """
 
 import json
