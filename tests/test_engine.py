@@ -181,7 +181,7 @@ def test_without_a_prompt_the_first_token_is_read_and_not_scored(layout):
     batch = collate(rows, ("chosen", "rejected"), PAD, layout)
     found = batch_logps(model, batch)
     assert relative(found, one_by_one(model, rows, ("chosen", "rejected"))) < 1e-5
-    assert batch["lengths"].tolist() == [
+    assert batch.lengths.tolist() == [
         len(row[f"{name}_ids"]) - (not row["prompt_ids"])
         for name in ("chosen", "rejected")
         for row in rows
@@ -301,7 +301,7 @@ def test_a_model_whose_scores_are_bent_is_read_whole():
             < 1e-5
         )
         _, states = scored_logps(model, batch, hidden=True)
-        assert states.shape == (batch["response_tokens"], 32)
+        assert states.shape == (batch.response_tokens, 32)
 
 
 def test_a_model_that_reads_packed_batches_generates_and_is_saved_as_before(tmp_path):

@@ -281,3 +281,16 @@ def test_no_test_imports_a_test():
                 names = [node.module or ""]
             wrong += [f"{path.name} imports {name}" for name in names if name.startswith("test_")]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_name_that_is_imported_from_the_library_is_there():
+    "An import inside a function fails only when somebody calls it."
+    missing = []
+    for path in sorted([*ROOT.glob("tools/*.py"), *ROOT.glob("tests/**/*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "prefkit":
+                module = importlib.import_module(node.module)
+                for name in (alias.name for alias in node.names):
+                    if not hasattr(module, name) and f"{node.module}.{name}" not in modules():
+                        missing.append(f"{path.relative_to(ROOT)}:{node.lineno}: {name}")
+    assert not missing, "\n".join(missing)

@@ -798,7 +798,7 @@ def test_unknown_methods_and_hyperparameters_are_named_with_the_nearest():
         get_method("dpoo")
     with pytest.raises(ConfigError, match="Did you mean `beta`"):
         get_method("dpo").hyperparameters({"betta": 1.0})
-    with pytest.raises(ConfigError, match="beta must be"):
+    with pytest.raises(ConfigError, match=r"beta is -1\.0, but must be"):
         get_method("dpo").hyperparameters({"beta": -1.0})
 
 

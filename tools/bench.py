@@ -175,7 +175,7 @@ def grown_step(way, shape, batch, prompt, answer, k, vocabulary, device):
     """
     import torch
 
-    from prefkit.model.batches import autocast, batch_logps, collate, to_device
+    from prefkit.model.batches import autocast, batch_logps, collate
     from prefkit.model.kernels import use_rows
     from prefkit.model.logps import sequence_logps
 
@@ -197,7 +197,7 @@ def grown_step(way, shape, batch, prompt, answer, k, vocabulary, device):
         return sequence_logps(model(input_ids=ids).logits, ids.masked_fill(ignored, -100))
 
     def ours():
-        return batch_logps(model, to_device(collate(rows, names, 0, "packed"), device))
+        return batch_logps(model, collate(rows, names, 0, "packed").to(device))
 
     def step():
         model.zero_grad(set_to_none=False)

@@ -15,6 +15,7 @@ __all__ = [
     "scored_tokens",
     "Batch",
     "on_device",
+    "logps_name",
     "is_desirable",
     "reward_of",
     "collate",
@@ -27,7 +28,6 @@ __all__ = [
     "evaluating",
     "autocast",
     "length_batches",
-    "logps_name",
     "check_finite",
     "reference_logps",
 ]
@@ -178,6 +178,15 @@ def on_device(value, device):
     if isinstance(value, dict):
         return {name: on_device(x, device) for name, x in value.items()}
     return value
+
+
+# %% ../../nbs/lib/model/11_batches.ipynb #87a60430
+def logps_name(
+    model: str,  # policy or ref
+    answer: str,  # such as chosen; "response" where a row has only one
+) -> str:
+    "How losses call an answer's log-probs: policy_chosen_logps, ref_logps."
+    return f"{model}_logps" if answer == "response" else f"{model}_{answer}_logps"
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #b7d20c51
@@ -397,15 +406,6 @@ def length_batches(
     "Batches of like length for passes that learn nothing, where the order does not matter."
     order = sorted(range(len(rows)), key=lambda i: -row_length(rows[i], answers, layout))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-# %% ../../nbs/lib/model/11_batches.ipynb #87a60430
-def logps_name(
-    model: str,  # policy or ref
-    answer: str,  # such as chosen; "response" where a row has only one
-) -> str:
-    "How losses call an answer's log-probs: policy_chosen_logps, ref_logps."
-    return f"{model}_logps" if answer == "response" else f"{model}_{answer}_logps"
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #4895a29f

@@ -271,19 +271,22 @@ def add_method(
 
 
 def check_extras(method: Method, refuse: Callable):
-    "Refuse a row that asks for answers or rewards that nothing provides."
+    "Refuse a row that asks for answers, inputs or rewards that nothing provides."
+    asked = method.inputs()
+    for name in method.optional_inputs:
+        if name not in asked:
+            refuse(f"the loss has no input {name}.{nearest(name, asked)}", "optional_inputs")
     for name in method.extra:
         if name not in EXTRA_ANSWERS:
             refuse(f"extra answers {name!r} are none of {', '.join(EXTRA_ANSWERS)}.", "extra")
     if method.online:
         return
-    inputs = method.inputs()
     for name, wanted, given in (
         ("explore_logps", 'extra=("explore",)', "explore" in method.extra),
         ("kl", 'extra=("mismatched",)', "mismatched" in method.extra),
         ("chosen_rewards", 'output="rewards"', method.output == "rewards"),
     ):
-        if name in inputs and not given:
+        if name in asked and not given:
             refuse(f"the loss asks for {name}. Write {wanted} in its row.", "extra")
 
 

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 
 from prefkit.core import project_root
 from prefkit.report import figures
-from prefkit.runs.config import read_notebook
+from prefkit.runs.config import read_notebook, read_pipeline
 
 REPORTS = project_root() / "nbs" / "reports"
 
@@ -18,14 +18,16 @@ def run_cells(notebook: Path, parameters: dict, until: str = "") -> dict:
     """The code cells of a notebook in this process, with parameters put after their cell as
     papermill puts them, up to the one that sets `until`; gives the names at the end.
     """
-    names = {"__name__": "cells"}
+    names, settings = {"__name__": "cells"}, set(read_pipeline(notebook).parameters)
     for cell in read_notebook(notebook)["cells"]:
         if cell["cell_type"] != "code":
             continue
         exec(compile("".join(cell["source"]), notebook.name, "exec"), names)
         if "parameters" in cell["metadata"].get("tags", []):
-            assert set(parameters) <= set(names)
+            assert set(parameters) <= set(names) | settings
             names |= parameters
+            # how a kernel remembers papermill's cell
+            names["In"] = ["\n".join(["# Parameters", *(f"{name} = None" for name in parameters)])]
         if until and until in names:
             break
     return names
