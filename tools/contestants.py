@@ -195,10 +195,11 @@ def contestant(name, shape, rows, steps, batch, device, folder, method="dpo", **
 
 
 def prefkit_runs(shape, rows, steps, batch, device, folder, method, **changes):
-    """`train_model` as it is called. It shuffles the rows, so its first step, which does not count,
-    has other pairs than the first one of the others.
+    """`train_model` as it is called. It shuffles the rows, so they are given in the order that its
+    shuffle turns into that of the others: the same pairs count, and the same ones warm up.
     """
     from prefkit.train import TrainSettings, train_model
+    from prefkit.train.schedule import epoch_batches
 
     model, words = make_model(shape, device), tokenizer()
     settings = TrainSettings(
@@ -210,6 +211,9 @@ def prefkit_runs(shape, rows, steps, batch, device, folder, method, **changes):
         device="auto" if device == "cuda" else "cpu",
         **changes,
     )
+    batches = epoch_batches([1] * len(rows), batch, seed=settings.seed)
+    drawn = [place for batch_rows in batches for place in batch_rows]
+    rows = [row for _, row in sorted(zip(drawn, rows), key=lambda pair: pair[0])]
 
     def run():
         Path(folder).mkdir(parents=True, exist_ok=True)
