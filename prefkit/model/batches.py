@@ -12,6 +12,7 @@ __all__ = [
     "row_length",
     "share_segments",
     "segment_mask",
+    "learned_tokens",
     "scored_tokens",
     "Batch",
     "on_device",
@@ -36,6 +37,7 @@ __all__ = [
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
+from itertools import compress
 from typing import cast
 
 import torch
@@ -109,15 +111,25 @@ def segment_mask(
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #753a6180
+def learned_tokens(
+    row: dict,  # an encoded row: <answer>_ids, perhaps <answer>_learned
+    answer: str,  # the name of an answer
+) -> list[bool]:  # (response tokens,)
+    "Which tokens of an answer are learned: all, unless the row says so of each."
+    return list(row.get(f"{answer}_learned") or [True] * len(row[f"{answer}_ids"]))
+
+
 def scored_tokens(
     rows: list[dict],  # encoded rows
     answers: tuple[str, ...],  # names of their answers
     layout: str,  # one of LAYOUTS
     width: int,  # columns of the batch
-    # (response tokens,): place of its score in the flattened batch, id, number of its answer;
+    # (learned tokens,): place of its score in the flattened batch, id, number of its answer;
     # (answers,): place of its last token
 ) -> tuple[Tensor, ...]:
-    "Where the scores of the response tokens stand. Answers are numbered answer * rows + row."
+    """Where the scores of the response tokens stand: of all, or of those that <answer>_learned
+    names. Answers are numbered answer * rows + row.
+    """
     places, targets, owners, ends, first = [], [], [], [0] * (len(rows) * len(answers)), 0
     for i, row in enumerate(rows):
         start = before = len(row["prompt_ids"])
@@ -129,10 +141,11 @@ def scored_tokens(
                 before = start
             # the first one is foretold by the prompt's last token
             found = [first + start - 1, *range(first + before, first + before + len(ids) - 1)]
-            skip = start == 0  # ... if there is one
-            places += found[skip:]
-            targets += ids[skip:]
-            owners += [owner] * (len(ids) - skip)
+            learned = learned_tokens(row, answer)
+            learned[0] &= start > 0  # ... if there is one
+            places += compress(found, learned)
+            targets += compress(ids, learned)
+            owners += [owner] * sum(learned)
             ends[owner] = first + before + len(ids) - 1
             before += len(ids)
         first += before

@@ -104,7 +104,14 @@ def perplexity(
     no rows, `NotFinite` for a broken model.
     """
     # brings PyTorch
-    from prefkit.model.batches import batch_logps, check_finite, collate, evaluating, length_batches
+    from prefkit.model.batches import (
+        batch_logps,
+        check_finite,
+        collate,
+        evaluating,
+        learned_tokens,
+        length_batches,
+    )
 
     if not rows:
         raise DataError(
@@ -120,6 +127,7 @@ def perplexity(
             reason="missing",
         )
     logps, device = np.zeros(len(rows)), next(model.parameters()).device
+    tokens = [sum(learned_tokens(row, answer)) for row in rows]
     with evaluating(model, precision), Progress(len(rows), "perplexity") as progress:
         for numbers in length_batches(rows, (answer,), batch_size):
             batch = collate([rows[i] for i in numbers], (answer,), pad_token_id).to(device)
@@ -128,7 +136,7 @@ def perplexity(
                 check_finite({answer: value}, i, "perplexity")
                 logps[i] = value
             progress.update(len(numbers))
-    return perplexity_of(logps, [len(row[f"{answer}_ids"]) for row in rows])
+    return perplexity_of(logps, tokens)
 
 
 # %% ../../nbs/lib/stats/57_text_metrics.ipynb #cca13a0a

@@ -37,6 +37,7 @@ from prefkit.model.batches import (
     choose_layout,
     Batch,
     collate,
+    learned_tokens,
     row_length,
 )
 from prefkit.model.kernels import halves
@@ -532,6 +533,26 @@ def check_encoded(
                 f"{name}, row {number}: {', '.join(missing)} missing or empty; there is "
                 f"{', '.join(row)}. Data of kind {kind} are needed, as "
                 "prefkit.data.records.encode_records makes them."
+            )
+        check_learned(row, ANSWERS[kind], f"{name}, row {number}")
+
+
+def check_learned(row: dict, answers: tuple[str, ...], place: str):
+    "Raise `DataError` unless `<answer>_learned` fits the answer and leaves something to learn."
+    for answer in answers:
+        marks, tokens = learned_tokens(row, answer), len(row[f"{answer}_ids"])
+        if len(marks) != tokens:
+            raise DataError(
+                f"{place}: {answer}_learned has {len(marks)} marks for {tokens} tokens. Give one "
+                "true or false a token, or leave it out.",
+                field=f"{answer}_learned",
+                reason="not one mark a token",
+            )
+        if not any(marks):
+            raise DataError(
+                f"{place}: no token of {answer} is learned. Leave the row out.",
+                field=f"{answer}_learned",
+                reason="nothing to learn",
             )
 
 

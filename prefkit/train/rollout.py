@@ -131,7 +131,7 @@ def sample_rows(
     return [
         {
             "prompt_ids": row["prompt_ids"],
-            **({"response_ids": row["response_ids"]} if "response_ids" in row else {}),
+            **{name: row[name] for name in ("response_ids", "response_learned") if name in row},
             **{f"s{j}_ids": sample.ids for j, sample in enumerate(group)},
         }
         for row, group in zip(rows, samples)

@@ -644,7 +644,7 @@ def prompt_layout(model, rows: list[dict], tokenizer, wanted: str) -> str:
 
 def prompts_fingerprint(rows: list[dict] | None) -> str:
     "What a run's prompts are known by: their tokens, and what rewards read of them."
-    known = ("prompt_ids", "response_ids", "record")
+    known = ("prompt_ids", "response_ids", "response_learned", "record")
     plain = [{name: row[name] for name in known if name in row} for row in rows or []]
     return rows_fingerprint(plain)
 
