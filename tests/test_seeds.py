@@ -7,7 +7,8 @@ import json
 import pytest
 
 from prefkit.runs import seeds
-from prefkit.core import ConfigError
+from prefkit.core import ConfigError, write_text
+from prefkit.runs.config import write_pipeline
 
 
 def found(rate, right):
@@ -62,11 +63,13 @@ def test_each_seed_is_an_experiment_of_its_own_and_the_file_says_how_it_was_made
                 "versions": {"torch": "x"},
             }
 
-    def run(config, settings, *_, **__):
-        asked.append(settings)
-        return {"evaluate": len(asked)}
+    def carry_out(experiments, progress, jobs):
+        asked.extend(experiments)
+        return [{"evaluate": number} for number in range(1, len(experiments) + 1)]
 
-    monkeypatch.setattr(seeds, "run", run)
+    monkeypatch.setattr(seeds, "load_config", lambda config, settings: settings)
+    monkeypatch.setattr(seeds, "open_experiment", lambda settings, output_root: settings)
+    monkeypatch.setattr(seeds, "carry_out", carry_out)
     monkeypatch.setattr(seeds, "open_run", One)
     config = tmp_path / "mine.yaml"
     config.write_text("experiment: mine\n")
@@ -78,6 +81,42 @@ def test_each_seed_is_an_experiment_of_its_own_and_the_file_says_how_it_was_made
         and made["versions"] == {"torch": "x"}
     )
     assert made["over_seeds"]["win_rates"][0]["rate"]["mean"] == pytest.approx(0.615)
+
+
+def test_jobs_fill_across_seeds_and_another_seed_runs_alone(tmp_path, capsys, monkeypatch):
+    "Each stage waits for the one of the other seed: one after the other they would wait in vain."
+    write_pipeline(
+        tmp_path / "meet.ipynb",
+        'others: list[int] = []\nseed: int = 0\noutput_dir: str = ""',
+        "import os, time\nfrom pathlib import Path\nfrom prefkit.runs.stage import finish",
+        "place = Path(os.environ['MEETING'])\n"
+        "(place / str(seed)).touch()\n"
+        "until = time.monotonic() + 60\n"
+        "while not all((place / str(other)).exists() for other in others):\n"
+        "    assert time.monotonic() < until, 'nobody came'\n"
+        "    time.sleep(0.05)",
+        "rate = {'model': 'dpo', 'reference': 'sft', 'judge': 'gold', 'rate': 0.5 + seed / 10}\n"
+        "finish(output_dir, metrics={'win_rates': [rate]})",
+    )
+    monkeypatch.setenv("MEETING", str(tmp_path))
+    stages = {"meet": {"pipeline": "meet.ipynb", "parameters": {"others": [0, 1]}}}
+    config = write_text(tmp_path / "toy.yaml", json.dumps({"experiment": "toy", "stages": stages}))
+
+    def rates(*numbers):
+        output = tmp_path / "out.json"
+        seeds.run_seeds(config, list(numbers), output, (), tmp_path / "runs", "lines", 2)
+        made = json.loads(output.read_text())["seeds"]
+        return {seed: one["win_rates"][0]["rate"] for seed, one in made.items()}
+
+    assert rates(0, 1) == {"0": 0.5, "1": 0.6}
+    said = capsys.readouterr().out
+    assert "toy-seed0/meet: runs" in said and "toy-seed1/meet: done in" in said
+    assert rates(0, 1, 2) == {"0": 0.5, "1": 0.6, "2": 0.7}
+    said = capsys.readouterr().out
+    assert "toy-seed0/meet: already done" in said and "toy-seed2/meet: done in" in said
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        f"toy-seed{number}" for number in range(3)
+    ]
 
 
 def test_refuses_no_seeds_and_the_same_seed_twice(tmp_path):

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from prefkit.runs import stage
 from prefkit.runs.config import write_pipeline
 from prefkit.core import ConfigError, project_root, write_json
 from prefkit.runs.stage import (
@@ -197,3 +198,9 @@ def test_an_output_folder_that_cannot_be_made_is_an_error_of_the_config(tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="output_dir .*Choose a folder"):
         output_folder(str(tmp_path / "file" / "below"), "sft")
+
+
+def test_a_package_that_is_not_there_is_named_without_a_version(monkeypatch):
+    monkeypatch.setattr(stage, "PACKAGES", ("torch", "no-such-package"))
+    found = stage.versions()
+    assert found["torch"] and found["no-such-package"] is None

@@ -15,7 +15,8 @@ import pytest
 import yaml
 from prefkit.runs import studies
 from prefkit.core import ConfigError, project_root, read_jsonl, write_text
-from prefkit.runs.runner import run
+from prefkit.runs.config import write_pipeline
+from prefkit.runs.runner import folder_state, run, to_do
 from prefkit.stats.win_rate import win_rate
 
 ROOT = project_root()
@@ -78,8 +79,11 @@ def alive(pid):
             {"runs": [{"method": "dpo", "answers": "chosen"}]},
             "`answers` is for methods of kind sft",
         ),
-        ({"runs": [{"method": "sft", "answers": "best"}]}, "must be chosen or demonstrations"),
-        ({"runs": [{"method": "dpo", "limit": 0}]}, "`limit` must be at least 1"),
+        (
+            {"runs": [{"method": "sft", "answers": "best"}]},
+            "answers: 'best' is none of chosen, demonstrations",
+        ),
+        ({"runs": [{"method": "dpo", "limit": 0}]}, "limit: 0 is not at least 1"),
         ({"runs": [{"method": "dpo", "hyperparameters": 3}]}, "keys with values are needed"),
         (
             {
@@ -107,7 +111,7 @@ def alive(pid):
         ({"evaluate": {"split": "tset"}}, "evaluate: split: 'tset' is none of"),
         ({"evaluate": {"temperature": -1.0}}, "temperature"),
         ({"evaluate": {"prompts": 5000}}, "the validation split has"),
-        ({"evaluate": {"examples": -1}}, "`examples` must be at least 0"),
+        ({"evaluate": {"examples": -1}}, "evaluate: examples: -1 is not at least 0"),
         ({"keep": "loss"}, "`keep` must be list"),
         ({"keep": ["step"]}, "need not name step"),
     ],
@@ -208,7 +212,7 @@ def finished(tmp_path_factory):
     )
     until = time.monotonic() + 120
     while (
-        not list(home.glob("dpo_beta=0.1/checkpoints/checkpoint-*"))
+        not list(home.glob(".dpo_beta=0.1.partial/checkpoints/checkpoint-*"))
         and process.poll() is None
         and time.monotonic() < until
     ):
@@ -216,7 +220,8 @@ def finished(tmp_path_factory):
     children = (
         [
             int(line)
-            for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            for children in Path(f"/proc/{process.pid}/task").glob("*/children")
+            for line in children.read_text().split()
         ]
         if Path("/proc").exists()
         else []
@@ -287,7 +292,7 @@ def test_the_json_holds_settings_lines_and_judgements_of_every_run(finished):
 def test_a_run_is_judged_against_the_start_on_the_same_prompts(finished):
     study, home = studies.open_study(finished["output"]), finished["home"]
     ours, start = (
-        read_jsonl(home / "dpo_beta=0.1" / "answers.jsonl"),
+        read_jsonl(home / "dpo_beta=0.1@answers" / "answers.jsonl"),
         read_jsonl(home / "_start" / "answers.jsonl"),
     )
     assert [row["prompt"] for row in ours] == [row["prompt"] for row in start] and len(ours) == 12
@@ -318,13 +323,14 @@ def test_a_run_that_collapses_is_recorded_and_the_others_go_on(finished):
 
 
 def asked(finished, monkeypatch, config=None, **options):
-    "The folders of the jobs that a study would run."
-    jobs = []
-    monkeypatch.setattr(
-        studies,
-        "_carry_out",
-        lambda todo, workers, finished: jobs.extend(folder.name for folder in todo),
-    )
+    "The stages that a study would run."
+    stages = []
+
+    def would_run(experiments, progress, jobs, attend):
+        for one in experiments:
+            stages.extend(stage.name for stage in to_do(one.config, one.home, one.prints)[0])
+
+    monkeypatch.setattr(studies, "carry_out", would_run)
     studies.run_study(
         config or finished["config"],
         output=finished["folder"] / "again.json",
@@ -332,7 +338,7 @@ def asked(finished, monkeypatch, config=None, **options):
         progress="quiet",
         **options,
     )
-    return jobs
+    return stages
 
 
 def test_what_is_done_is_not_run_again_and_what_has_changed_is(finished, monkeypatch, tmp_path):
@@ -342,10 +348,15 @@ def test_what_is_done_is_not_run_again_and_what_has_changed_is(finished, monkeyp
     runs = yaml.safe_load(CONFIG)["runs"]
     faster = written(tmp_path, runs=[runs[0], {**runs[1], "learning_rate": 1e-3}])
     assert (
-        asked(finished, monkeypatch, faster) == ["imitation"]
+        asked(finished, monkeypatch, faster) == ["imitation", "imitation@answers"]
         and asked(finished, monkeypatch, faster, only=("dpo",)) == []
     )
-    assert len(asked(finished, monkeypatch, written(tmp_path, evaluate={"prompts": 13}))) == 4
+    # other prompts: who has learnt need not learn again, and who has collapsed is not asked
+    assert asked(finished, monkeypatch, written(tmp_path, evaluate={"prompts": 13})) == [
+        "_start",
+        "dpo_beta=0.1@answers",
+        "imitation@answers",
+    ]
     assert (
         asked(
             finished,
@@ -362,7 +373,7 @@ def test_what_is_done_is_not_run_again_and_what_has_changed_is(finished, monkeyp
 
 def test_what_did_not_run_here_is_kept_from_the_json_that_there_is(finished, monkeypatch, tmp_path):
     output = write_text(tmp_path / "toy.json", finished["output"].read_text())
-    monkeypatch.setattr(studies, "_carry_out", lambda todo, workers, finished: None)
+    monkeypatch.setattr(studies, "carry_out", lambda *_: None)
     made = json.loads(
         studies.run_study(
             finished["config"],
@@ -377,14 +388,12 @@ def test_what_did_not_run_here_is_kept_from_the_json_that_there_is(finished, mon
 
 
 def test_a_process_that_dies_is_recorded_and_run_again_next_time(finished, monkeypatch, tmp_path):
-    def dies(folder, job, threads):
-        folder.mkdir(parents=True)
-        with open(folder / "worker.log", "wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-c", "print('out of luck'); raise SystemExit(7)"], stdout=log
-            )
+    dies = "print('out of luck'); import os; os._exit(7)"
 
-    monkeypatch.setattr(studies, "_begin", dies)
+    def notebook(path, parameters, *cells):
+        return write_pipeline(path, parameters, dies)
+
+    monkeypatch.setattr(studies, "write_pipeline", notebook)
     config = written(
         tmp_path,
         yaml.safe_dump(
@@ -397,12 +406,15 @@ def test_a_process_that_dies_is_recorded_and_run_again_next_time(finished, monke
                 config, output=tmp_path / "toy.json", output_root=tmp_path, progress="quiet"
             ).read_text()
         )
-        assert [one["error"] for one in made["runs"]] == [
-            "its process ended with code 7: out of luck"
-        ] * 3 and not made["complete"]
-        for folder in (tmp_path / "studies" / "toy").glob("[!.]*"):
-            (folder / "worker.log").unlink()
-            folder.rmdir()
+        errors = [one["error"] for one in made["runs"]]
+        assert len(errors) == 3 and not made["complete"]
+        assert all("its process was ended from outside" in error for error in errors)
+        assert str(tmp_path) not in str(errors)
+    attempts = [
+        folder_state(tmp_path / "studies" / "toy" / f".{name}.partial")["attempts"]
+        for name in ("dpo_beta=0.1", "dpo_beta=1e+38", "imitation")
+    ]
+    assert attempts == [2, 2, 2]
 
 
 def test_the_start_is_the_checkpoint_of_a_stage_which_is_run_if_need_be(monkeypatch, tmp_path):
@@ -414,10 +426,12 @@ def test_the_start_is_the_checkpoint_of_a_stage_which_is_run_if_need_be(monkeypa
         return {"sft": tmp_path / "sft"}
 
     monkeypatch.setattr(studies, "run", made)
-    jobs = []
-    monkeypatch.setattr(
-        studies, "_carry_out", lambda todo, workers, finished: jobs.extend(todo.values())
-    )
+    stages = []
+
+    def carry_out(experiments, progress, jobs, attend):
+        stages.extend(experiments[0].config.stages)
+
+    monkeypatch.setattr(studies, "carry_out", carry_out)
     start = {"config": "data/configs/tiny/first_path.yaml", "stage": "sft"}
     studies.run_study(
         written(tmp_path, start=start, runs=[{"method": "dpo"}]),
@@ -425,10 +439,9 @@ def test_the_start_is_the_checkpoint_of_a_stage_which_is_run_if_need_be(monkeypa
         output_root=tmp_path,
         progress="quiet",
     )
-    assert (
-        calls == [("data/configs/tiny/first_path.yaml", ("sft",))]
-        and [job["model"] for job in jobs] == [str(tmp_path / "sft" / "checkpoint")] * 2
-    )
+    assert calls == [("data/configs/tiny/first_path.yaml", ("sft",))] and [
+        stage.parameters["model"] for stage in stages
+    ] == [str(tmp_path / "sft" / "checkpoint")] * 2 + ["stage:dpo"]
 
 
 def test_lines_are_one_table_and_a_study_that_is_missing_says_how_to_make_it(finished):
@@ -452,8 +465,6 @@ def test_lines_are_one_table_and_a_study_that_is_missing_says_how_to_make_it(fin
 
 
 def test_the_runner_runs_a_stage_and_what_it_needs_and_no_more(tmp_path):
-    from prefkit.runs.config import write_pipeline
-
     write_pipeline(
         tmp_path / "toy.ipynb",
         "start: str = ''\noutput_dir: str = ''",

@@ -627,12 +627,10 @@ def check_report(name):
     )
 
 
-def load_config(
-    path: str | Path,  # a YAML file
-    settings=(),  # texts of --set
-) -> Config:
-    "Read a config and check all of it against the notebooks; raises `ConfigError`."
-    path = resolve_path(path)
+def read_config(
+    path: Path,  # a YAML file, of an experiment or of a study
+):
+    "A config as it is written; raises `ConfigError` where it cannot be read."
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -644,7 +642,16 @@ def load_config(
         raise ConfigError(
             f"{path}: not UTF-8 text. Save it as UTF-8.", reason="cannot be read"
         ) from None
-    raw = read_yaml(text, str(path))
+    return read_yaml(text, str(path))
+
+
+def load_config(
+    path: str | Path,  # a YAML file
+    settings=(),  # texts of --set
+) -> Config:
+    "Read a config and check all of it against the notebooks; raises `ConfigError`."
+    path = resolve_path(path)
+    raw = read_config(path)
     check_keys(raw, ("experiment", "seed", "stages", "report"), ("experiment", "stages"), str(path))
     check_keys(raw["stages"], tuple(raw["stages"]), (), f"{path}, stages")
     if not raw["stages"]:

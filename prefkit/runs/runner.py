@@ -2,7 +2,8 @@
 not run again without need, and goes on where it was killed.
 """
 
-import json, os, queue, shlex, shutil, subprocess, textwrap, threading, time
+import functools, json, os, queue, shlex, shutil, subprocess, textwrap, threading, time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def folder_state(folder: Path) -> dict:  # {} where there is nothing
     for name in ("run.json", "stage.json"):
         try:
             return json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+        # There is no such run, or it is not whole, which is what the caller asks. Or half a file is
+        # left by a power cut: it vouches for nothing, and the stage says that it runs.
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
             continue
     return {}
 
@@ -207,8 +210,27 @@ def close_folder(
     (partial / "stage.json").unlink()
 
 
-def _work(stage, config, home, prints, display, lock, threads):
+@dataclass(frozen=True)
+class Experiment:
+    "A checked config, where it is worked on, and what makes each of its stages what it is."
+
+    config: Config
+    home: Path  # holds the run folders
+    prints: dict[str, dict]  # stage -> its fingerprints
+
+
+def open_experiment(
+    config: Config,
+    output_root: str | Path | None = None,  # holds the experiments' folders; None: data/runs
+) -> Experiment:
+    "Raises what the stages' checks raise, and `open_home`."
+    prints = fingerprints(config)
+    return Experiment(config, open_home(output_root, config.experiment), prints)
+
+
+def _work(stage, experiment, display, lock, threads):
     "Execute a stage's notebook in its partial folder and make that whole."
+    config, home, prints = experiment.config, experiment.home, experiment.prints[stage.name]
     partial, where = home / f".{stage.name}.partial", f"stage {stage.name}"
     for need in stage.needs:
         if not (home / need / "checkpoint").is_dir():
@@ -244,22 +266,20 @@ def _work(stage, config, home, prints, display, lock, threads):
 
 def run_stage(
     stage: Stage,  # checked
-    config: Config,  # its experiment
-    home: Path,  # folder of the experiment
-    prints: dict,  # its fingerprints
+    experiment: Experiment,  # its own
     display: Display,  # where to speak
     needed: bool = False,  # whether a stage that has to run reads its checkpoint
     threads: int | None = None,  # of its process; None: as many as PyTorch takes by itself
 ) -> Path:  # the run folder
     "Run one stage, go on with it, or skip it; its upstream stages are finished."
-    folder = home / stage.name
+    home, folder = experiment.home, experiment.home / stage.name
     with StageLock(home / f".{stage.name}.lock") as lock:
         settle(home, stage.name)
         gone = needed and not (folder / "checkpoint").is_dir()
-        if is_done(folder, prints["stage"]) and not gone:
+        if is_done(folder, experiment.prints[stage.name]["stage"]) and not gone:
             display.say(f"{stage.name}: already done")
         else:
-            _work(stage, config, home, prints, display, lock.handle, threads)
+            _work(stage, experiment, display, lock.handle, threads)
     return folder
 
 
@@ -376,6 +396,39 @@ def times_text(
     return "\n".join([*lines, f"passed in {clock(wall)}"])
 
 
+def carry_out(
+    experiments: list[Experiment],
+    progress: str = "auto",  # bar | lines | quiet
+    jobs: int = 1,  # stages at a time, of whichever experiment; the cores are shared among them
+    # gets a stage and its work, which it does or leaves undone; None: every work is done
+    attend: Callable | None = None,
+) -> list[dict[str, Path]]:  # for each experiment: stage -> its run folder
+    "Skip what is done, go on with what was killed, run the rest. Raises `PrefkitError`s."
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise ConfigError(f"jobs is {jobs!r}, but must be a whole number of at least 1.")
+    if jobs > 1 and progress == "auto":
+        progress = "lines"  # two bars would overwrite each other
+    shared = jobs > 1 and not os.environ.get("OMP_NUM_THREADS")
+    threads = max(1, (os.cpu_count() or 1) // jobs) if shared else None
+    tasks, again = {}, []  # name, with its experiment's where there are several -> stage, work
+    for one in experiments:
+        place = f"{one.config.experiment}/" if len(experiments) > 1 else ""
+        stages, needed = to_do(one.config, one.home, one.prints)
+        again += [f"{place}{stage.name}" for stage in stages]
+        for stage in one.config.stages:
+            needs = tuple(f"{place}{need}" for need in stage.needs)
+            item = replace(stage, name=f"{place}{stage.name}", needs=needs)
+            display, read = Display(progress, place=place), stage.name in needed
+            work = functools.partial(run_stage, stage, one, display, read, threads)
+            tasks[item.name] = item, functools.partial(attend, stage, work) if attend else work
+    begin, items = time.monotonic(), tuple(item for item, _ in tasks.values())
+    folders = work_through(items, lambda item: tasks[item.name][1](), jobs)
+    if ran := {name: folder_state(folders[name]) for name in again if folders[name]}:
+        Display(progress).say(times_text(ran, time.monotonic() - begin))
+    each = iter(folders.values())
+    return [{stage.name: next(each) for stage in one.config.stages} for one in experiments]
+
+
 def run(
     config: str | Path,  # a YAML file
     settings=(),  # texts of --set
@@ -389,33 +442,10 @@ def run(
 
     Raises `PrefkitError`s.
     """
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise ConfigError(f"jobs is {jobs!r}, but must be a whole number of at least 1.")
     chosen = with_processes(selected(load_config(config, settings), only), processes)
     if processes > 1:
         Display(progress).say(f"stages that train do so in {processes} processes")
-    prints, home = fingerprints(chosen), open_home(output_root, chosen.experiment)
-    stages, needed = to_do(chosen, home, prints)
-    if jobs > 1 and progress == "auto":
-        progress = "lines"  # two bars would overwrite each other
-    threads = (
-        max(1, (os.cpu_count() or 1) // jobs)
-        if jobs > 1 and not os.environ.get("OMP_NUM_THREADS")
-        else None
-    )
-    work = lambda stage: run_stage(
-        stage, chosen, home, prints[stage.name], Display(progress), stage.name in needed, threads
-    )
-    begin = time.monotonic()
-    folders = work_through(chosen.stages, work, jobs)
-    if stages:
-        Display(progress).say(
-            times_text(
-                {stage.name: folder_state(folders[stage.name]) for stage in stages},
-                time.monotonic() - begin,
-            )
-        )
-    return folders
+    return carry_out([open_experiment(chosen, output_root)], progress, jobs)[0]
 
 
 @dataclass

@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from prefkit.core import ConfigError, fingerprint, project_root, resolve_path, write_json
-from prefkit.runs.runner import open_run, run
+from prefkit.runs.config import load_config
+from prefkit.runs.runner import carry_out, open_experiment, open_run
 from prefkit.stats.intervals import mean_interval
 
 
@@ -169,7 +170,7 @@ def run_seeds(
     settings: tuple = (),  # texts of --set
     output_root: str | Path | None = None,  # holds the experiments' folders; None: data/runs
     progress: str = "auto",  # bar | lines | quiet
-    jobs: int = 1,  # stages at a time
+    jobs: int = 1,  # stages at a time, of whichever seed
     lines: bool = False,  # keep the course of training too: for pictures of it
 ) -> Path:  # the JSON
     """Run an experiment for each seed (finished stages are skipped) and write what was found;
@@ -185,17 +186,14 @@ def run_seeds(
         or (yaml.safe_load(text) or {}).get("experiment")
         or "seeds"
     )
-    found, folders = {}, {}
-    for seed in seeds:
-        folders = run(
-            config,
-            (*settings, f"seed={seed}", f"experiment={name}-seed{seed}"),
-            output_root,
-            progress,
-            jobs=jobs,
-        )
-        found[seed] = findings(folders, lines)
-    info = open_run(next(iter(folders.values()))).info
+    checked = [
+        load_config(config, (*settings, f"seed={seed}", f"experiment={name}-seed{seed}"))
+        for seed in seeds
+    ]
+    experiments = [open_experiment(one, output_root) for one in checked]
+    folders = carry_out(experiments, progress, jobs)
+    found = {seed: findings(of_seed, lines) for seed, of_seed in zip(seeds, folders)}
+    info = open_run(next(iter(folders[-1].values()))).info
     made = {
         "command": shlex.join(
             [
@@ -218,13 +216,17 @@ def run_seeds(
 
 
 def open_results(
-    name: str,  # below data/results, such as seeds/online.json
+    name: str | Path,  # below data/results, such as seeds/online.json, or a whole path
     command: str,  # that makes it
 ) -> dict:
     """Results that were measured and committed; raises `ConfigError` naming the command where they
-    are missing.
+    are missing, or broken.
     """
     path = project_root() / "data/results" / name
-    if not path.is_file():
-        raise ConfigError(f"data/results/{name} is not there. Make it: {command}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = Path("data/results") / name
+        raise ConfigError(f"{there} is not there. Make it: {command}") from None
+    except ValueError:
+        raise ConfigError(f"{path}: not valid JSON. Make it again: {command}") from None

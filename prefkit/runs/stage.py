@@ -371,19 +371,22 @@ class Display:
         # bar | lines | quiet; auto: a bar in a terminal or a notebook, else lines
         kind: str = "auto",
         every: float = 30.0,  # seconds between two lines
+        place: str = "",  # stands before every stage's name: an experiment's, where several run
     ):
         if kind == "auto":
             kind = "bar" if in_notebook() or sys.stderr.isatty() else "lines"
         self.kind, self.every, self.job, self.spoken = kind, every, None, time.monotonic()
+        self.place = place
         self.bar: Any = None  # tqdm's
 
     def say(self, text):
         "A line that stays."
         if self.kind != "quiet":
-            print(text, flush=True)
+            print(f"{self.place}{text}", flush=True)
 
     def show(self, title, state):
         "Draw how far a stage is."
+        title = f"{self.place}{title}"
         if self.job != (title, state["label"], state["total"]):
             self.job, self.first, self.since = (
                 (title, state["label"], state["total"]),
@@ -508,14 +511,14 @@ def only_imports(
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy", "papermill")
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | None]:  # None: not installed
     "Versions of Python and of the packages that can change a number."
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            pass
+            found[name] = None  # not installed: no number comes from it
     return found
 
 
