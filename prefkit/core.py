@@ -70,9 +70,18 @@ def resolve_path(
     path: str | Path,  # absolute, or relative to the current folder or the project's root
 ) -> Path:  # the absolute path; it need not exist
     """A path as a user writes it in a config: absolute, from the current folder if it exists there,
-    else from the project's root.
+    else from the project's root. It may begin with a variable of the environment, $NAME/...; raises
+    `ConfigError` where that is not set.
     """
-    path = Path(path).expanduser()
+    variable = re.match(r"\$(\w+)/", str(path))
+    if variable and variable[1] not in os.environ:
+        raise ConfigError(
+            f"{path}: the environment has no variable {variable[1]}. Set it to the folder that is "
+            "meant, or write the path itself.",
+            field=variable[1],
+            reason="variable is not set",
+        )
+    path = Path(os.path.expandvars(path) if variable else path).expanduser()
     if path.is_absolute():
         return path
     here = Path.cwd() / path

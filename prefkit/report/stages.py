@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from prefkit.report.curves import SIDES, course, curve, ends_of_curve
 from prefkit.report.figures import draw_curves, nice_name, say_change
-from prefkit.report.words import number, plain
+from prefkit.report.words import number, plain, weights_words
 
 __all__ = [
     "draw_loss",
@@ -244,6 +244,7 @@ def machine_table(
                 "peak memory (MB)": run.info.get("peak_memory_mb"),
                 "revision": str(git.get("revision") or "none")[:10],
                 "uncommitted changes": git.get("dirty"),
+                "weights": weights_words(run.info) or None,
             }
         )
     return pd.DataFrame(rows).dropna(axis=1, how="all")

@@ -12,7 +12,7 @@ from prefkit.core import DataError, resolve_path
 from prefkit.report.claims import sign
 from prefkit.report.figures import draw_intervals, mean_interval, nice_name
 from prefkit.report.panels import ends_of, interval_table
-from prefkit.report.words import called, number
+from prefkit.report.words import called, number, weights_words
 
 __all__ = [
     "SCORES",
@@ -52,12 +52,13 @@ def made_by(
     **more,  # columns between the device and the versions
 ) -> dict:  # one row of a table
     "When, by which revision and on which machine results were made."
-    versions = results["versions"]
+    versions, told = results["versions"], weights_words(results)
     return {
         "date": results["date"],
         "revision": (results["git"]["revision"] or "")[:12],
         "changed files": results["git"]["dirty"],
         "device": results.get("device"),
+        **({"weights": told} if told else {}),
         **more,
         **{name: versions[name] for name in packages if name in versions},
     }

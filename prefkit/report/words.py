@@ -22,6 +22,7 @@ __all__ = [
     "plain",
     "say_estimate",
     "signed",
+    "weights_words",
 ]
 
 # judge, as in win_rates.csv -> its name in a sentence
@@ -114,3 +115,21 @@ def plain(
     if isinstance(prompt, str):
         return prompt
     return "\n".join(turn["content"] for turn in prompt if turn["role"] != "system")
+
+
+def weights_words(
+    about: dict,  # a run's info, or results over seeds
+) -> str:  # such as "weights were rounded to four bits (Q4_1)"; "" where nothing is known
+    "What had been done to the weights that models began with."
+    told = [(about.get("model") or {}).get("weights")]
+    told += [one.get("weights") for one in about.get("seeds", {}).values()]
+    return "; ".join(dict.fromkeys(_texts(told)))
+
+
+def _texts(value):
+    "Every text within lists and dicts."
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)

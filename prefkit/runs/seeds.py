@@ -109,8 +109,31 @@ def findings(
             for name, one in runs.items()
             if (last := last_answers(getattr(one, "samples", [])))
         },
+        **told_of(runs),
         "wall_seconds": {name: round(one.info["wall_seconds"], 1) for name, one in runs.items()},
     }
+
+
+def told_of(
+    runs: dict,  # stage -> its opened run
+) -> dict:  # name -> stage -> what it says; without what nobody says
+    """What stages say besides numbers: answers side by side, what had been done to the weights that
+    a model began with, and the account of the rows that it was trained on.
+    """
+    told = {"answers": {}, "weights": {}, "rows": {}}
+    for name, one in runs.items():
+        about, data = one.info.get("model") or {}, one.info.get("data") or {}
+        told["answers"][name] = one.info.get("metrics", {}).get("answers")
+        told["weights"][name] = about.get("weights")
+        told["rows"][name] = {
+            part: account["text"]
+            for part, account in data.items()
+            if isinstance(account, dict) and "text" in account
+        }
+    kept = {
+        what: {name: said for name, said in each.items() if said} for what, each in told.items()
+    }
+    return {what: each for what, each in kept.items() if each}
 
 
 def last_answers(samples: list[dict]) -> list[dict]:  # the lines of samples.jsonl
