@@ -8,11 +8,13 @@ import pytest
 import torch
 from transformers import (
     AutoTokenizer,
+    DynamicCache,
     Qwen2Config,
     Qwen2ForCausalLM,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import prefkit.judging.asking
 from prefkit.core import ConfigError, DataError, derive_seed, project_root, read_jsonl
@@ -21,6 +23,7 @@ from prefkit.model.sampling import (
     beam_ids,
     generate,
     next_token_probs,
+    reading_way,
     sample_ids,
     stop_tokens,
 )
@@ -125,21 +128,14 @@ def test_says_which_answers_were_cut_off(model):
 def test_stops_at_the_end_of_turn(model):
     end = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
 
-    class Ends(torch.nn.Module):  # says one word, then ends
-        device, training = torch.device("cpu"), False
+    class Ends(Qwen2ForCausalLM):  # says one word, then ends
+        def forward(self, input_ids, past_key_values=None, **_):
+            logits = torch.zeros(*input_ids.shape, len(TOKENIZER))
+            logits[..., 300], logits[..., end] = 9.0, 10.0 * (input_ids == 300)
+            return CausalLMOutputWithPast(logits=logits, past_key_values=DynamicCache())
 
-        def __call__(self, input_ids, past_key_values=None, **_):
-            logits = torch.zeros(len(input_ids), 1, len(TOKENIZER))
-            logits[..., 300 if past_key_values is None else end] = 9.0
-            return type("Out", (), {"logits": logits, "past_key_values": ()})
-
-        def eval(self):
-            return self
-
-        def train(self, mode):
-            return self
-
-    answers = generate(Ends(), TOKENIZER, CHATS, max_new_tokens=10)
+    config = Qwen2Config(vocab_size=len(TOKENIZER), hidden_size=64, num_hidden_layers=1)
+    answers = generate(Ends(config), TOKENIZER, CHATS, max_new_tokens=10)
     assert all(
         answer == {"text": TOKENIZER.decode([300]).strip(), "tokens": 2, "ended": True}
         for answer in answers
@@ -202,6 +198,8 @@ def test_answers_equal_those_made_one_token_at_a_time_without_a_cache():
 
 
 def test_the_model_reads_no_more_rows_than_are_running(model, monkeypatch):
+    prompts = [[5, 6 + row] for row in range(24)]
+    assert reading_way(model, prompts, 0) == "padded"  # so that it is not tried below
     sizes, forward = [], model.forward
     monkeypatch.setattr(
         model,
@@ -212,7 +210,7 @@ def test_the_model_reads_no_more_rows_than_are_running(model, monkeypatch):
     )
     made = sample_ids(
         model,
-        [[5, 6 + row] for row in range(24)],
+        prompts,
         stop_ids=list(range(0, 1000, 12)),
         pad_token_id=0,
         max_new_tokens=60,

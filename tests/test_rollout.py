@@ -104,8 +104,10 @@ def test_sampled_log_probs_are_those_of_a_fresh_forward_pass_with_temperature_an
             assert tokenizer.eos_token_id not in sample.ids[:-1]
 
 
-def test_a_wrong_position_or_mask_would_be_seen(model, tokenizer, prompts, monkeypatch):
-    "The comparison above can fail: with positions that ignore the padding on the left it does."
+def test_a_wrong_position_or_mask_would_be_seen(model, tokenizer, prompts, monkeypatch, capsys):
+    """The comparison above can fail: with positions that ignore the padding on the left it does;
+    and where it is not forced on it, the sampler finds out and reads prompts another way.
+    """
     whole = sampling.prefill
 
     def shifted(*args):
@@ -113,6 +115,10 @@ def test_a_wrong_position_or_mask_would_be_seen(model, tokenizer, prompts, monke
         return cache, logits, mask, position + 1
 
     monkeypatch.setattr(sampling, "prefill", shifted)
+    sampling._READ.pop(model, None)
+    assert sampling.reading_way(model, prompts, 0) == "anew"
+    assert "everything anew" in capsys.readouterr().out
+    sampling._READ[model] = "padded", max(map(len, prompts))
     samples = sample_answers(model, tokenizer, prompts, k=1, max_new_tokens=12, seed=3)
     gaps = [
         abs(a - b)

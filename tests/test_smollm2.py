@@ -18,7 +18,7 @@ from prefkit.core import ConfigError, project_root, write_json
 from prefkit.data.chat import encode_response
 from prefkit.model import smollm2
 from prefkit.model.batches import collate
-from prefkit.model.gguf import check_gguf, known_architectures, load_gguf, rounded_weights
+from prefkit.model.gguf import check_gguf, known_architectures, rounded_weights
 from prefkit.model.loading import check_model, describe_model, load_model, said_of_weights
 from prefkit.model.sampling import generate, stop_tokens
 from prefkit.train.loop import train_model
@@ -113,8 +113,8 @@ def test_a_gguf_file_that_lacks_weights_is_refused(tiny_gguf, tmp_path):
     file = tmp_path / "lacks.gguf"
     file.write_bytes(tiny_gguf.read_bytes().replace(b"blk.0.attn_norm", b"blk.9.attn_norm"))
     with pytest.raises(ConfigError) as error:
-        load_gguf(file)
-    assert error.value.reason == "weights do not fit" and "layers.0.input" in str(error.value)
+        load_model(str(file))
+    assert error.value.reason == "other weights" and "layers.0.input" in str(error.value)
 
 
 @pytest.mark.parametrize(

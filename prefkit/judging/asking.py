@@ -37,9 +37,11 @@ from prefkit.core import (
     write_jsonl,
 )
 from .served import JsonLinesFile, Served, ask_all
+from ..model.limits import embedding_rows, filling_of, vocabulary_of
 from ..model.loading import model_fingerprint
 from prefkit.model.sampling import (
     beam_ids,
+    check_readable,
     decode_answer,
     encode_prompts,
     sample_ids,
@@ -257,10 +259,11 @@ class LoadedModel:
         keep: Callable,  # given {prompt_id: answer} after every batch
     ):
         "Hand every answer to `keep`."
-        names = list(chats)
+        names, width = list(chats), embedding_rows(self.model)
         options: dict[str, Any] = {
             "stop_ids": stop_tokens(self.tokenizer),
-            "pad_token_id": self.tokenizer.pad_token_id,
+            "pad_token_id": filling_of(self.model, self.tokenizer),
+            "vocabulary": vocabulary_of(self.tokenizer, width),
             "batch_size": self.batch_size,
             "label": label,
             "keep": lambda made: keep(
@@ -269,6 +272,8 @@ class LoadedModel:
             **settings,
         }
         rows = encode_prompts(self.tokenizer, chats.values())
+        named = dict(zip(names, rows))
+        check_readable(self.model, named, settings["max_new_tokens"], self.tokenizer)
         if "beams" in settings:
             beam_ids(self.model, rows, **options)
         else:

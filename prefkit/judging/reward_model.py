@@ -43,8 +43,9 @@ from prefkit.core import (
     Progress,
     check_number,
     derive_seed,
-    input_path,
 )
+from ..model.limits import check_ids, check_lengths, embedding_rows, filling_id
+from ..model.loading import model_config, load_reward_model, load_tokenizer
 from ..stats.intervals import wilson
 from ..stats.win_rate import WinRate, win_rate
 
@@ -52,17 +53,16 @@ from ..stats.win_rate import WinRate, win_rate
 # %% ../../nbs/lib/judging/51_reward_model.ipynb #12ab0d10
 def filling_token(
     tokenizer,  # a transformers tokenizer
+    rows: int | None = None,  # ids that the model can read; None: not asked
 ) -> int:  # the id of a token that no answer can end with
     """The padding token, unless it is the one that ends an answer; then another special token.
 
     Raises `ConfigError` if there is none.
     """
-    end, known = end_of_turn_id(tokenizer), [tokenizer.pad_token_id, *tokenizer.all_special_ids]
-    for token in known:
-        if token not in (None, end) and (
-            token == tokenizer.pad_token_id or token != tokenizer.unk_token_id
-        ):
-            return token
+    end = end_of_turn_id(tokenizer)
+    token = filling_id(tokenizer, rows, never=(end,))
+    if token is not None:
+        return token
     raise ConfigError(
         f"the tokenizer has no special token but {tokenizer.convert_ids_to_tokens(end)}, which "
         "ends an answer, so nothing is left to fill up with. "
@@ -71,36 +71,6 @@ def filling_token(
         field="tokenizer",
         reason="no filling token",
     )
-
-
-# %% ../../nbs/lib/judging/51_reward_model.ipynb #4451ba1b
-def _load_quietly(place, **arguments):
-    "Model and what was missing from its file; no lines about a head that is meant to be new."
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with torch.random.fork_rng():
-            return AutoModelForSequenceClassification.from_pretrained(
-                place, output_loading_info=True, dtype=torch.float32, **arguments
-            )
-    finally:
-        logging.set_verbosity(level)
-
-
-def _fewer_layers(place, layers):
-    "What the config has to say so that only the first layers are built and loaded."
-    if layers is None:
-        return {}
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(place)
-    most = config.get_text_config().num_hidden_layers
-    check_number("layers", layers, whole=True, least=1, most=most)
-    kinds = getattr(config, "layer_types", None)
-    return {"num_hidden_layers": layers, **({"layer_types": kinds[:layers]} if kinds else {})}
 
 
 # %% ../../nbs/lib/judging/51_reward_model.ipynb #94adb0d5
@@ -116,49 +86,27 @@ def scalar_head(
 ):
     """A reward model to be trained; the random state is not touched.
 
-    Raises `ConfigError` where it cannot be loaded.
+    Raises `ConfigError` where it cannot be loaded whole.
     """
-    from transformers import AutoTokenizer
-
-    path = input_path(model_name_or_path)
-    place = str(path) if path.exists() else model_name_or_path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        model, info = _load_quietly(
-            place,
-            num_labels=1,
-            pad_token_id=filling_token(tokenizer),
-            **_fewer_layers(place, layers),
-        )
-    except ConfigError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"model: {model_name_or_path} cannot be loaded as a reward model "
-            f"({str(error).strip().splitlines()[0]}). Give a folder written by save_pretrained, or "
-            "a name on the Hub.",
-            field="model_name_or_path",
-            reason="cannot be loaded",
-        ) from error
-    _draw_head(model, info["missing_keys"], seed, model_name_or_path)
+    tokenizer = load_tokenizer(model_name_or_path)
+    rows = model_config(model_name_or_path).get_text_config().vocab_size
+    filling = filling_token(tokenizer, rows)
+    model, new = load_reward_model(
+        model_name_or_path, new_head=True, layers=layers, pad_token_id=filling
+    )
+    _draw_head(model, new, seed)
     return model.eval()
 
 
 # %% ../../nbs/lib/judging/51_reward_model.ipynb #b922b4e4
-def _draw_head(model, missing, seed, name):
+def _draw_head(model, names, seed):
     """Draw the weights of a new head; the standard deviation is the one that the model's other
     matrices start with.
     """
     weights = dict(model.named_parameters())
-    if wrong := [key for key in missing if key not in weights or len(weights[key]) != 1]:
-        raise ConfigError(
-            f"model: {name} lacks {wrong[0]}, which is no head. Give a whole model.",
-            field="model_name_or_path",
-            reason="incomplete",
-        )
     generator = torch.Generator().manual_seed(derive_seed(seed, "scalar head"))
     std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
-    for key in sorted(missing):
+    for key in names:
         weight = weights[key].data
         if weight.dim() > 1:
             weight.normal_(0, std, generator=generator)
@@ -200,6 +148,9 @@ def _check_ends(model, sequences):
                 field="pad_token_id",
                 reason="ends an answer",
             )
+    numbered = [(f"sequence {number}", ids) for number, ids in enumerate(sequences)]
+    check_ids(numbered, embedding_rows(model))
+    check_lengths(model.config, {"sequences": [len(ids) for ids in sequences]})
 
 
 # %% ../../nbs/lib/judging/51_reward_model.ipynb #8335800f

@@ -50,7 +50,7 @@ from ..data.chat import SPECIAL_TOKENS, check_limits
 from ..data.countdown import shaped_reward, verify
 from ..data.world import gold_reward, read_request, second_judge
 from .kinds import kind_of, lookup, make, options_of
-from ..model.loading import check_model
+from ..model.loading import check_model, model_config, load_tokenizer
 
 
 # %% ../../nbs/lib/judging/52_rewards.ipynb #b34f676a
@@ -321,15 +321,11 @@ def _check_head(name):
     """Raise `ConfigError` unless the config of a folder or Hub model is that of a trained reward
     model.
     """
-    from transformers import AutoConfig
-
-    path = input_path(name)
     try:
-        config = AutoConfig.from_pretrained(str(path) if path.is_dir() else name)
-    except (OSError, ValueError) as error:
+        config = model_config(name)
+    except ConfigError as error:
         raise _no_reward(
-            f"{name} has no config that can be read ({str(error).strip().splitlines()[0]}).",
-            "no config",
+            f"{name} has no config that can be read ({error}).", "no config"
         ) from error
     kinds = config.architectures or ()
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
@@ -384,7 +380,6 @@ class ModelReward(RewardSource):
     def _loaded(self):
         "The scoring function, and what tells this model from any other."
         import torch
-        from transformers import AutoTokenizer
         from prefkit.judging.reward_model import rewards_of, scalar_head
 
         name, path = self.model_name_or_path, input_path(self.model_name_or_path)
@@ -393,7 +388,7 @@ class ModelReward(RewardSource):
         files = fingerprint_files(path) if here else [name, _hub_commit(name)]
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = scalar_head(name).to(device)
-        tokenizer = AutoTokenizer.from_pretrained(str(path) if here else name)
+        tokenizer = load_tokenizer(name)
         return partial(rewards_of, model, tokenizer), tokenizer, files
 
     def rates(self, rows, answers):

@@ -24,8 +24,11 @@ __all__ = [
     "scored_logps",
     "batch_logps",
     "batch_rewards",
+    "same_numbers",
+    "trial_rows",
     "can_read",
     "choose_layout",
+    "simpler_layout",
     "evaluating",
     "autocast",
     "length_batches",
@@ -45,8 +48,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.chat import pad_batch
-from ..core import NotFinite, Progress
-from .kernels import halves, head_logps, pack_rows, reading, sees_all, use_rows
+from ..core import ConfigError, NotFinite, Progress
+from prefkit.model.kernels import (
+    attention_of,
+    halves,
+    head_logps,
+    pack_rows,
+    reading,
+    sees_all,
+    use_rows,
+)
 
 # %% ../../nbs/lib/model/11_batches.ipynb #bee12d8c
 # a sequence for each answer; one for a prompt with all its answers; one for the whole batch
@@ -322,63 +333,99 @@ def batch_rewards(
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #73b20f51
+def same_numbers(
+    model,  # whose type of numbers says how exact they are
+    found: Tensor,
+    wanted: Tensor,
+) -> bool:
+    "Whether two ways of reading said the same."
+    exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    near = {"rtol": 1e-4, "atol": 1e-3} if exact else {"rtol": 0.02, "atol": 0.2}
+    return torch.allclose(found, wanted, equal_nan=True, **near)
+
+
+def trial_rows(rows: list[dict], answers: tuple[str, ...]) -> list[dict]:  # two, answers a and b
+    """The longest and the shortest of encoded rows, each with its longest answer and with the
+    other's: as long as anything that is going to be read.
+    """
+    short, long = (pick(rows, key=lambda row: row_length(row, answers)) for pick in (min, max))
+
+    def longest(row):
+        return max((row[f"{answer}_ids"] for answer in answers), key=len)
+
+    return [
+        {"prompt_ids": one["prompt_ids"], "a_ids": longest(one), "b_ids": longest(other)}
+        for one, other in ((short, long), (long, short))
+    ]
+
+
 def can_read(
     model,  # a causal language model
-    # encoded rows; the shortest and the longest are tried, each with its own answer and the other's
-    rows: list[dict],
-    answer: str,  # the name of an answer that they have
+    rows: list[dict],  # encoded rows; the shortest and the longest are tried
+    answers: tuple[str, ...],  # names of their answers
     pad_token_id: int,  # any token
     layout: str,  # one of LAYOUTS
     read=batch_logps,  # or `batch_rewards`
 ) -> bool:
-    "Does this model say the same in this layout as with a sequence for each answer?"
-    if not sees_all(model):
+    "Does this model say the same in this layout as of each answer alone, with nothing filled up?"
+    few = trial_rows(rows, answers)
+    if layout != "apart" and not sees_all(model, _longest(few)):
         return False
-    order = sorted(rows, key=lambda row: row_length(row, (answer,)))
-    first, last = order[0], order[-1]
-    few = [
-        {
-            "prompt_ids": one["prompt_ids"],
-            "a_ids": one[f"{answer}_ids"],
-            "b_ids": other[f"{answer}_ids"],
-        }
-        for one, other in ((first, last), (last, first))
-    ]
     device = next(model.parameters()).device
     with evaluating(model):
-        apart, other = (
-            read(model, collate(few, ("a", "b"), pad_token_id, each).to(device))
-            for each in ("apart", layout)
-        )
-    exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
-    return torch.allclose(apart, other, rtol=1e-4 if exact else 0.02, atol=1e-3 if exact else 0.2)
+        batches = [collate([row], (name,), pad_token_id) for name in ("a", "b") for row in few]
+        alone = torch.cat([read(model, batch.to(device)) for batch in batches])
+        try:
+            found = read(model, collate(few, ("a", "b"), pad_token_id, layout).to(device))
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            print(f"{type(model).__name__} fails on batches that are {layout}: {error}")
+            return False
+    return same_numbers(model, found, alone)
+
+
+def _longest(rows):
+    return max(row_length(row, ("a", "b")) for row in rows)
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #23f89c08
 def choose_layout(
     model,  # a causal language model; told to read packed batches if it is to
-    rows: list[dict],  # encoded rows
+    rows: list[dict],  # encoded rows: all that are going to be read, validation included
     answers: tuple[str, ...],  # names of their answers
     pad_token_id: int,  # any token
     wanted: str = "packed",  # the layout to try first, one of LAYOUTS
     read=batch_logps,  # or `batch_rewards`
 ) -> str:  # the layout: `wanted`, or a simpler one, which is then said
-    "The fastest layout that this model reads rightly."
+    """The fastest layout that this model reads rightly; raises `ConfigError` where what it says of
+    an answer depends on the rows beside it.
+    """
+    before, longest = attention_of(model), _longest(trial_rows(rows, answers))
     for layout in LAYOUTS[LAYOUTS.index(wanted) :: -1]:
         if layout == "shared" and len(answers) == 1:
             continue  # nothing to share
-        if (
-            layout == "apart"
-            or (layout == "shared" or use_rows(model))
-            and can_read(model, rows, answers[0], pad_token_id, layout, read)
-        ):
+        listens = layout != "packed" or use_rows(model, longest)
+        if listens and can_read(model, rows, answers, pad_token_id, layout, read):
             break
-    if layout != wanted:
-        print(
-            f"this model cannot read batches that are {wanted}: they are {layout}, with the same "
-            "numbers in more time."
+    else:
+        raise ConfigError(
+            f"model: what {type(model).__name__} says of an answer changes with the rows that "
+            "stand beside it in a batch, whatever the layout. It cannot be trained on batches.",
+            field="model",
+            reason="depends on its neighbours",
         )
+    if layout != "packed" and attention_of(model) != before:
+        model.set_attn_implementation(before)
+    if layout != wanted:
+        print(simpler_layout(layout, wanted))
     return layout
+
+
+def simpler_layout(layout: str, wanted: str) -> str:
+    "What an account says of batches that are laid out otherwise than was wanted."
+    return (
+        f"this model cannot read batches that are {wanted}: they are {layout}, with the same "
+        "numbers in more time."
+    )
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #14a2d7c8

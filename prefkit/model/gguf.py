@@ -78,31 +78,6 @@ def check_gguf(
         need_gguf(path.name, where)
 
 
-def load_gguf(
-    path: Path,  # a GGUF file
-):  # -> model in float32, tokenizer
-    "Model and tokenizer; raises `ConfigError`, for weights that lack or are too many as well."
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    check_gguf(path)
-    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    model, told = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable] it is a pair
-        **place,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),  # else it could not be trained
-        output_loading_info=True,
-    )
-    wrong = {kind: names for kind, names in told.items() if names}
-    if wrong:
-        raise ConfigError(
-            f"model: {path.name} does not hold the weights of {type(model).__name__}: {wrong}.",
-            field="model",
-            reason="weights do not fit",
-        )
-    return model, AutoTokenizer.from_pretrained(**place)
-
-
 def rounded_weights(
     path: Path,  # a GGUF file
 ) -> str:  # such as "weights were rounded to four bits (Q4_1)"; "" where none were

@@ -40,6 +40,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ..core import ConfigError
+from .limits import window_of
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #9aa59444
 # scores that exist at one time: 128 MB in float32, whatever the vocabulary and the batch
@@ -312,22 +313,33 @@ def attention_of(model) -> str | None:
     return getattr(model.config, "_attn_implementation", None)
 
 
-def sees_all(model) -> bool:
-    """Whether a model's attention is SDPA, over all that stands before: a window's mask would be
-    lost.
+def sees_all(
+    model,
+    longest: int | None = None,  # tokens of the longest row that it is going to read
+) -> bool:
+    """Whether a model's attention is SDPA, over all that stands before in rows of this length: the
+    mask of a window that is narrower would be lost.
     """
-    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    return attention_of(model) in ("sdpa", ATTENTION) and layers == {"full_attention"}
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = window_of(config)
+    if attention_of(model) not in ("sdpa", ATTENTION):
+        return False
+    if window is None:
+        return layers == {"full_attention"}
+    windows = {"full_attention", "sliding_attention", "chunked_attention"}
+    return layers <= windows and longest is not None and longest <= window
 
 
 def use_rows(
     model,  # a causal language model whose attention is SDPA
+    longest: int | None = None,  # tokens of the longest row that it is going to read
 ) -> bool:  # False where its attention is another, or looks through windows
     "Let a model read packed batches. All else that it does stays as it is."
-    if not sees_all(model):
+    if not sees_all(model, longest):
         return False
     model.set_attn_implementation(ATTENTION)
-    return True
+    return attention_of(model) == ATTENTION  # some models keep what they were built with
 
 
 def reading(

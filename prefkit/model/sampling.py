@@ -6,14 +6,25 @@ whatever the batch size.
 
 # %% auto #0
 __all__ = [
+    "READING_WAYS",
     "next_token_probs",
     "uniform_stream",
     "choose_tokens",
+    "only_tokens",
     "draw_tokens",
+    "NotRead",
+    "Anew",
+    "cache_in",
+    "takes_of",
+    "told_beside",
     "left_padded",
     "prefill",
+    "read_on",
+    "reading_way",
     "decode",
+    "together",
     "sample_ids",
+    "check_readable",
     "check_draws",
     "stop_tokens",
     "encode_prompts",
@@ -24,13 +35,24 @@ __all__ = [
 ]
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #5f481ae0
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 
 from ..core import ConfigError, Progress, check_number, derive_seed
+from .batches import evaluating, same_numbers
+from prefkit.model.limits import (
+    check_ids,
+    check_prompt_lengths,
+    embedding_rows,
+    filling_of,
+    most_positions,
+    vocabulary_of,
+)
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #04c419c7
@@ -81,20 +103,30 @@ def choose_tokens(
     return torch.where(greedy, logits.argmax(-1), torch.minimum(drawn, last)), probs
 
 
+def only_tokens(logits: torch.Tensor, vocabulary: int | None) -> torch.Tensor:
+    "Logits without the rows of the head that no token belongs to: many models have some."
+    if vocabulary is None or vocabulary >= logits.shape[-1]:
+        return logits
+    beyond = torch.arange(logits.shape[-1], device=logits.device) >= vocabulary
+    return logits.masked_fill(beyond, -torch.inf)
+
+
 def draw_tokens(
     logits: torch.Tensor,  # (rows, vocabulary) of the next token
     uniforms: torch.Tensor,  # (rows,) in [0, 1)
     temperatures: torch.Tensor,  # (rows,) above 0; 0: the most likely token
     top_p: float = 1.0,  # in (0, 1]
+    vocabulary: int | None = None,  # ids from here on are not drawn; None: all may be
 ) -> dict[str, torch.Tensor]:  # tokens, logps, model_logps, entropy: (rows,)
     """One token a row, with the log-prob it was drawn with, the model's own, and the entropy of the
     model's distribution in nats.
     """
-    tokens, probs = choose_tokens(logits, uniforms, temperatures, top_p)
+    some = only_tokens(logits, vocabulary)
+    tokens, probs = choose_tokens(some, uniforms, temperatures, top_p)
     plain = logits.float().log_softmax(-1)
     model_logps = plain.gather(-1, tokens[:, None]).squeeze(-1)
     logps = probs.gather(-1, tokens[:, None]).squeeze(-1).log()
-    if top_p >= 1:  # at temperature 1 both are one number
+    if top_p >= 1 and some is logits:  # at temperature 1 both are one number
         logps = torch.where(temperatures == 1, model_logps, logps)
     return {
         "tokens": tokens,
@@ -104,7 +136,56 @@ def draw_tokens(
     }
 
 
-# %% ../../nbs/lib/model/13_sampling.ipynb #34050332
+# %% ../../nbs/lib/model/13_sampling.ipynb #cf8ce392
+class NotRead(Exception):
+    "What says that a model cannot be read in a way; the next way is tried."
+
+
+class Anew:
+    """What stands for a cache where a model gives none that can be used: the tokens so far, read
+    anew at every step, filled up on the right, where a causal model does not look.
+    """
+
+    def __init__(self, rows: list[list[int]], pad_id: int):
+        self.rows, self.pad_id = rows, pad_id
+
+    def reorder_cache(self, numbers: torch.Tensor):
+        "Keep these rows, in this order; a row may come several times."
+        self.rows = [self.rows[number] for number in numbers.tolist()]
+
+    def next_logits(self, model) -> torch.Tensor:  # (rows, vocabulary)
+        "Logits behind the last token of each row."
+        width = max(map(len, self.rows))
+        ids = [row + [self.pad_id] * (width - len(row)) for row in self.rows]
+        logits = model(input_ids=torch.tensor(ids, device=model.device), use_cache=False).logits
+        return logits[range(len(ids)), [len(row) - 1 for row in self.rows]]
+
+
+def cache_in(out) -> Cache:
+    "The cache in a model's output; raises `NotRead` where there is none of transformers' kind."
+    for name in ("past_key_values", "cache_params"):
+        if isinstance(cache := getattr(out, name, None), Cache):
+            return cache
+    raise NotRead("the model gives no cache of transformers' kind")
+
+
+def takes_of(model):  # names
+    "The arguments of a model's call, adapters aside."
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    return inspect.signature(type(inner).forward).parameters
+
+
+def told_beside(model, mask, positions, way: str) -> dict:
+    "What a model is told beside its tokens, as far as it takes it."
+    known = {"use_cache": True, "logits_to_keep": 1}
+    if way == "padded":  # else nothing is filled up
+        known["attention_mask"] = mask
+    if "position_ids" in takes_of(model):
+        known["position_ids"] = positions
+    return known
+
+
+# %% ../../nbs/lib/model/13_sampling.ipynb #f992c06d
 def left_padded(rows, pad_id, device):  # token ids and mask, (rows, longest) each
     "A batch of prompts whose next tokens stand in one column."
     width = max(map(len, rows))
@@ -113,18 +194,100 @@ def left_padded(rows, pad_id, device):  # token ids and mask, (rows, longest) ea
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def prefill(model, prompts: list[list[int]], pad_id: int, k: int):
+def prefill(model, prompts: list[list[int]], pad_id: int, k: int, way: str):
     "Read prompts once. The cache, logits, mask and last position for k answers each."
     ids, mask = left_padded(prompts, pad_id, model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    reading = dict(attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    out = model(input_ids=ids, **reading)
+    if way == "anew":
+        cache = Anew(prompts, pad_id)
+        logits = cache.next_logits(model)
+    else:
+        out = model(input_ids=ids, **told_beside(model, mask, positions, way))
+        cache, logits = cache_in(out), out.logits[:, -1]
     if k > 1:
-        out.past_key_values.batch_repeat_interleave(k)
-    rest = (out.logits[:, -1], mask, positions[:, -1])
-    return out.past_key_values, *(each.repeat_interleave(k, 0) for each in rest)
+        numbers = torch.arange(len(prompts), device=mask.device).repeat_interleave(k)
+        cache.reorder_cache(cast(torch.LongTensor, numbers))
+    return cache, *(each.repeat_interleave(k, 0) for each in (logits, mask, positions[:, -1]))
 
 
+def read_on(model, cache, token, mask, position, way: str) -> torch.Tensor:  # (rows, vocabulary)
+    "Logits after one token more in each row; the cache then holds it."
+    if isinstance(cache, Anew):
+        cache.rows = [[*row, new] for row, new in zip(cache.rows, token.tolist())]
+        return cache.next_logits(model)
+    name = "cache_params" if "cache_params" in takes_of(model) else "past_key_values"
+    known = told_beside(model, mask, position[:, None], way) | {name: cache}
+    return model(input_ids=token[:, None], **known).logits[:, -1]
+
+
+# %% ../../nbs/lib/model/13_sampling.ipynb #4afee65a
+READING_WAYS = {  # of reading prompts, in the order in which they are tried
+    "padded": "filled up on the left, with a cache",
+    "alike": "only prompts of one length together, with a cache",
+    "anew": "everything anew at every step, without a cache: slower, with the same answers",
+}
+_READ = WeakKeyDictionary()  # model -> (way, the longest prompt that it was tried with)
+
+
+@torch.no_grad()
+def reading_way(
+    model,  # a causal language model
+    prompts: list[list[int]],  # token ids of all that are going to be read
+    pad_id: int,  # any token
+) -> str:  # one of READING_WAYS
+    """The fastest way in which this model reads prompts rightly, tried on the longest and the
+    shortest; one slower than `padded` is said.
+    """
+    if not prompts:
+        return "padded"
+    long, short = max(prompts, key=len), min(prompts, key=len)
+    known, tokens = _READ.get(model, ("", 0))
+    if len(long) <= tokens:
+        return known
+    _READ[model] = "padded", len(long)
+    most, _ = most_positions(model.config)
+    long = long[: most - 2] if most else long
+    if 2 * len(short) > len(long) > 1:  # something has to be filled up
+        short = long[: len(long) // 2]
+    more, why = (short + long)[:2], []
+    with evaluating(model):
+        ids = [torch.tensor([[*prompt, *more]], device=model.device) for prompt in (long, short)]
+        wanted = torch.stack([model(input_ids=x, use_cache=False).logits[0, -3:] for x in ids])
+        for way in READING_WAYS:
+            if way == "anew" or _reads(model, (long, short), more, wanted, pad_id, way, why):
+                break
+    if way != "padded" and way != known:
+        print(f"{type(model).__name__} reads prompts so: {READING_WAYS[way]} ({'; '.join(why)}).")
+    _READ[model] = way, _READ[model][1]
+    return way
+
+
+def _reads(model, prompts, more, wanted, pad_id, way, why) -> bool:
+    "Whether a way gives the logits of plain reading after the prompts and each of two tokens more."
+    found = torch.empty_like(wanted)
+    try:
+        for rows in [[0, 1]] if way == "padded" else [[0], [1]]:
+            state = prefill(model, [prompts[row] for row in rows], pad_id, 2, way)
+            cache, *state = state
+            turned = torch.arange(2 * len(rows), device=wanted.device).flip(0)
+            cache.reorder_cache(turned)  # rows may go, and change places
+            logits, mask, position = (x[turned] for x in state)
+            found[rows, 0] = logits[::2].flip(0)
+            for step, token in enumerate(more, 1):
+                mask, position = torch.cat([mask, mask[:, -1:]], -1), position + 1
+                token = torch.full_like(position, token)
+                logits = read_on(model, cache, token, mask, position, way)
+                found[rows, step] = logits[::2].flip(0)
+    except (NotRead, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        why.append(f"{way}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
+        return False
+    if not same_numbers(model, found.log_softmax(-1), wanted.log_softmax(-1)):
+        why.append(f"{way}: other log-probs than those of plain reading")
+        return False
+    return True
+
+
+# %% ../../nbs/lib/model/13_sampling.ipynb #34050332
 @torch.no_grad()
 def decode(
     model,
@@ -137,43 +300,60 @@ def decode(
     pad_token_id: int,  # any token
     k: int = 1,  # answers to each prompt
     scores: bool = True,  # log-probs and entropies, too
+    vocabulary: int | None = None,  # ids from here on are no tokens, and not drawn; None: all are
 ) -> tuple[
     dict[str, torch.Tensor], torch.Tensor
 ]:  # what `draw_tokens` gives, (rows, steps); lengths
     "Draw until every row has ended or its random numbers are used up; zeros stand behind an end."
-    cache, logits, mask, position = prefill(model, prompts, pad_token_id, k)
-    rows, steps, stops = torch.arange(len(uniforms)), uniforms.shape[1], torch.tensor(stop_ids)
+    way = reading_way(model, prompts, pad_token_id)
     names = ("tokens", "logps", "model_logps", "entropy") if scores else ("tokens",)
     found = {name: torch.zeros(uniforms.shape) for name in names}
     found["tokens"] = torch.zeros(uniforms.shape, dtype=torch.long)
-    lengths, alive = torch.full((len(rows),), steps), torch.ones(len(rows), dtype=torch.bool)
+    lengths = torch.full((len(uniforms),), uniforms.shape[1])
+    stops = torch.tensor(stop_ids)
     greedy = not scores and not temperatures.any()
-    for step in range(steps):
-        chances = uniforms[rows, step].to(logits.device), temperatures[rows].to(logits.device)
+
+    def draw(logits, chances):
         if scores:
-            drawn = draw_tokens(logits, *chances, top_p)
-        elif greedy:
-            drawn = {"tokens": logits.argmax(-1)}
-        else:
-            drawn = {"tokens": choose_tokens(logits, *chances, top_p)[0]}
-        for name, values in found.items():
-            values[rows, step] = drawn[name].cpu()
-        ending = alive & torch.isin(found["tokens"][rows, step], stops)
-        lengths[rows[ending]], alive = step + 1, alive & ~ending
-        if step + 1 == steps or not alive.any():
-            break
-        token = drawn["tokens"]
-        if alive.sum() <= 0.75 * len(rows):  # let those go that have ended
-            kept = alive.nonzero().squeeze(-1)
-            there = kept.to(logits.device)
-            cache.batch_select_indices(there)
-            rows, alive = rows[kept], alive[kept]
-            token, mask, position = token[there], mask[there], position[there]
-        mask, position = torch.cat([mask, mask.new_ones(len(rows), 1)], -1), position + 1
-        reading = dict(attention_mask=mask, position_ids=position[:, None], logits_to_keep=1)
-        reading |= dict(past_key_values=cache, use_cache=True)
-        logits = model(input_ids=token[:, None], **reading).logits[:, -1]
+            return draw_tokens(logits, *chances, top_p, vocabulary)
+        logits = only_tokens(logits, vocabulary)
+        if greedy:
+            return {"tokens": logits.argmax(-1)}
+        return {"tokens": choose_tokens(logits, *chances, top_p)[0]}
+
+    for numbers in together(prompts, way):
+        rows = torch.tensor([i * k + j for i in numbers for j in range(k)])
+        cache, logits, mask, position = prefill(
+            model, [prompts[i] for i in numbers], pad_token_id, k, way
+        )
+        alive = torch.ones(len(rows), dtype=torch.bool)
+        for step in range(uniforms.shape[1]):
+            chances = uniforms[rows, step].to(logits.device), temperatures[rows].to(logits.device)
+            drawn = draw(logits, chances)
+            for name, values in found.items():
+                values[rows, step] = drawn[name].cpu()
+            ending = alive & torch.isin(found["tokens"][rows, step], stops)
+            lengths[rows[ending]], alive = step + 1, alive & ~ending
+            if step + 1 == uniforms.shape[1] or not alive.any():
+                break
+            token = drawn["tokens"]
+            if alive.sum() <= 0.75 * len(rows):  # let those go that have ended
+                kept = alive.nonzero().squeeze(-1)
+                there = kept.to(logits.device)
+                cache.reorder_cache(there)
+                rows, alive = rows[kept], alive[kept]
+                token, mask, position = token[there], mask[there], position[there]
+            mask, position = torch.cat([mask, mask.new_ones(len(rows), 1)], -1), position + 1
+            logits = read_on(model, cache, token, mask, position, way)
     return found, lengths
+
+
+def together(prompts: list[list[int]], way: str) -> list[list[int]]:  # numbers of prompts
+    "Which prompts are read in one batch."
+    if way != "alike":
+        return [list(range(len(prompts)))]
+    lengths = sorted({len(ids) for ids in prompts})
+    return [[i for i, ids in enumerate(prompts) if len(ids) == n] for n in lengths]
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #c56c3b22
@@ -214,11 +394,16 @@ def sample_ids(
     label: str = "generating",  # for the progress bar
     streams: list | None = None,  # names of the prompts' random streams; their positions if None
     keep: Callable | None = None,  # called after every batch with {position: answer}
+    vocabulary: int | None = None,  # ids from here on are no tokens, and not drawn; None: all are
     # token ids of each answer with its end token, and whether there was one (else it was cut off)
 ) -> list[tuple[list[int], bool]]:
-    "Answers to tokenised prompts, in their order; raises `ConfigError` for settings out of range."
+    """Answers to tokenised prompts, in their order; raises `ConfigError` for settings out of range,
+    `DataError` for prompts that the model cannot read.
+    """
     check_draws(1, [temperature], top_p, max_new_tokens)
     names = range(len(prompt_ids)) if streams is None else streams
+    check_readable(model, dict(zip(names, prompt_ids)), max_new_tokens)
+    reading_way(model, prompt_ids, pad_token_id)  # tried once, with the longest of all
 
     def make(batch, rows):
         numbers = [(names[index], *row) for index, row in zip(batch, rows)]
@@ -232,11 +417,19 @@ def sample_ids(
             stop_ids=stop_ids,
             pad_token_id=pad_token_id,
             scores=False,
+            vocabulary=vocabulary,
         )
         answers = zip(found["tokens"].tolist(), lengths.tolist())
         return [(ids[:n], ids[n - 1] in stop_ids) for ids, n in answers]
 
     return _in_batches(model, prompt_ids, make, batch_size, label, keep)
+
+
+def check_readable(model, prompts: dict[Any, list[int]], max_new_tokens: int, tokenizer=None):
+    "Raise `DataError` for prompts, by name, with tokens or a length that the model cannot read."
+    named = [(f"prompt {name}", ids) for name, ids in prompts.items()]
+    check_ids(named, embedding_rows(model), tokenizer)
+    check_prompt_lengths(model.config, prompts, max_new_tokens)
 
 
 def check_draws(k: int, temperatures: list[float], top_p: float, max_new_tokens: int):
@@ -306,11 +499,15 @@ def generate(
     settings out of range.
     """
     options: dict[str, Any] = {"temperature": 0.0, **settings}
+    rows = embedding_rows(model)
+    prompt_ids = encode_prompts(tokenizer, prompts)
+    check_ids([(f"prompt {i}", ids) for i, ids in enumerate(prompt_ids)], rows, tokenizer)
     made = sample_ids(
         model,
-        encode_prompts(tokenizer, prompts),
+        prompt_ids,
         stop_ids=stop_tokens(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=filling_of(model, tokenizer),
+        vocabulary=vocabulary_of(tokenizer, rows),
         **options,
     )
     return [decode_answer(tokenizer, *one) for one in made]
@@ -329,6 +526,7 @@ def beam_ids(
     batch_size: int = 64,  # beams at a time
     label: str = "beam search",  # for the progress bar
     keep: Callable | None = None,  # called after every batch with {position: answer}
+    vocabulary: int | None = None,  # ids from here on are no tokens, and not drawn; None: all are
 ) -> list[tuple[list[int], bool]]:  # as `sample_ids`
     """The best answer that beam search finds to each prompt; raises `ConfigError` for settings out
     of range.
@@ -337,6 +535,16 @@ def beam_ids(
         raise ConfigError(
             f"beams {beams} must be at least 2, max_new_tokens {max_new_tokens} at least 1."
         )
+    check_readable(model, dict(enumerate(prompt_ids)), max_new_tokens)
+    way = reading_way(model, prompt_ids, pad_token_id)
+    if way == "anew":
+        raise ConfigError(
+            f"beams {beams}: {type(model).__name__} gives no cache that beams could share. Take "
+            "greedy answers (temperature 0) or draws.",
+            field="beams",
+            reason="no cache",
+        )
+    rows = embedding_rows(model)
     config = GenerationConfig(
         num_beams=beams,
         length_penalty=length_penalty,
@@ -348,13 +556,18 @@ def beam_ids(
         pad_token_id=pad_token_id,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
+        suppress_tokens=list(range(vocabulary, rows)) if vocabulary else None,
     )
 
     @torch.no_grad()
-    def make(_, rows):
-        ids, mask = left_padded(rows, pad_token_id, model.device)
-        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        return [up_to_end(row, stop_ids) for row in made[:, ids.shape[1] :].tolist()]
+    def make(_, prompts):
+        answers = {}
+        for numbers in together(prompts, way):
+            part = [prompts[i] for i in numbers]
+            ids, mask = left_padded(part, pad_token_id, model.device)
+            made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            answers |= dict(zip(numbers, made[:, ids.shape[1] :].tolist()))
+        return [up_to_end(answers[i], stop_ids) for i in range(len(prompts))]
 
     return _in_batches(model, prompt_ids, make, max(1, batch_size // beams), label, keep)
 

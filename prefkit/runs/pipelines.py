@@ -30,7 +30,7 @@ from prefkit.data.world import SPLITS, gold_reward, second_judge, tiny_records
 from prefkit.data.world import prompts as prompts_of
 from prefkit.judging.served import Served
 from prefkit.data.sources import SplitError, is_hub_name, parse_split
-from prefkit.model.loading import check_model
+from prefkit.model.loading import check_model, load_tokenizer, model_config
 
 
 def check_dataset(
@@ -430,6 +430,34 @@ def evaluation_prompts(
         }
         for number, row in enumerate(rows)
     ]
+
+
+def check_prompts_fit(
+    models: dict,  # name -> checkpoint, or a server's settings: it knows its own limits
+    asked: list[dict],  # as `evaluation_prompts` gives them
+    ways: list[dict],  # settings of sampling
+):
+    """Raise `DataError` for prompts that a model has no positions or no tokens for, before any of
+    the models answers.
+    """
+    from prefkit.judging.asking import prompt_records
+    from prefkit.model.limits import check_ids, check_prompt_lengths
+    from prefkit.model.sampling import encode_prompts
+
+    records, chats = prompt_records(asked)
+    most = max(way["max_new_tokens"] for way in ways)
+    for model, source in models.items():
+        if isinstance(source, dict):
+            continue
+        config, tokenizer = model_config(source), load_tokenizer(source)
+        ids = encode_prompts(tokenizer, chats)
+        prompts = {record["prompt_id"]: each for record, each in zip(records, ids)}
+        named = [(f"prompt {name}", each) for name, each in prompts.items()]
+        try:
+            check_ids(named, config.get_text_config().vocab_size, tokenizer)
+            check_prompt_lengths(config, prompts, most)
+        except DataError as error:
+            raise error.at(f"models, {model}") from error
 
 
 def check_evaluation(

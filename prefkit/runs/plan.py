@@ -21,7 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from prefkit.model.batches import ANSWERS, autocast, batch_logps, batch_rewards, collate
+from prefkit.model.batches import (
+    ANSWERS,
+    autocast,
+    batch_logps,
+    batch_rewards,
+    collate,
+    row_length,
+)
 from prefkit.runs.config import Stage, load_config
 from prefkit.core import ConfigError, resolve_path
 from prefkit.data.records import DATASETS, encode_records, kind_to_read, load_records
@@ -179,7 +186,8 @@ def count_memory(
         )
     if settings.lora:
         model = add_lora(model, settings)
-    batch = collate(rows, answers, 0, settings.layout if use_rows(model) else "apart")
+    longest = max(row_length(row, answers) for row in rows)
+    batch = collate(rows, answers, 0, settings.layout if use_rows(model, longest) else "apart")
     assume_halves(model)
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -378,7 +386,8 @@ def seconds_here(config, rows, answers, settings, scalar) -> float:
     second of two.
     """
     model = new_model(config, scalar)
-    layout = settings.layout if use_rows(model) else "apart"
+    longest = max(row_length(row, answers) for row in rows)
+    layout = settings.layout if use_rows(model, longest) else "apart"
     optimiser, batch = (
         torch.optim.AdamW(model.parameters(), lr=0.0),
         collate(rows, answers, 0, layout),

@@ -262,6 +262,8 @@ def _work(stage, experiment, display, lock, threads):
     for name, account in folder_state(home / stage.name).get("data", {}).items():
         if isinstance(account, dict) and "text" in account:
             display.say(textwrap.indent(f"{name} rows: {account['text']}", "  "))
+    for note in folder_state(home / stage.name).get("model", {}).get("notes", []):
+        display.say(textwrap.indent(note, "  "))
 
 
 def run_stage(

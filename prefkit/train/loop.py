@@ -7,7 +7,7 @@ and `prefkit.train.rounds.Rounds` of the model's own samples.
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -39,9 +39,19 @@ from prefkit.model.batches import (
     collate,
     learned_tokens,
     row_length,
+    simpler_layout,
 )
 from prefkit.model.kernels import halves
-from prefkit.model.sampling import generate, stop_tokens
+from prefkit.model.limits import (
+    check_ids,
+    check_lengths,
+    dropout_of,
+    embedding_rows,
+    filling_of,
+    set_dropout,
+    vocabulary_of,
+)
+from prefkit.model.sampling import READING_WAYS, generate, reading_way, stop_tokens
 from prefkit.train.devices import Share, choose_precision, make_accelerator
 from prefkit.train.log import Clock, Log
 from prefkit.train.methods import (
@@ -64,7 +74,7 @@ from prefkit.train.saves import (
     save_folder,
     with_reference,
 )
-from prefkit.model.loading import model_fingerprint
+from prefkit.model.loading import check_loaded, model_fingerprint, read_weights
 from prefkit.train.schedule import epoch_batches, learning_rate_factor
 from prefkit.train.settings import TrainSettings, total_steps
 
@@ -322,7 +332,8 @@ class Epochs:
 
     def __post_init__(self):
         self.learner = Learner(self._read, self.model)
-        self.pad, self.steps = pad_token(self.tokenizer), total_steps(len(self.rows), self.settings)
+        self.pad = filling_of(self.model, self.tokenizer)
+        self.steps = total_steps(len(self.rows), self.settings)
         self.answers = self.method.answers()
         self.lengths = [row_length(row, self.answers, self.layout) for row in self.rows]
         self.epoch, self.order = None, []  # the order of the epoch at hand
@@ -467,15 +478,6 @@ class Epochs:
 PROBE = Method("probe", lambda policy_chosen_logps: -policy_chosen_logps, "pairs", reference=False)
 
 
-def pad_token(tokenizer) -> int:
-    """A token to fill up with.
-
-    Any would do, since what is filled is never seen: an end-of-text token is harmless.
-    """
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in known if token is not None)
-
-
 def add_lora(
     model,  # a causal language model
     settings: TrainSettings,  # lora_rank, lora_alpha, lora_dropout, lora_targets, seed
@@ -512,6 +514,8 @@ class TrainResult:
     best_step: int | None  # of the best validation loss
     best_loss: float | None  # the loss there
     resumed_from: int | None  # the checkpoint's step, if this call went on from one
+    # what was done otherwise than asked, or changed: layout, dropout, rows beyond the positions
+    notes: list[str] = field(default_factory=list)
 
 
 def check_encoded(
@@ -622,26 +626,64 @@ def check_output(
         )
 
 
+def sequence_lengths(rows: list[dict] | None, answers: tuple[str, ...]) -> list[int]:
+    "Tokens of each row's longest sequence."
+    return [row_length(row, answers) for row in rows or []]
+
+
+def check_readable_rows(
+    model,  # that training starts from
+    tokenizer,  # to name tokens
+    sets: Mapping[str, tuple[list[dict] | None, tuple[str, ...]]],  # rows, names of their answers
+) -> list[str]:  # notes for the account
+    "Raise `DataError` for rows with tokens or a length that the model cannot read."
+    rows = embedding_rows(model)
+    for name, (some, answers) in sets.items():
+        keys = ("prompt_ids", *(f"{answer}_ids" for answer in answers))
+        named = ((f"{name}, row {i}", row[key]) for i, row in enumerate(some or []) for key in keys)
+        check_ids(named, rows, tokenizer)
+    lengths = {name: sequence_lengths(*part) for name, part in sets.items()}
+    return check_lengths(model.config, lengths, "Set max_length: {most}.")
+
+
+def all_rows(sets: dict[str, list[dict]], probe: list[dict], method: Method) -> list[dict]:
+    """Prompt and answers of every row that is going to be read, its longest answer in the place of
+    those that are still to be drawn, which are no longer than the longest row.
+    """
+    parts = [(rows, ANSWERS[method.kind]) for rows in sets.values()]
+    found = []
+    for rows, answers in [*parts, (probe, ANSWERS["pairs"])]:
+        for row in rows:
+            longest = max((row[f"{answer}_ids"] for answer in answers), key=len)
+            ids = {f"{name}_ids": row.get(f"{name}_ids", longest) for name in method.answers()}
+            found.append({"prompt_ids": row["prompt_ids"], **ids})
+    return found
+
+
 def prepare_rows(
     model,  # before training
     tokenizer,  # for the ids of padding and stop tokens
     method: Method,  # of the table
     sets: dict[str, list[dict]],  # name -> encoded rows
     run: "TrainingRun",  # folder, settings, precision
+    probe: list[dict],  # encoded pairs that are read along
     cache: Path | None = None,  # where other runs find the reference's log-probs
     # the rows with what the method needs beside them; the layout of their batches
 ) -> tuple[dict[str, list[dict]], str]:
     """Log-probs of the reference, answers that the data do not have, and a look which layout of
     batches this model can read.
     """
-    pad, s = pad_token(tokenizer), run.settings
+    pad, s = filling_of(model, tokenizer), run.settings
     read = batch_logps if method.output == "logps" else batch_rewards
-    layout = choose_layout(model, sets["train"], method.answers(), pad, s.layout, read)
+    rows = all_rows(sets, probe, method)
+    layout = choose_layout(model, rows, method.answers(), pad, s.layout, read)
+    run.note_layout(layout)
     if not method.reference and not method.extra:
         return sets, layout
     options: dict[str, Any] = dict(seed=s.seed, pad_token_id=pad, batch_size=max(64, s.batch_size))
     if method.extra:  # some are sampled
         options["stop_ids"] = stop_tokens(tokenizer)
+        options["vocabulary"] = vocabulary_of(tokenizer, embedding_rows(model))
     sets = with_reference(
         model,
         sets,
@@ -681,8 +723,11 @@ def train_model(
     hyperparameters = row.hyperparameters(hyperparameters)
     check_run(row, settings, train_rows, validation_rows, probe_rows)
     sets = {"train": train_rows, "validation": validation_rows or []}
-    check_output(model, row, pad_token(tokenizer), sets)
+    check_output(model, row, filling_of(model, tokenizer), sets)
+    given = {f"{name}_rows": (rows, ANSWERS[row.kind]) for name, rows in sets.items()}
+    given |= {"probe_rows": (probe_rows or [], ANSWERS["pairs"])}
     run = TrainingRun(Path(output_dir), settings)
+    run.note(*check_readable_rows(model, tokenizer, given))
     told = {"method": method, "hyperparameters": hyperparameters}
     told["steps"] = total_steps(len(train_rows), settings)
     told["data"] = {name: rows_fingerprint(rows) for name, rows in sets.items()}
@@ -690,7 +735,7 @@ def train_model(
         return run.result(type(model))
     run.place(model)
     with run.accelerator.main_process_first():  # the others find what it has left in the folder
-        sets, layout = prepare_rows(model, tokenizer, row, sets, run, cache)
+        sets, layout = prepare_rows(model, tokenizer, row, sets, run, probe_rows or [], cache)
     source = Epochs(
         run.with_adapters(model),
         tokenizer,
@@ -720,6 +765,26 @@ class TrainingRun:
         self.share = Share.of_process(self.accelerator)
         self.precision = choose_precision(settings, self.device)
         self.folder = Path(self.share.from_main(str(folder)))  # one folder for all processes
+        self.notes: list[str] = []  # for the account
+        self.dropout: dict[str, float] = {}  # of the model's config as it came
+
+    def note(self, *texts: str):
+        "Say what was changed or done otherwise, and keep it for the account."
+        for text in filter(None, texts):
+            self.notes.append(text)
+            if self.share.rank == 0:
+                print(text)
+
+    def note_layout(self, layout: str):
+        "What `choose_layout` has already said."
+        if layout != self.settings.layout:
+            self.notes.append(simpler_layout(layout, self.settings.layout))
+
+    def note_way(self, model, prompts: list[list[int]], tokenizer):
+        "How the model reads prompts, if slower than others; `reading_way` has already said it."
+        way = reading_way(model, prompts, filling_of(model, tokenizer))
+        if way != "padded":
+            self.notes.append(f"prompts are read so: {READING_WAYS[way]}")
 
     def is_done(self, model, told: dict) -> bool:
         "Claim the folder; raises `OtherRun` where it holds another run. Is the run in it finished?"
@@ -727,10 +792,12 @@ class TrainingRun:
         return self.share.main_does(partial(open_folder, self.folder, identity))
 
     def place(self, model):
-        """Weights in float32 (stored as bf16 they would not move) and on the device; options of
-        memory.
+        """Weights in float32 (stored as bf16 they would not move) and on the device; dropout as it
+        is asked for; options of memory.
         """
         s = self.settings
+        self.dropout = dropout_of(model)
+        self.note(set_dropout(model, s.dropout))
         if not (s.lora and self.precision != "float32"):
             model.float()
         model.to(self.device)
@@ -757,18 +824,24 @@ class TrainingRun:
         return read_result(self.folder, model, fitted.resumed_from)
 
     def _write(self, model, tokenizer, fitted: Fitted):
+        for name, value in self.dropout.items():  # what is written is the model that came
+            setattr(model.config.get_text_config(), name, value)
         savers = (model.save_pretrained, tokenizer.save_pretrained)
         save_folder(self.folder / "checkpoint", *savers)
         training = json.loads((self.folder / "training.json").read_text(encoding="utf-8"))
         training |= {"finished": True, "steps_taken": fitted.steps}
         training |= {"best_step": fitted.best_step, "best_loss": fitted.best_loss}
+        training |= {"notes": self.notes}
         write_json(self.folder / "training.json", training)
         if not self.settings.keep_checkpoints:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def result(self, kind: type[Any]) -> TrainResult:
         "Of a run that is done."
-        return read_result(self.folder, kind.from_pretrained(self.folder / "checkpoint"))
+        place = str(self.folder / "checkpoint")
+        model, info = read_weights(kind, place)
+        check_loaded(place, info)
+        return read_result(self.folder, model)
 
 
 def read_result(folder: Path, model, resumed: int | None = None) -> TrainResult:
@@ -786,4 +859,5 @@ def read_result(folder: Path, model, resumed: int | None = None) -> TrainResult:
         training["best_step"],
         training["best_loss"],
         resumed,
+        training.get("notes", []),
     )

@@ -467,6 +467,7 @@ def explore_answers(
     stop_ids: list[int],  # tokens that end an answer
     pad_token_id: int,  # any token
     batch_size: int = 64,  # prompts at a time
+    vocabulary: int | None = None,  # ids from here on are no tokens; None: all are
 ) -> list[list[int]]:  # for each row the token ids of one sample, its end included
     """One sample of the reference for each prompt (offline XPO), as long as the longest answer in
     the data at most, and cut to the longest row's room.
@@ -481,6 +482,7 @@ def explore_answers(
         temperature=1.0,
         seed=seed,
         batch_size=batch_size,
+        vocabulary=vocabulary,
         label="samples of the reference",
     )
     room = max(

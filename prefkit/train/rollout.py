@@ -32,7 +32,16 @@ from torch import Tensor
 
 from ..model.batches import Batch, collate, evaluating, scored_logps
 from ..core import DataError, NotFinite
-from ..model.sampling import check_draws, decode, draw_tokens, stop_tokens, uniform_stream
+from ..model.limits import embedding_rows, filling_of, vocabulary_of
+from prefkit.model.sampling import (
+    check_draws,
+    check_readable,
+    decode,
+    draw_tokens,
+    reading_way,
+    stop_tokens,
+    uniform_stream,
+)
 
 
 # %% ../../nbs/lib/train/45_rollout.ipynb #3f38ff06
@@ -78,7 +87,10 @@ def sample_answers(
     streams = range(len(prompt_ids)) if numbers is None else numbers
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
     answers: list[list[Sample]] = [[] for _ in prompt_ids]
-    stops = stop_tokens(tokenizer)
+    stops, rows = stop_tokens(tokenizer), embedding_rows(model)
+    filling = filling_of(model, tokenizer)
+    check_readable(model, dict(zip(streams, prompt_ids)), max_new_tokens, tokenizer)
+    reading_way(model, prompt_ids, filling)  # tried once, with the longest of all
     with evaluating(model, precision):
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
@@ -91,8 +103,9 @@ def sample_answers(
                 torch.tensor(temperatures * len(part)),
                 top_p=top_p,
                 stop_ids=stops,
-                pad_token_id=tokenizer.pad_token_id,
+                pad_token_id=filling,
                 k=k,
+                vocabulary=vocabulary_of(tokenizer, rows),
             )
             for place, i in enumerate(part):
                 answers[i] = [

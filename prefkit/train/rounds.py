@@ -26,6 +26,8 @@ from prefkit.model.batches import (
     on_device,
     scored_logps,
 )
+from prefkit.model.limits import check_lengths, filling_of
+from prefkit.model.sampling import check_readable
 from prefkit.train.devices import Share
 from prefkit.train.loop import (
     Learner,
@@ -33,8 +35,8 @@ from prefkit.train.loop import (
     TrainResult,
     Validation,
     check_output,
+    check_readable_rows,
     fit,
-    pad_token,
 )
 from prefkit.train.methods import (
     Method,
@@ -192,7 +194,7 @@ class Rounds:
         head = {"value_head": value_head(self.model)} if self.method.values else {}
         self.learner = Learner(self._read, self.model, **head)
         self.pad, self.steps = (
-            pad_token(self.tokenizer),
+            filling_of(self.model, self.tokenizer),
             online_steps(len(self.rows), self.settings),
         )
         self.of_prepare, self.of_loss = self.method.split(self.hyperparameters)
@@ -634,12 +636,35 @@ def check_online(method: Method, settings: RolloutSettings, validation: bool = T
         )
 
 
-def prompt_layout(model, rows: list[dict], tokenizer, wanted: str) -> str:
-    "Which layout of batches can this model read? Tried on two prompts, each other's answer."
-    pairs = zip(rows[:2], rows[1::-1])
-    few = [{"prompt_ids": a["prompt_ids"], "response_ids": b["prompt_ids"]} for a, b in pairs]
-    few = few * 2 if len(few) < 2 else few
-    return choose_layout(model, few, ("response", "other"), pad_token(tokenizer), wanted)
+def prompt_layout(
+    model, rows: list[dict], validation: list[dict] | None, tokenizer, settings: RolloutSettings
+) -> str:
+    """Which layout of batches can this model read? Tried on the longest and the shortest prompt,
+    with answers, made of their tokens, as long as any can be.
+    """
+    few = []
+    for row in [*rows, *(validation or [])]:
+        ids, most = row["prompt_ids"], settings.max_new_tokens
+        answer = (ids * (most // len(ids) + 1))[:most]
+        more = max(answer, row.get("response_ids") or [], key=len)
+        few.append({"prompt_ids": ids, "response_ids": more, "other_ids": answer})
+    pad = filling_of(model, tokenizer)
+    return choose_layout(model, few, ("response", "other"), pad, settings.layout)
+
+
+def check_online_lengths(
+    model, tokenizer, rows: list[dict], validation: list[dict] | None, settings: RolloutSettings
+) -> list[str]:  # notes for the account
+    "Raise `DataError` for prompts that the model, with its answers, has no positions or rows for."
+    notes = []
+    for name, part in (("rows", rows), ("validation", validation or [])):
+        prompts = {f"{i} of {name}": row["prompt_ids"] for i, row in enumerate(part)}
+        check_readable(model, prompts, settings.max_new_tokens, tokenizer)
+        lengths = [len(ids) + settings.max_new_tokens for ids in prompts.values()]
+        notes += check_lengths(model.config, {f"{name} with their answers": lengths})
+        shown = {name: (part, ("response",))} if part and "response_ids" in part[0] else {}
+        notes += check_readable_rows(model, tokenizer, shown)
+    return notes
 
 
 def prompts_fingerprint(rows: list[dict] | None) -> str:
@@ -670,8 +695,9 @@ def train_online(
     hyperparameters = row.hyperparameters(hyperparameters)
     check_online(row, settings, bool(validation))
     check_prompts(row, rows, validation)
-    check_output(model, row, pad_token(tokenizer), {})
+    check_output(model, row, filling_of(model, tokenizer), {})
     run = TrainingRun(Path(output_dir), settings)
+    run.note(*check_online_lengths(model, tokenizer, rows, validation, settings))
     told = {"method": method, "hyperparameters": hyperparameters}
     told["steps"] = online_steps(len(rows), settings)
     told["reward"] = source.fingerprint()
@@ -683,7 +709,9 @@ def train_online(
     if run.is_done(model, told):
         return run.result(type(model))
     run.place(model)
-    layout = prompt_layout(model, rows, tokenizer, settings.layout)
+    layout = prompt_layout(model, rows, validation, tokenizer, settings)
+    run.note_layout(layout)
+    run.note_way(model, [row["prompt_ids"] for row in [*rows, *(validation or [])]], tokenizer)
     reference = Reference(None if settings.lora else model)
     rounds = Rounds(
         run.with_adapters(model),

@@ -357,7 +357,7 @@ def model_settings(model) -> dict:
         if name not in ("_name_or_path", "transformers_version")
     }
     return {
-        **json.loads(json.dumps(config, default=str)),
+        **json.loads(json.dumps(config, default=str), parse_constant=str),  # Bamba has an infinity
         "attention": getattr(model.config, "_attn_implementation", None),
         "device": model.device.type,
         "torch": str(torch.__version__),

@@ -168,6 +168,12 @@ class TrainSettings(Settings):
     lora_targets: str | list[str] = setting(
         "all-linear", "names of the layers that get one, such as [q_proj, v_proj]"
     )
+    dropout: bool | float = setting(
+        False,
+        "of the start model, while training: false: none; true: its own; or a probability",
+        low=0,
+        high=1,
+    )
     seed: int = setting(0, "order of the data, adapters, dropout", low=0, high=2**32 - 1)
     precision: str = setting(
         "auto",
