@@ -128,9 +128,13 @@ def plan(
     ] = [],
 ):
     """Say what an experiment will need, memory part by part and time, before anything is loaded."""
-    from prefkit.runs.plan import plan, plan_text
+    from prefkit.runs.plan import plan_lines
 
-    print(plan_text(*_carry_out(plan, config, settings, tuple(device) or None)))
+    def show():
+        for line in plan_lines(config, settings, tuple(device) or None):
+            print(line, flush=True)
+
+    _carry_out(show)
 
 
 @app.command()

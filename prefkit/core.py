@@ -445,6 +445,19 @@ def fingerprint_files(
     return digest.hexdigest()[:16]
 
 
+ANNOUNCED = "said.txt"  # beside the file that `PREFKIT_PROGRESS` names
+
+
+def announce(
+    text: str,  # a line
+):
+    "Say something that stays: in the output, and on the screen of the runner, where there is one."
+    print(text, flush=True)
+    if file := os.environ.get("PREFKIT_PROGRESS"):
+        with Path(file).with_name(ANNOUNCED).open("a", encoding="utf-8") as said:
+            said.write(text + "\n")
+
+
 class Progress:
     """A progress bar: on screen, or as a small file for the runner where `PREFKIT_PROGRESS` names
     one.

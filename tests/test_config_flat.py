@@ -57,7 +57,6 @@ DEFAULTS = {  # where they are not those of the specification
         "warmup_steps": 5,
         "weight_decay": 0.01,
         "adam_beta2": 0.98,
-        "max_steps": 10,
         "logging_steps": 5,
         "save_steps": 200,
     },
@@ -67,7 +66,6 @@ DEFAULTS = {  # where they are not those of the specification
     "rollout": {
         "schedule": "constant",
         "batch_size": 8,
-        "max_steps": 4,
         "max_new_tokens": 48,
         "logging_steps": 1,
     },

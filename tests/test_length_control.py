@@ -2,7 +2,7 @@
 exact cases and repetition with known truth.
 """
 
-import math, os
+import math, os, re
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from prefkit.core import ConfigError, DataError
+from prefkit.report.answers import win_rows
 from prefkit.report.figures import check_figure, draw_curves
 from prefkit.stats.length_control import (
     fit_logistic,
@@ -295,6 +296,58 @@ def test_any_table_gives_a_rate(seed, n, with_anchors, with_difficulty, verdicts
         assert abs(turned.rate - (1 - found.rate)) < 1e-6
         if lengths in ("equal", "constant") and not with_difficulty:
             assert abs(found.rate - y.mean()) < 1e-9
+
+
+@needs_real
+@pytest.mark.parametrize("model", ["claude-2", "gemma-2b-it", "vicuna-7b-v1.5"])
+def test_the_interval_is_that_of_a_bootstrap_over_prompts(model):
+    arguments, anchors, _ = alpaca(model)
+    found, rng = length_controlled_win_rate(**arguments, anchors=anchors), np.random.default_rng(0)
+    rates = []
+    for _ in range(150):
+        rows = rng.integers(0, found.n, found.n)
+        drawn = {name: column[rows] for name, column in arguments.items()}
+        rates.append(length_controlled_win_rate(**drawn, anchors=anchors).rate)
+    low, high = np.quantile(rates, [0.025, 0.975])
+    # of 150 draws an end of the interval is known to a quarter of its width
+    assert abs(found.low - low) < 0.25 * (high - low) and abs(found.high - high) < 0.25 * (
+        high - low
+    )
+
+
+@pytest.mark.parametrize(
+    "preference, lengths, note, known",
+    [
+        ([1, 0] * 40, [9, 3] * 40, "separated: every win and loss of 80", False),
+        ([1, 1, 0], [9, 8, 2], "separated: every win and loss of 3", False),
+        ([1.0] * 50, range(50), "separated: all 50 comparisons go one way", True),
+        ([0.0] * 50, range(50), "separated: all 50 comparisons go one way", True),
+        ([1, 0, 0, 1, 1], [5, 9, 3, 7, 4], "few: 5 comparisons", True),
+        ([1, 0, 0, 1] * 30, [5, 9, 3, 7] * 30, "", True),
+    ],
+)
+def test_what_a_fit_cannot_know_is_said(preference, lengths, note, known):
+    found = length_controlled_win_rate(preference, list(lengths), [6] * len(preference))
+    assert found.note.startswith(note) and bool(found.note) == bool(note)
+    assert found.separated == note.startswith("separated")
+    assert known == (found.high - found.low < 0.99) and (not note or found.note in str(found))
+    row = found.to_dict()
+    assert row["lc_note"] == found.note and row["lc_low"] <= row["lc_rate"] <= row["lc_high"]
+
+
+def test_a_page_gives_the_interval_and_no_number_where_the_fit_separates():
+    numbers = ["lc_rate", "lc_low", "lc_high", "lc_standard_error"]
+    ends = {"rate": 0.6, "low": 0.5, "high": 0.7, "n": 40, "judge": "gold", "evaluation": "e"}
+    rows = [
+        length_controlled_win_rate([1, 0] * 40, [9, 3] * 40, [6] * 80).to_dict(),
+        length_controlled_win_rate([1, 0, 0, 1] * 30, [5, 9, 3, 7] * 30, [6] * 120).to_dict(),
+        dict.fromkeys(numbers) | {"lc_note": "a single prompt"},
+    ]
+    table = pd.DataFrame([{"model": "a", "reference": "b", **ends, **row} for row in rows])
+    said = win_rows(table)
+    separated, good, single = said["at equal length"]
+    assert separated.startswith("not known; separated") and single == "none: a single prompt"
+    assert re.fullmatch(r"[\d.]+ ?% .*[\d.]+.*[\d.]+.*", good) and not set(numbers) & set(said)
 
 
 def test_lengths_that_hardly_vary_are_not_split_between_length_and_model():

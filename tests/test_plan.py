@@ -1,6 +1,8 @@
 "The plan: what it counts is what a run takes."
 
 import json
+import math
+import resource
 import subprocess
 import sys
 
@@ -8,8 +10,17 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
-from prefkit.core import ConfigError, project_root
-from prefkit.runs.plan import Alive, batch_of, count_memory, plan, plan_text, step_memory
+from prefkit.core import ConfigError, project_root, write_jsonl, write_text
+from prefkit.runs.plan import (
+    Alive,
+    batch_of,
+    count_memory,
+    plan,
+    plan_lines,
+    plan_text,
+    rows_on_the_hub,
+    step_memory,
+)
 from prefkit.train.settings import TrainSettings
 
 SHAPES = {
@@ -152,6 +163,88 @@ def test_what_does_not_fit_comes_with_a_change_after_which_it_does(monkeypatch):
     monkeypatch.setitem(module.MACHINES, "L4", (8.5e9, 1e12, True))
     one, *_ = plan(project_root() / "data/configs/l4/first_path.yaml", devices=("L4",))[0]
     assert not one.fits and ("batch_size" in one.advice or "lora" in one.advice)
+
+
+@pytest.mark.parametrize(
+    "name, split, rows",
+    [
+        ("ultrafeedback_binarized", "train", 61_135),
+        ("ultrafeedback_binarized", "train_without_validation", 59_135),
+        ("ultrafeedback_binarized", "train_without_validation[:100]", 100),
+        ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs[1000:]", 60_135),
+        ("smol-smoltalk", "train", 460_341),
+        ("hh-rlhf", "test", 8552),
+        ("countdown-3to4", "train", None),  # its split is made when it is read
+        ("somebody/something", "train", None),
+    ],
+)
+def test_rows_of_the_hub_are_known_where_they_are(name, split, rows):
+    assert rows_on_the_hub(name, split) == rows
+
+
+def planned(tmp_path, **parameters):
+    given = {"model": "data/tiny/base", "batch_size": 8, **parameters}
+    stages = {"dpo": {"pipeline": "preference", "parameters": given}}
+    config = write_text(tmp_path / "x.yaml", json.dumps({"experiment": "x", "stages": stages}))
+    return plan(config, devices=("T4",))[0][0]
+
+
+def test_steps_and_time_come_from_rows_that_are_known(tmp_path):
+    one = planned(tmp_path, dataset="ultrafeedback_binarized", epochs=2, max_length=64)
+    assert one.steps == 2 * math.ceil(61_135 / 8) and one.step_seconds > 0
+    assert planned(tmp_path, dataset="ultrafeedback_binarized", limit=100).steps == 13
+    pair = {"prompt": "Who?", "chosen": "Me.", "rejected": "You, I am told."}
+    file = write_jsonl(tmp_path / "pairs.jsonl", [pair] * 50)
+    local = {"dataset": str(file), "validation_split": "", "min_response_tokens": 1}
+    assert planned(tmp_path, **local).steps == 7
+    assert planned(tmp_path, **local, split="train[:20]", epochs=3).steps == 9
+    assert planned(tmp_path, **local, limit=8, method="kto", from_pairs=True).steps == 2
+    assert planned(tmp_path, dataset="tiny-world").steps == 125  # 1,000
+    assert planned(tmp_path, dataset="somebody/something").steps is None
+    assert "?" in plan_text([planned(tmp_path, dataset="somebody/something")], [])
+
+
+def test_lora_is_counted_in_the_precision_that_is_loaded():
+    config = Qwen2Config(**SHAPES["5m"], tie_word_embeddings=True)
+    count = lambda precision="float32", **changes: step_memory(
+        config,
+        LENGTHS[:2],
+        ("a", "b"),
+        TrainSettings(device="cpu", lora=True, lora_rank=4, **changes),
+        precision=precision,
+    )
+    full, half = count(), count(base_precision="bf16")
+    base = 4 * (full.parameters - full.trained)
+    assert full.weights == base + 4 * full.trained and full.weights == count("bf16").weights
+    assert half.weights == base // 2 + 4 * half.trained  # adapters stay float32
+    assert (half.gradients, half.optimiser) == (full.gradients, full.optimiser)
+
+
+def test_the_plan_is_shown_as_it_is_made(monkeypatch):
+    from prefkit.runs import plan as module
+
+    done = []
+    make = module.plan_stage
+    monkeypatch.setattr(
+        module, "plan_stage", lambda stage, *more: done.append(stage.name) or make(stage, *more)
+    )
+    config = project_root() / "data/configs/tiny/first_path.yaml"
+    lines = plan_lines(config, devices=("T4",))
+    assert "fits" in next(lines) and not done  # the head comes before the work
+    assert next(lines).startswith(done[0]) and len(done) == 1
+    assert "\n".join(plan_lines(config, devices=("T4",))) == plan_text(
+        *plan(config, devices=("T4",))
+    )
+
+
+@pytest.mark.slow
+def test_the_plan_of_the_comparison_takes_less_than_twenty_seconds():
+    "Of a processor: what else the machine does does not count."
+    command = [sys.executable, "-m", "prefkit", "plan", "data/configs/tiny/comparison.yaml"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True, cwd=project_root())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
 
 
 def test_a_device_that_nobody_knows_is_named():

@@ -151,7 +151,7 @@ def test_settings_are_found_among_other_names():
 
 def test_parts_of_the_data():
     data = SftData(validation_dataset="other", probe_dataset="pairs", probe_limit=8)
-    assert data.part("train") == ("tiny-world", "train", 64)
+    assert data.part("train") == ("tiny-world", "train", None)
     assert data.part("validation") == ("other", "validation", 32)
     assert data.part("probe") == ("pairs", "validation", 8)
     assert (

@@ -30,7 +30,7 @@ FOLDERS = {  # in the order in which they are read
     "pipelines": "Pipelines",
     "reports": "Reports",
 }
-NOTES = {"pipelines": "The time is that of the defaults, a smoke run."}
+NOTES = {"pipelines": "The time is that of the values in their cells, a smoke run by hand."}
 HEAD = ["| notebook | about | time | memory | hardware |", "|---|---|---|---|---|"]
 BEGIN, END = "<!-- map: written by `make map` -->", "<!-- end of map -->"
 

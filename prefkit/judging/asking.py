@@ -13,6 +13,7 @@ __all__ = [
     "decoding",
     "prompt_records",
     "request_body",
+    "answer_apart",
     "LoadedModel",
     "ServedModel",
     "generate_records",
@@ -36,13 +37,14 @@ from prefkit.core import (
     write_json,
     write_jsonl,
 )
+from ..data.thoughts import closes_first, split_thought, whole_text
+from .records import without_thought, without_thoughts
 from .served import JsonLinesFile, Served, ask_all
 from ..model.limits import embedding_rows, filling_of, vocabulary_of
 from ..model.loading import model_fingerprint
 from prefkit.model.sampling import (
     beam_ids,
     check_readable,
-    decode_answer,
     encode_prompts,
     sample_ids,
     stop_tokens,
@@ -229,6 +231,18 @@ def request_body(
 
 
 # %% ../../nbs/lib/judging/50_asking.ipynb #38dbc317
+def answer_apart(
+    tokenizer,  # of the model
+    prompt_ids: list[int],  # what it was asked, generation prompt included
+    ids: list[int],  # of what it wrote, end token included
+    ended: bool,  # False: cut off
+) -> dict:  # text, tokens (the thought's included), ended; reasoning where there is a thought
+    "An answer as a record, the thought before it apart, one that the template has begun as well."
+    said = split_thought(whole_text(tokenizer, prompt_ids, ids[: len(ids) - ended]))
+    thought = {} if said.reasoning is None else {"reasoning": said.reasoning}
+    return {"text": said.answer, "tokens": len(ids), "ended": ended, **thought}
+
+
 @dataclass
 class LoadedModel:
     "A model in this process; raises `ConfigError` where its tokenizer is missing."
@@ -259,19 +273,18 @@ class LoadedModel:
         keep: Callable,  # given {prompt_id: answer} after every batch
     ):
         "Hand every answer to `keep`."
-        names, width = list(chats), embedding_rows(self.model)
+        names, rows = list(chats), encode_prompts(self.tokenizer, chats.values())
+        said = lambda row, *made: answer_apart(self.tokenizer, rows[row], *made)
+        width = embedding_rows(self.model)
         options: dict[str, Any] = {
             "stop_ids": stop_tokens(self.tokenizer),
             "pad_token_id": filling_of(self.model, self.tokenizer),
             "vocabulary": vocabulary_of(self.tokenizer, width),
             "batch_size": self.batch_size,
             "label": label,
-            "keep": lambda made: keep(
-                {names[row]: decode_answer(self.tokenizer, *one) for row, one in made.items()}
-            ),
+            "keep": lambda made: keep({names[row]: said(row, *one) for row, one in made.items()}),
             **settings,
         }
-        rows = encode_prompts(self.tokenizer, chats.values())
         named = dict(zip(names, rows))
         check_readable(self.model, named, settings["max_new_tokens"], self.tokenizer)
         if "beams" in settings:
@@ -281,15 +294,25 @@ class LoadedModel:
 
 
 # %% ../../nbs/lib/judging/50_asking.ipynb #ec3d2077
-def _server_answer(reply):
-    "An answer out of a server's reply."
+def _server_answer(reply, opened):
+    "An answer out of a server's reply; `opened`: its template begins a thought."
     tokens = (reply["usage"] or {}).get("completion_tokens")
     alone = len(reply["raw"]["choices"]) == 1  # of several the server counts the sum
+    text, reasoning = reply["reply"].strip(), reply["reply"].reasoning
+    if opened and reasoning is None and not reply["reply"].ended:
+        text, reasoning = "", text  # cut off before the mark of its end
     return {
-        "text": reply["reply"].strip(),
+        "text": text,
         "tokens": tokens if alone else None,
         "ended": reply["finish_reason"] == "stop",
+        **({} if reasoning is None else {"reasoning": reasoning.strip()}),
     }
+
+
+def _begins_thoughts(replies):
+    "Whether a server's template begins a thought: some reply then has the mark of its end only."
+    texts = (reply["raw"]["choices"][0]["message"].get("content") for reply in replies)
+    return any(closes_first(text or "") for text in texts)
 
 
 @dataclass
@@ -326,7 +349,8 @@ class ServedModel:
         }
         store = output.with_name(f"{output.stem}.replies.jsonl")
         replies, failures = ask_all(self.server, requests, store, label=label)
-        keep({name: _server_answer(reply) for name, reply in replies.items()})
+        opened = _begins_thoughts(replies.values())
+        keep({name: _server_answer(reply, opened) for name, reply in replies.items()})
         if failures:
             some = "; ".join(f"{name}: {why}" for name, why in list(failures.items())[:3])
             more = "; ..." if len(failures) > 3 else ""
@@ -357,7 +381,7 @@ def _kept(file, made_by, model, settings):
             field="output",
             reason="other answers",
         )
-    return {record["prompt_id"]: record for record in file.records}
+    return {record["prompt_id"]: without_thought(record) for record in file.records}
 
 
 def _in_order(file, records):
@@ -388,6 +412,8 @@ def _answer_all(answerer, name, prompts, settings, done, made_by, append):
         new = []
         for one, answer in made.items():
             said = {"answer": answer["text"], "tokens": answer["tokens"], "ended": answer["ended"]}
+            if "reasoning" in answer:
+                said["reasoning"] = answer["reasoning"]
             new.append({**asked[one], **said, "model": name, "settings": settings, **made_by})
         append(*new)
         done.update({record["prompt_id"]: record for record in new})
@@ -407,8 +433,8 @@ def generate_records(
     output: str | Path | None = None,
     name: str = "",  # what the model is called; its folder's name or the server's model if empty
     batch_size: int = 64,  # rows at a time of a loaded model; does not change the draws
-    # the prompts' records with answer, tokens, ended, model and settings (and made_by, with an
-    # output)
+    # the prompts' records with answer, tokens, ended, model and settings (reasoning where it
+    # thought first, made_by with an output)
 ) -> list[dict]:
     """One answer to every prompt, from a loaded model or from a server; raises `ConfigError` and
     `DataError` that say what to do.
@@ -454,6 +480,7 @@ def write_leaderboard(
     """Prompt and response, one JSON object a line; raises `DataError` for a conversation of several
     turns.
     """
+    records = without_thoughts(records)
     return write_jsonl(
         path, [{"prompt": _instruction(record), "response": record["answer"]} for record in records]
     )
@@ -475,6 +502,6 @@ def write_alpaca_eval(
             "generator": generator or record["model"],
             "dataset": record.get("dataset", dataset),
         }
-        for record in records
+        for record in without_thoughts(records)
     ]
     return write_json(path, outputs)

@@ -49,6 +49,7 @@ from prefkit.core import (
     write_jsonl,
     write_text,
 )
+from ..data.thoughts import split_thought
 from ..stats.intervals import ratio_interval
 from ..stats.intervals import wilson
 
@@ -678,8 +679,8 @@ def read_alpaca_annotations(
                 "instruction": row["instruction"],
                 "dataset": row.get("dataset"),
                 "preference": preference,
-                "model_length": len(ours),
-                "reference_length": len(theirs),
+                "model_length": len(split_thought(ours).answer),
+                "reference_length": len(split_thought(theirs).answer),
             }
         )
     if not kept:
@@ -764,6 +765,7 @@ def answer_turns(
                 chat.append({"role": "user", "content": question["turns"][turn]})
             texts = ask([list(chat) for chat in asked], temperature)
             for chat, question, text in zip(asked, group, texts, strict=True):
+                text = split_thought(text).answer  # neither judged nor told in the next turn
                 chat.append({"role": "assistant", "content": text})
                 answers[question["question_id"]].append(text)
     return answers

@@ -29,6 +29,7 @@ __all__ = [
     "MadeJudge",
     "register_judge",
     "check_judge",
+    "reach_judge",
     "make_judge",
 ]
 
@@ -51,9 +52,10 @@ from prefkit.judging.records import (
     record_ids,
     same_answer,
     text_of,
+    without_thoughts,
 )
 from .rewards import RewardSource, check_data, make_reward
-from .served import Served, ask_all
+from .served import Reply, Served, ask_all, reach
 from .votes import read_votes
 from ..stats.win_rate import preference_rate
 
@@ -134,10 +136,10 @@ class Judgement(Sequence):
 # %% ../../nbs/lib/judging/56_judges.ipynb #16ea0216
 @dataclass
 class Judge:
-    """What all judges have in common. A kind of judge is a subclass: its fields are its options
-    (never a key, only the name of its environment variable), checked when it is made; called with
-    (records, store), or with (records_a, records_b, store) if it `compares`, it gives a verdict for
-    each.
+    """What all judges share. A kind of judge is a subclass: its fields are its options (never a
+    key, only the name of its environment variable), checked when it is made; called with (records,
+    store), or (records_a, records_b, store) if it `compares`, it gives a verdict for each. Records
+    come to it without thoughts.
     """
 
     name = "judge"  # as in a config
@@ -152,6 +154,9 @@ class Judge:
 
     def check(self, record: dict | None):
         "Raise `ConfigError` or `DataError` for data that it cannot judge, by the first record."
+
+    def reach(self):
+        "Ask once, before anything runs, whether whoever is asked later answers; `ConfigError`."
 
     def load(self):
         "What takes time or memory; nobody is asked."
@@ -170,11 +175,7 @@ class Judge:
         be judged.
         """
         if self.compares:
-            raise ConfigError(
-                f"judge {self.name} compares two answers and gives no score. Use compare.",
-                field="judge",
-                reason="no score",
-            )
+            raise _no_score(self.name)
         ids = record_ids(records)
         return _judgement(self.name, ids, _verdicts(self, ids, Score, records, store))
 
@@ -194,6 +195,11 @@ class Judge:
         return _judgement(self.name, ids, found)
 
 
+def _no_score(name):
+    what = f"judge {name} compares two answers and gives no score. Use compare."
+    return ConfigError(what, field="judge", reason="no score")
+
+
 def _checked(said, kind):
     "One verdict as an object of its kind; raises `ValueError` or `TypeError`."
     if isinstance(said, NotJudged):
@@ -206,7 +212,8 @@ def _checked(said, kind):
 
 def _verdicts(judge, ids, kind, *arguments):
     "What a judge says, checked: one verdict for each id, a finite number in each."
-    found = list(judge(*arguments)) if ids else []
+    *records, store = arguments
+    found = list(judge(*map(without_thoughts, records), store)) if ids else []
     if len(found) != len(ids):
         raise ConfigError(
             f"judge {judge.name}: {len(found)} verdicts for {len(ids)} records. Its function must "
@@ -274,6 +281,9 @@ class RewardJudge(Judge):
     def check(self, record):
         check_data(self.source, _row(record) if isinstance(record, dict) else record)
 
+    def reach(self):
+        self.source.reach()
+
     def load(self):
         self.source.load()
 
@@ -293,15 +303,28 @@ def _unread(what, reason):
     return DataError(what, field="reply", reason=reason)
 
 
+def _after_thought(reply):
+    "What a reply says when it has thought; raises `DataError` where it never came to that."
+    if not isinstance(reply, str):
+        raise _unread(f"the reply {reply!r} is no text.", "no text")
+    reply = reply if isinstance(reply, Reply) else Reply.of_text(reply)
+    if reply.thought_cut_off:
+        raise _unread(
+            f"the reply ends within its thought ({str(reply.reasoning)[-60:]!r}): nothing in it is "
+            "a judgement. Raise max_tokens.",
+            "thought cut off",
+        )
+    return reply
+
+
 def read_reward(
     reply: str,  # the text of the reply
     attribute: str = "reward",  # which of several named numbers
 ) -> float:  # finite
-    """The number in the reply of a reward model behind an interface: `reward:-12.75`, `-12.75` or
-    `helpfulness:1.6,correctness:1.2`; raises `DataError`.
+    """The number in the reply of a reward model behind an interface, after its thought:
+    `reward:-12.75`, `-12.75` or `helpfulness:1.6,correctness:1.2`; raises `DataError`.
     """
-    if not isinstance(reply, str):
-        raise _unread(f"the reply {reply!r} is no text.", "no text")
+    reply = _after_thought(reply)
     shown = repr(reply[:60])
     if re.fullmatch(_NUMBER, reply.strip()):
         found = {attribute: reply.strip()}
@@ -347,13 +370,16 @@ class ServerJudge(Judge):
             )
         self.server = Served(
             self.model,
-            # an address that is None is refused there
-            "http://localhost" if self.ask else self.base_url,  # ty: ignore[invalid-argument-type]
+            "http://localhost" if self.ask else str(self.base_url),  # None is refused there
             self.key_env,
             self.concurrency,
             self.timeout,
             self.retries,
         )
+
+    def reach(self):
+        if not self.ask:
+            reach(self.server)
 
     def replies(
         self,
@@ -464,11 +490,17 @@ _VERDICT = re.compile(
 def read_verdict(
     reply: str,  # the text of the reply
 ) -> str:  # "A", "B" or "tie"
-    """The last verdict in a reply: a line `Verdict: A`, MT-Bench's `[[A]]` (`[[C]]` is a tie), or a
-    reply that is nothing else; raises `DataError`.
+    """The last verdict in a reply, after its thought: a line `Verdict: A`, MT-Bench's `[[A]]`
+    (`[[C]]` is a tie), or a reply that is nothing else; raises `DataError`, also where a server has
+    cut the reply off.
     """
-    if not isinstance(reply, str):
-        raise _unread(f"the reply {reply!r} is no text.", "no text")
+    reply = _after_thought(reply)
+    if not reply.ended:
+        raise _unread(
+            f"the reply was cut off at max_tokens ({reply[-60:]!r}): what stands in it need not be "
+            "the verdict. Raise max_tokens.",
+            "cut off",
+        )
     found = [
         (match["word"] or match["mark"] or match["bare"]).upper()
         for match in _VERDICT.finditer(reply)
@@ -731,6 +763,14 @@ def check_judge(
 ):
     "What can be known before anything is loaded or asked; raises `ConfigError`, `DataError`."
     _looked_at(name, record, options)
+
+
+def reach_judge(
+    name: str,  # one of `JUDGES`
+    **options,  # as for `make_judge`
+):
+    "Ask a judge behind a server once, before anything runs; raises `ConfigError` if it is away."
+    _looked_at(name, None, options).reach()
 
 
 def make_judge(

@@ -1,12 +1,14 @@
 """Records of answers as judges take them, looked at before anything is judged.
 
 A record has `prompt` (messages, or one string), `answer` (a text), `prompt_id`, and whatever else
-its data set has. Written by hand, not exported from a notebook.
+its data set has; what a model thought before it answered is `reasoning`, which nobody judges.
+Written by hand, not exported from a notebook.
 """
 
 from collections import Counter
 
 from prefkit.core import DataError, fingerprint
+from prefkit.data.thoughts import split_thought
 
 
 def messages_of(
@@ -58,6 +60,23 @@ def _check_record(record):
             field="answer",
             reason="no text",
         )
+
+
+def without_thought(
+    record: dict,  # with answer
+) -> dict:  # the same where its answer holds none; else its answer without, and its reasoning
+    "A record whose answer is what is judged, counted and shown."
+    if not isinstance(record.get("answer"), str) or "reasoning" in record:
+        return record  # bad, which others say; or apart already
+    said = split_thought(record["answer"])
+    return record if said.reasoning is None else {**record, **said.to_dict()}
+
+
+def without_thoughts(
+    records: list[dict],  # with answer
+) -> list[dict]:
+    "`without_thought` of each."
+    return [without_thought(record) for record in records]
 
 
 def record_ids(

@@ -48,6 +48,7 @@ from prefkit.core import (
 )
 from ..data.chat import SPECIAL_TOKENS, check_limits
 from ..data.countdown import shaped_reward, verify
+from ..data.thoughts import split_thought
 from ..data.world import gold_reward, read_request, second_judge
 from .kinds import kind_of, lookup, make, options_of
 from ..model.loading import check_model, model_config, load_tokenizer
@@ -96,6 +97,7 @@ class RewardSource:
     """
 
     name = "reward"  # as in a config
+    reads_thoughts = False  # True: is given the whole text, and finds the answer in it by itself
 
     offset: float = 0.0  # what is taken off the source's own number
     scale: float = 1.0  # what the rest is multiplied by, above 0
@@ -110,6 +112,11 @@ class RewardSource:
     def check(self, record: dict | list | None):
         """Raise `ConfigError` or `DataError` for data that it cannot judge, by the first row or by
         the names of its columns; None: not known.
+        """
+
+    def reach(self):
+        """Ask once, before anything runs, whether who is asked later answers at all; raises
+        `ConfigError`.
         """
 
     def load(self):
@@ -134,12 +141,21 @@ class RewardSource:
     def __call__(
         self,
         rows: list[dict],  # prompt rows: "prompt" (messages), "record" (the data set's own columns)
-        answers: list[dict],  # one to each row: "text", "tokens", "ended"
+        # one to each row: "text", "tokens", "ended"; a thought in the text is not judged
+        answers: list[dict],
     ) -> list[dict]:  # "reward" is scale * (the source's own number - offset); the parts behind it
         """Raises `DataError` for rows that the source cannot judge, `NotFinite` for a reward that
         is no finite number; both name row and answer.
         """
         return _finished(self, rows, answers)
+
+
+def _said(answer):
+    "A sampled answer without the thought before it, which is `reasoning` then."
+    said = split_thought(answer["text"])
+    if said.reasoning is None:
+        return answer
+    return {**answer, "text": said.answer, "reasoning": said.reasoning}
 
 
 def _finish(source, number, row, answer, value):
@@ -182,6 +198,8 @@ def _finished(
                 field="answers",
                 reason="unequal lengths",
             )
+        if not source.reads_thoughts:
+            answers = [_said(answer) for answer in answers]
         found = list(source.rates(rows, answers)) if rows else []
         if len(found) != len(answers):
             raise ConfigError(
@@ -258,6 +276,8 @@ class CountdownReward(RewardSource):
     "1 for a right expression, 0 for any other answer."
 
     name = "countdown"
+    # the expression stands between marks of its own, also where a thought lacks its end
+    reads_thoughts = True
 
     def check(self, record):
         "The first row must have `nums` and `target`."

@@ -21,6 +21,7 @@ from prefkit.core import (
     fingerprint,
     iter_jsonl,
 )
+from prefkit.data.thoughts import split_thought
 
 try:
     import fcntl
@@ -321,16 +322,14 @@ def _has_message(raw):
     return isinstance(choices[0].get("message"), dict)
 
 
-async def _try(client, server, body, secret) -> _Try:
+async def _content(call, server, secret) -> "bytes | _Try":
+    "What a call of the client brings, or why it brings nothing."
     import openai
 
-    rest = dict(body)
-    known = {"model": rest.pop("model", server.model), "messages": rest.pop("messages")}
     try:
         # the client's own limit is for the gap between two bytes
         async with asyncio.timeout(server.timeout):
-            made = await client.chat.completions.with_raw_response.create(**known, extra_body=rest)
-            content = made.http_response.content
+            return (await call()).http_response.content
     except (TimeoutError, openai.APITimeoutError):
         return _Try(why=f"no reply within {server.timeout:g} seconds")
     except openai.APIStatusError as error:
@@ -346,6 +345,15 @@ async def _try(client, server, body, secret) -> _Try:
         cause = error.__cause__ or error
         why = f"no connection ({type(cause).__name__}: {cause})"
         return _Try(why=secret.clean(why)[:300])
+
+
+async def _try(client, server, body, secret) -> _Try:
+    rest = dict(body)
+    known = {"model": rest.pop("model", server.model), "messages": rest.pop("messages")}
+    ask = client.chat.completions.with_raw_response.create
+    content = await _content(lambda: ask(**known, extra_body=rest), server, secret)
+    if isinstance(content, _Try):
+        return content
     try:
         raw = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -357,22 +365,56 @@ async def _try(client, server, body, secret) -> _Try:
     return _Try(raw=secret.clean(raw))
 
 
+CUT_OFF = ("length", "max_tokens", "model_length")  # finish reasons
+APART = ("reasoning_content", "reasoning")  # vLLM, SGLang, DeepSeek; OpenRouter, newer vLLM
+
+
+class Reply(str):
+    "The text of a reply, without the thought before it."
+
+    reasoning: str | None = None  # the thought
+    ended: bool = True  # False: cut off at max_tokens
+    thought_cut_off: bool = False  # the thought never ended
+
+    @classmethod
+    def of_text(cls, text: str) -> "Reply":  # as a model wrote it
+        "A reply of which nothing but the text is known."
+        said = split_thought(text)
+        reply = cls(said.answer)
+        reply.reasoning, reply.thought_cut_off = said.reasoning, said.cut_off
+        return reply
+
+    @classmethod
+    def of(cls, choice: dict) -> "Reply":  # of a chat completion
+        """A server gives the thought apart, or leaves it in the text; raises `DataError` where
+        there is neither text nor thought.
+        """
+        message, finish = choice["message"], choice.get("finish_reason")
+        text = message.get("content")
+        apart = next((message[name] for name in APART if isinstance(message.get(name), str)), None)
+        if not isinstance(text, str) and not apart:
+            raise DataError(
+                f"the reply has no text (finish_reason {finish!r})",
+                field="content",
+                reason="no text",
+            )
+        reply = cls.of_text(text or "")
+        reply.ended = finish not in CUT_OFF
+        if apart:
+            reply.reasoning, reply.thought_cut_off = apart, not (text or "").strip()
+        return reply
+
+
 def _result(raw, read):
     "A reply as it is given to the caller; raises `DataError` where it is not usable."
     choice = raw["choices"][0]
-    text = choice["message"].get("content")
-    if not isinstance(text, str):
-        raise DataError(
-            f"the reply has no text (finish_reason {choice.get('finish_reason')!r})",
-            field="content",
-            reason="no text",
-        )
+    reply = Reply.of(choice)
     return {
-        "reply": text,
+        "reply": reply,
         "finish_reason": choice.get("finish_reason"),
         "usage": raw.get("usage"),
         "raw": raw,
-        "read": read(text) if read else None,
+        "read": read(reply) if read else None,
     }
 
 
@@ -472,7 +514,7 @@ class _Asking:
                     f"{self.lost_in_a_row} requests in a row failed, the last with: {made.why}"
                 )
         elif made.status in (401, 403):
-            self.stop = self._refused_key(made.status)
+            self.stop = _refused_key(server, self.secret, made.status)
         elif made.exhausted:
             self.stop = ConfigError(
                 f"{here}. The account has no credit left: fill it up",
@@ -495,21 +537,21 @@ class _Asking:
                     reason="all refused",
                 )
 
-    def _refused_key(self, status):
-        "The server's words are left out: some repeat a part of the key."
-        server = self.server
-        name = server.key_env
-        way_out = (
-            f"Set the environment variable {name} to a key that may use this model"
-            if name
-            else "Name the environment variable that holds the key in key_env"
-        )
-        return ConfigError(
-            f"{server.base_url} refuses the key for model {server.model!r} (status {status}; "
-            f"{'one was' if self.secret else 'none was'} sent). {way_out}",
-            field="key_env",
-            reason="key refused",
-        )
+
+def _refused_key(server, secret, status):
+    "The server's words are left out: some repeat a part of the key."
+    name = server.key_env
+    way_out = (
+        f"Set the environment variable {name} to a key that may use this model"
+        if name
+        else "Name the environment variable that holds the key in key_env"
+    )
+    return ConfigError(
+        f"{server.base_url} refuses the key for model {server.model!r} (status {status}; "
+        f"{'one was' if secret else 'none was'} sent). {way_out}",
+        field="key_env",
+        reason="key refused",
+    )
 
 
 def _run(make: Callable):
@@ -554,12 +596,13 @@ def ask_all(
     # same request is not asked again
     store: str | Path,
     *,
-    # reply text -> anything; raises `DataError` where the reply is not usable, which names it a
-    # failure and asks again next time
+    # `Reply`, a text -> anything; raises `DataError` where the reply is not usable, which names it
+    # a failure and asks again next time
     read: Callable | None = None,
     label: str = "asking",  # for the progress bar
     quiet: bool = False,  # no progress bar
-    # id -> reply (text), finish_reason, usage, raw, read; and id -> why there is none
+    # id -> reply (a `Reply`: text without thought), finish_reason, usage, raw, read; and id -> why
+    # there is none
 ) -> tuple[dict[str, dict], dict[str, str]]:
     """Replies of a server to many requests; what fails is named and the rest goes on.
 
@@ -588,6 +631,61 @@ def ask_all(
         )
     in_order = lambda found: {name: found[name] for name in requests if name in found}
     return in_order(asking.results), in_order(asking.failures)
+
+
+def reach(
+    server: Served,  # that is going to be asked
+):
+    """Ask a server once which models it has, so that one that is away, refuses the key or lacks the
+    model is known before hours of work; raises `ConfigError`.
+
+    Only where the list of models does not settle it (it is not there, or the model is not in it) a
+    question of one token is asked.
+    """
+    secret, found = Secret(server.key_env), []
+
+    async def ask():
+        async with _client(server, secret) as client:
+            found.append(await _content(client.models.with_raw_response.list, server, secret))
+            if not _settled(found[0], server):
+                short = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 1}
+                found.append(await _try(client, server, short, secret))
+
+    _run(ask)
+    made = found[-1]
+    here = (*REFUSED, 405, 501, 429)  # it answers; what it refuses depends on the request
+    if not isinstance(made, _Try) or made.raw is not None:
+        return
+    if made.status in here and not made.exhausted:
+        return
+    if made.status in (401, 403):
+        error = _refused_key(server, secret, made.status)
+        raise type(error)(f"{error}.", field=error.field, reason=error.reason)
+    if made.status == 404:
+        raise ConfigError(
+            f"{server.base_url} has no model {server.model!r} ({made.why}). Check base_url (with "
+            "/v1 at its end) and the model's name.",
+            field="model",
+            reason="no such model",
+        )
+    raise ConfigError(
+        f"{server.base_url} cannot be asked for model {server.model!r}: {made.why}. Start the "
+        "server, mend base_url or, where credit has run out, fill up the account; so far nothing "
+        "has been run.",
+        field="base_url",
+        reason="unreachable",
+    )
+
+
+def _settled(found, server):
+    "Whether the list of models says enough: the model is in it, or the server is at fault."
+    if isinstance(found, _Try):
+        return found.status != 404
+    try:
+        listed = json.loads(found)["data"]
+        return server.model in [one.get("id") for one in listed]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False  # no list
 
 
 def _check_request(name, body):

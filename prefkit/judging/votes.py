@@ -11,7 +11,7 @@ import csv, io, json, random
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefkit.judging.records import models_of, pair_ids, same_answer, text_of
+from prefkit.judging.records import models_of, pair_ids, same_answer, text_of, without_thoughts
 from prefkit.core import (
     ConfigError,
     DataError,
@@ -269,6 +269,7 @@ def write_ballot(
             field="path",
             reason="there already",
         )
+    records_a, records_b = without_thoughts(records_a), without_thoughts(records_b)
     pairs = [
         (name, *models_of(a, b), a, b)
         for name, a, b in zip(pair_ids(records_a, records_b), records_a, records_b)

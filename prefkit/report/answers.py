@@ -38,6 +38,7 @@ __all__ = [
     "score_triples",
     "shares_right",
     "stage_of",
+    "win_rows",
     "win_table",
 ]
 
@@ -150,6 +151,32 @@ def say_wins(
             )
         sentences.append(said + ".")
     return sentences
+
+
+def win_rows(
+    wins: pd.DataFrame,  # as `win_table` gives it
+) -> pd.DataFrame:
+    "The same in words, for the page: rates with their intervals, alone and at equal length."
+    controlled = [name for name in wins if str(name).startswith("lc_")]
+    rows = wins.drop(columns=["rate", "low", "high", "evaluation", *controlled])
+    for column in ("model", "reference"):
+        rows[column] = rows[column].map(nice_name)
+    ends = wins[["rate", "low", "high"]].to_numpy()
+    rows["win rate"] = [say_interval(*each, digits=1) for each in ends]
+    if "lc_low" in controlled:  # runs of before had none
+        rows["at equal length"] = [_at_equal_length(row) for row in wins.to_dict("records")]
+    return rows
+
+
+def _at_equal_length(row):
+    "A rate, its interval and its note; no rate where the fit separates."
+    note = row["lc_note"] if isinstance(row["lc_note"], str) else ""
+    if row["lc_rate"] is None or math.isnan(row["lc_rate"]):
+        return f"none: {note}"
+    if note.startswith("separated") and math.isnan(row["lc_standard_error"]):
+        return f"not known; {note}"
+    said = say_interval(row["lc_rate"], row["lc_low"], row["lc_high"], digits=1)
+    return f"{said}; {note}" if note else said
 
 
 def score_table(

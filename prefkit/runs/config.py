@@ -11,7 +11,7 @@ import math
 import re
 import tokenize
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +209,26 @@ SETTINGS = ("settings", "data")  # parameters that are dicts of settings
 
 def read_pipeline(
     path: str | Path,  # a notebook
+    full: bool = False,  # with the defaults that a config starts from; False: those of its cell
 ) -> Pipeline:
-    "What a pipeline takes, read without running it; raises `ConfigError`."
+    """What a pipeline takes, read without running it; raises `ConfigError`. The kit's own hold
+    values in their cells that cut data and steps: `FULL` of `prefkit.train.settings` names them.
+    """
+    made = _read_pipeline(path)
+    ours = Path(path).resolve().parent == (project_root() / "nbs" / "pipelines").resolve()
+    if not (full and ours):
+        return made
+    from prefkit.train.settings import FULL  # loads PyTorch
+
+    whole = {
+        name: replace(one, default=FULL[name]) if name in FULL else one
+        for name, one in made.parameters.items()
+    }
+    return replace(made, parameters=whole)
+
+
+def _read_pipeline(path):
+    "A pipeline with the values of its cell."
     cell = read_parameters(path)
     places = [place for place in SETTINGS if place in cell and cell[place].type == "dict"]
     if not places:
@@ -234,10 +252,23 @@ class Given:
     values: dict  # every parameter with its value, flat
     settings: object | None = None  # those of its `settings`, as an object
     data: object | None = None  # those of its `data`
+    cut: tuple[str, ...] = ()  # parameters whose small values are the cell's, not somebody's choice
+
+    @property
+    def warning(self) -> str:
+        "What runs by hand do less than a config would; empty where they do not."
+        if not self.cut:
+            return ""
+        held = ", ".join(f"{name} {self.values[name]}" for name in self.cut)
+        return (
+            f"A run by hand, cut short by the notebook's cell: {held}. A config starts from all "
+            f"rows and whole epochs; here they have to be asked for, as by -p {self.cut[0]} None."
+        )
 
     def __repr__(self) -> str:
         "A table of all parameters in Markdown; what differs from the default is in bold."
-        lines = ["| parameter | value | default | what it is |", "|---|---|---|---|"]
+        lines = [self.warning, ""] if self.cut else []
+        lines += ["| parameter | value | default | what it is |", "|---|---|---|---|"]
         for name, parameter in self.pipeline.parameters.items():
             value, default = _in_table(self.values[name]), _in_table(parameter.default)
             if value != default:
@@ -262,7 +293,8 @@ def given_parameters(
     """The parameters of the notebook that calls this, whoever gave them: papermill, the runner, or
     a person in the cell; raises `ConfigError` for one that is not known or cannot be.
     """
-    known = read_pipeline(find_pipeline(pipeline, Path()))
+    path = find_pipeline(pipeline, Path())
+    known, whole = read_pipeline(path), read_pipeline(path, full=True)
     default = {name: one.default for name, one in (known.parameters | known.cell).items()}
     injected = injected_names(names)
     # a person has changed the cell, or has set another setting
@@ -271,7 +303,12 @@ def given_parameters(
     where = f"pipeline {pipeline}"
     values = check_parameters(known.lay_flat(given, where), known.parameters, where)
     made = {place: one.of(values) for place, one in known.specifications.items()}
-    return Given(known, values, **made)
+    cut = tuple(
+        name
+        for name, one in whole.parameters.items()
+        if one.default != known.parameters[name].default and name not in injected | changed
+    )
+    return Given(known, values, **made, cut=cut)
 
 
 def injected_names(names: dict) -> set[str]:
@@ -585,7 +622,7 @@ def make_stage(
     check_keys(entry, ("pipeline", "parameters"), ("pipeline",), where)
     try:
         path = find_pipeline(str(entry["pipeline"]), folder)
-        pipeline = read_pipeline(path)
+        pipeline = read_pipeline(path, full=True)
     except ConfigError as error:
         raise error.at(where) from None
     given = entry.get("parameters") or {}

@@ -55,20 +55,31 @@ def check_stage(
     what it reads. So is whatever in its parameters looks like a path and is there: a notebook of
     one's own may check nothing.
     """
-    # stage:NAME as written: it may not be there yet
-    names = {"__name__": "check", **stage.parameters}
     with recorded_inputs() as inputs:
-        try:
-            for source in code_cells(stage.pipeline, "check"):
-                exec(compile(source, f"{stage.pipeline.name}, check", "exec"), names)
-        except PrefkitError as error:
-            raise error.at(f"stage {stage.name}") from None
+        _carry_out(stage, "check")
         for text in filter(looks_like_a_path, texts(stage.parameters)):
             if resolve_path(text).exists():
                 input_path(text)
             elif Path(text).suffix in DATA_FILES and not re.search(r"\s", text):
                 raise DataError(f"stage {stage.name}: {text} does not exist. {PLACES}")
     return {name: path for name, path in inputs.items() if not UPSTREAM.fullmatch(name)}
+
+
+def reach_stage(stage: Stage):
+    """Run a stage's cells tagged `reach` in this process: whoever it is going to ask is asked once
+    whether there is an answer. Raises `ConfigError`.
+    """
+    _carry_out(stage, "reach")
+
+
+def _carry_out(stage: Stage, tag: str):
+    "Run the cells with a tag; stage:NAME stands in the parameters as written."
+    names = {"__name__": tag, **stage.parameters}
+    try:
+        for source in code_cells(stage.pipeline, tag):
+            exec(compile(source, f"{stage.pipeline.name}, {tag}", "exec"), names)
+    except PrefkitError as error:
+        raise error.at(f"stage {stage.name}") from None
 
 
 def fingerprints(

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from prefkit.core import (
     ConfigError,
     DataError,
+    PrefkitError,
     cache_folder,
     code_behind,
     fingerprint,
@@ -26,9 +29,11 @@ from prefkit.data.records import (
     kind_to_read,
     load_records,
 )
+from prefkit.data.thoughts import split_thought
 from prefkit.data.world import SPLITS, gold_reward, second_judge, tiny_records
 from prefkit.data.world import prompts as prompts_of
-from prefkit.judging.served import Served
+from prefkit.judging.rewards import make_reward
+from prefkit.judging.served import Served, reach
 from prefkit.data.sources import SplitError, is_hub_name, parse_split
 from prefkit.model.loading import check_model, load_tokenizer, model_config
 
@@ -324,7 +329,7 @@ def last_values(
 
 def check_sampling(
     *,
-    prompts: int,  # how many
+    prompts: int | None,  # how many; None: all
     split: str,  # of the tiny world
     temperature: float,  # 0: greedy
     top_p: float,  # nucleus
@@ -340,7 +345,9 @@ def check_sampling(
             field="split",
             reason="no such split",
         )
-    counts = {"prompts": prompts, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    if prompts is not None:
+        counts = {"prompts": prompts, **counts}
     for name, value in counts.items():
         if value < 1:
             raise _out_of_range(name, f"{value} is not at least 1.")
@@ -350,7 +357,7 @@ def check_sampling(
         raise _out_of_range(
             "top_p", f"{top_p} is not above 0 and at most 1. Write 1 to keep every token."
         )
-    if split != "train" and prompts > (there := len(prompts_of(split))):
+    if split != "train" and prompts and prompts > (there := len(prompts_of(split))):
         raise _out_of_range(
             "prompts",
             f"the {split} split has {there} prompts, {prompts} are wanted. Ask for fewer.",
@@ -406,16 +413,18 @@ def decoding_ways(
 def evaluation_prompts(
     dataset: str,  # any that `prefkit.data.records` reads
     split: str,  # of it
-    prompts: int,  # how many
+    prompts: int | None,  # how many; None: all (the tiny world: 1,000)
     prompts_seed: int = 0,  # which draw of the tiny world's
     # prompt_id and prompt; of the tiny world also kind and held_out; of others the row's own
     # columns under record
 ) -> list[dict]:
     "The prompts that every model answers; raises `DataError` where there are fewer."
     if dataset == "tiny-world":
+        if prompts is None:
+            prompts = 1000 if split == "train" else min(1000, len(prompts_of(split)))
         return tiny_records("prompts", split, prompts, prompts_seed)
     rows = load_records(dataset, kind="prompts", split=split, limit=prompts)
-    if len(rows) < prompts:
+    if prompts is not None and len(rows) < prompts:
         raise DataError(
             f"prompts: {dataset} ({split}) has {len(rows)} that can be asked, {prompts} are "
             f"wanted. Ask for fewer. ({rows.report})",
@@ -467,7 +476,7 @@ def check_evaluation(
     judges: dict,  # name -> options
     dataset: str,  # where the prompts come from
     split: str,  # of it
-    prompts: int,  # how many
+    prompts: int | None,  # how many; None: all
     batch_size: int,  # prompts at a time
     seed: int,  # of the draws
     **ways,  # of `decoding_ways`
@@ -486,10 +495,11 @@ def check_evaluation(
             batch_size=batch_size,
         )
     else:
-        if prompts < 1 or batch_size < 1:
+        few = prompts is not None and prompts < 1
+        if few or batch_size < 1:
             raise ConfigError(
                 f"prompts {prompts} and batch_size {batch_size} must be at least 1.",
-                field="prompts" if prompts < 1 else "batch_size",
+                field="prompts" if few else "batch_size",
                 reason="out of range",
             )
         check_dataset(dataset, kind="prompts", split=split, limit=prompts)
@@ -572,6 +582,45 @@ def check_judges(
         check_judge(kind, **{key: value for key, value in options.items() if key != "kind"})
 
 
+def reach_servers(
+    models: dict,  # name -> checkpoint, or a server's settings
+    judges: dict,  # name -> options
+):
+    """Ask every server of an evaluation once, so that one that is away is known before hours of
+    work; raises `ConfigError` naming it.
+    """
+    from prefkit.judging.judges import reach_judge
+
+    asked: dict[str, Callable] = {
+        f"models, {name}": partial(reach, Served(**value))
+        for name, value in models.items()
+        if isinstance(value, dict)
+    }
+    for name, options in judges.items():
+        own = {key: value for key, value in options.items() if key != "kind"}
+        asked[f"judges, {name}"] = partial(reach_judge, options.get("kind", name), **own)
+    _reach_all(asked)
+
+
+def reach_rewards(
+    reward: str,  # that is trained on
+    options: dict,  # of it
+    judges: list[str],  # that are only watched
+):
+    "Ask once whoever gives rewards from outside of this machine; raises `ConfigError` naming it."
+    sources = {"reward": make_reward(reward, options, "reward")}
+    sources |= {f"judges, {name}": make_reward(name, {}, "judges") for name in judges}
+    _reach_all({where: source.reach for where, source in sources.items()})
+
+
+def _reach_all(asked):
+    for where, ask in asked.items():
+        try:
+            ask()
+        except PrefkitError as error:
+            raise error.at(where) from error
+
+
 def answer_prompts(
     model,  # a causal language model
     tokenizer,  # its tokenizer
@@ -592,7 +641,7 @@ def answer_prompts(
         {
             "model": label,
             **record,
-            "answer": answer["text"],
+            **split_thought(answer["text"]).to_dict(),
             "tokens": answer["tokens"],
             "ended": answer["ended"],
         }

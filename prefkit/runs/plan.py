@@ -7,11 +7,13 @@ its libraries) is looked up in this process.
 
 from __future__ import annotations
 
-import os
 import copy
+import json
+import os
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -33,7 +35,8 @@ from prefkit.runs.config import Stage, load_config
 from prefkit.core import ConfigError, resolve_path
 from prefkit.data.records import DATASETS, encode_records, kind_to_read, load_records
 from prefkit.model.kernels import assume_halves, use_rows
-from prefkit.data.sources import is_hub_name
+from prefkit.model.loading import load_tokenizer, model_config
+from prefkit.data.sources import is_hub_name, parse_split
 
 GIB = 2**30
 TRAINING = ("sft", "preference", "reward_model", "rollout")  # pipelines whose steps are planned
@@ -62,6 +65,20 @@ KNOWN: dict[str, dict[str, Any]] = {
         vocab_size=151_936,
         tie_word_embeddings=True,
     )
+}
+
+
+# Rows of data sets on the Hub, as their pages say, so that a plan needs no network.
+HUB_ROWS: dict[str, dict[str, int]] = {
+    "HuggingFaceH4/ultrafeedback_binarized": {
+        "train_prefs": 61_135,
+        "test_prefs": 2000,
+        "train_sft": 61_135,
+        "test_sft": 1000,
+    },
+    "HuggingFaceTB/smol-smoltalk": {"train": 460_341, "test": 24_229},
+    "Anthropic/hh-rlhf": {"train": 160_800, "test": 8552},
+    "abacusai/MetaMath_DPO_FewShot": {"train": 393_999},
 }
 
 
@@ -152,6 +169,7 @@ def step_memory(
         settings.lora,
         settings.lora_rank,
         str(settings.lora_targets),
+        settings.base_precision,
         settings.gradient_checkpointing,
         settings.layout,
         precision,
@@ -172,8 +190,8 @@ def count_memory(
     precision: str = "float32",  # or bf16
     scalar: bool = False,  # a reward model
 ) -> StepMemory:
-    """Go through two steps of training with tensors that have shapes only, and count; no weights,
-    no work.
+    """Go through the forward and backward pass of a step with tensors that have shapes only, and
+    count; no weights, no work.
     """
     from prefkit.train.loop import add_lora
 
@@ -182,7 +200,7 @@ def count_memory(
         model = new_model(
             config,
             scalar,
-            torch.bfloat16 if settings.lora and precision == "bf16" else torch.float32,
+            torch.bfloat16 if settings.base_precision == "bf16" else torch.float32,
         )
     if settings.lora:
         model = add_lora(model, settings)
@@ -200,14 +218,9 @@ def count_memory(
         )
         with Alive(weights) as alive:
             held = alive.now
-            optimiser = torch.optim.AdamW(trained, lr=1e-4)
-            for _ in range(2):  # the averages exist from the second on
-                with autocast(model, precision):
-                    values = (batch_rewards if scalar else batch_logps)(model, batch)
-                (values**2).mean().backward()
-                torch.nn.utils.clip_grad_norm_(trained, 1.0)
-                optimiser.step()
-                optimiser.zero_grad()
+            with autocast(model, precision):
+                values = (batch_rewards if scalar else batch_logps)(model, batch)
+            (values**2).mean().backward()
     size = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     gradients = size(trained)
     return StepMemory(
@@ -215,7 +228,7 @@ def count_memory(
         0,
         gradients,
         2 * gradients,
-        alive.peak - held - 3 * gradients,
+        alive.peak - held - gradients,  # AdamW's own step, fused, needs nothing besides
         sum(w.numel() for w in trained),
         sum(w.numel() for w in weights),
     )
@@ -229,19 +242,11 @@ def first_model(stage: Stage, stages: dict[str, Stage]) -> str:  # a folder, or 
     return str(resolve_path(name)) if resolve_path(name).exists() else name
 
 
-def model_config(name: str):  # name: from `first_model` -> a config of transformers
+def known_config(name: str):  # name: from `first_model` -> a config of transformers
     "The shape of a model; raises `ConfigError` where it cannot be known."
     from transformers import AutoConfig
 
-    if name in KNOWN:
-        return AutoConfig.for_model(**KNOWN[name])
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model: the shape of {name} cannot be read ({str(error).strip().splitlines()[0]}). "
-            "Give a folder with a config.json, or a name on the Hub with a network."
-        ) from error
+    return AutoConfig.for_model(**KNOWN[name]) if name in KNOWN else model_config(name)
 
 
 @lru_cache(maxsize=8)
@@ -249,12 +254,10 @@ def _lengths(dataset, split, kind, place, max_length, max_prompt_length, min_res
     """Lengths of (prompt, answers...) of the first rows of data on this machine, and the share of
     them that is kept.
     """
-    from transformers import AutoTokenizer
-
     records = load_records(dataset, kind=kind, split=split, limit=SAMPLE)
     rows, _ = encode_records(
         records,
-        AutoTokenizer.from_pretrained(place),
+        load_tokenizer(place),
         kind=kind,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
@@ -355,6 +358,48 @@ def stage_job(stage: Stage):
     return method.kind, method.answers(), TrainSettings.of(p), method.output == "rewards", False
 
 
+def rows_to_read(
+    stage: Stage,
+    kind: str,  # of its data
+) -> int | None:  # None: not known here
+    "Rows that a stage reads, before bad ones are left out."
+    name, split, limit = (stage.parameters[key] for key in ("dataset", "split", "limit"))
+    if DATASETS[name].hub if name in DATASETS else is_hub_name(name):
+        there = rows_on_the_hub(name, split)
+        return min(there, limit) if there and limit else there
+    if name in DATASETS and limit:
+        return limit  # they are made
+    there = _rows_here(name, split, kind, stage.parameters.get("from_pairs"))
+    return min(there, limit) if limit else there
+
+
+def rows_on_the_hub(
+    name: str,  # registered, or owner/name
+    split: str,  # with a slice if wanted
+) -> int | None:  # None: not known
+    "Rows of a split of a data set whose size is known."
+    source = DATASETS.get(name)
+    slices, hub = [parse_split(split)], name
+    if source:
+        hub = source.hub
+        if source.parted or slices[0][0] not in source.splits:
+            return None
+        slices.insert(0, parse_split(source.splits[slices[0][0]]))
+    rows = HUB_ROWS.get(hub, {}).get(slices[0][0])
+    if rows is None:
+        return None
+    for _, start, stop in slices:
+        rows = len(range(rows)[start:stop])
+    return rows
+
+
+@lru_cache(maxsize=8)
+def _rows_here(name, split, kind, from_pairs):
+    "Rows of data on this machine."
+    report = load_records(name, kind=kind, split=split, from_pairs=from_pairs).report
+    return report.kept
+
+
 def number_of_steps(
     stage: Stage, settings, kind: str, kept: float = 1.0
 ) -> int | None:  # kept: share of the rows
@@ -365,7 +410,7 @@ def number_of_steps(
     if settings.max_steps is not None:
         return settings.max_steps
     name, given = stage.parameters["dataset"], stage.parameters.get("from_pairs")
-    rows = stage.parameters["limit"] or (1000 if name == "tiny-world" else None)
+    rows = rows_to_read(stage, kind)
     if rows is None:
         return None
     # two from each pair
@@ -382,22 +427,35 @@ def number_of_steps(
 
 
 def seconds_here(config, rows, answers, settings, scalar) -> float:
-    """A probe: a step of a model of that shape with random weights, on this machine's CPU; the
-    second of two.
+    """A probe: a step of a model of that shape with random weights, on this machine's CPU, after a
+    short one that makes what is made once.
     """
     model = new_model(config, scalar)
     longest = max(row_length(row, answers) for row in rows)
     layout = settings.layout if use_rows(model, longest) else "apart"
-    optimiser, batch = (
-        torch.optim.AdamW(model.parameters(), lr=0.0),
-        collate(rows, answers, 0, layout),
-    )
-    for _ in range(2):
+    optimiser, start = torch.optim.AdamW(model.parameters(), lr=0.0), 0.0
+    for part in (rows[:2], rows):
+        batch = collate(part, answers, 0, layout)
         start = time.perf_counter()
         ((batch_rewards if scalar else batch_logps)(model, batch) ** 2).mean().backward()
         optimiser.step()
         optimiser.zero_grad()
     return time.perf_counter() - start
+
+
+_PROBED: dict[tuple, float] = {}  # what was timed already
+
+
+def _probed(config, lengths, names, layout, scalar):
+    "`seconds_here`, once for each shape."
+    from prefkit.train.settings import TrainSettings
+
+    # names differ between methods, and take no time
+    key = (config.to_json_string(use_diff=False), lengths, len(names), layout, scalar)
+    if key not in _PROBED:
+        settings = TrainSettings(layout=layout)
+        _PROBED[key] = seconds_here(config, batch_of(list(lengths), names), names, settings, scalar)
+    return _PROBED[key]
 
 
 def operations(config, memory: StepMemory, lengths) -> float:
@@ -449,6 +507,7 @@ def advise(config, lengths, names, settings, precision, scalar, reference, fits)
     for change in (
         {"gradient_checkpointing": True},
         {"gradient_checkpointing": True, "lora": True},
+        {"gradient_checkpointing": True, "lora": True, "base_precision": "bf16"},
     ):
         for count in dict.fromkeys((len(lengths), 1)):
             memory = step_memory(
@@ -460,7 +519,8 @@ def advise(config, lengths, names, settings, precision, scalar, reference, fits)
                 scalar=scalar,
                 reference=reference and "lora" not in change,
             )
-            text = ", ".join(f"{name}: true" for name in change)
+            text = ", ".join(f"{name}: {json.dumps(value)}" for name, value in change.items())
+            text = text.replace('"', "")
             if fits(memory):
                 return text if count == len(lengths) else f"{text}, batch_size: 1"
     return "nothing known here is enough: a smaller model or a shorter max_length"
@@ -472,7 +532,7 @@ def plan_stage(
     "Plan one training stage for some devices."
     kind, names, settings, scalar, reference = stage_job(stage)
     root = first_model(stage, stages)
-    config = model_config(root)
+    config = known_config(root)
     if layers := stage.parameters.get("layers"):
         config.num_hidden_layers = layers
     lengths, kept, source = stage_lengths(stage, kind, names, root)
@@ -496,7 +556,7 @@ def plan_stage(
         work = operations(config, memory, usual)
         seconds = (
             (
-                seconds_here(config, batch_of(usual, names), names, settings, scalar)
+                _probed(config, tuple(usual), names, settings.layout, scalar)
                 if memory.parameters < 5e7
                 else work / measured_speed()
             )
@@ -568,42 +628,84 @@ def plan(
     """What every training stage of an experiment needs; nothing is trained and no weights are
     loaded.
     """
-    checked = load_config(config, settings)
-    stages = {stage.name: stage for stage in checked.stages}
+    plans, others = [], []
+    for stage, found in plan_stages(load_config(config, settings).stages, devices):
+        plans += found
+        if not found:
+            others.append(stage.name)
+    return plans, others
+
+
+def plan_stages(
+    stages: tuple[Stage, ...],  # upstream first
+    devices: tuple[str, ...] | None = None,  # as for `plan`
+) -> Iterator[tuple[Stage, list[StagePlan]]]:  # no plans: it does not train
+    "The plans of one stage after the other."
     for name in devices or ():
         if name not in ("this", *MACHINES):
             raise ConfigError(f"device: {name!r} is none of this, {', '.join(MACHINES)}.")
-    base, plans, others = warm_memory(), [], []
-    for stage in checked.stages:
-        if stage.pipeline.stem not in TRAINING:
+    base, by_name = warm_memory(), {stage.name: stage for stage in stages}
+    for stage in stages:
+        trains = stage.pipeline.stem in TRAINING
+        yield (
+            stage,
+            plan_stage(stage, by_name, devices or ("this", *MACHINES), base) if trains else [],
+        )
+
+
+def plan_lines(
+    config,  # a YAML file
+    settings=(),  # texts of --set
+    devices: tuple[str, ...] | None = None,  # as for `plan`
+) -> Iterator[str]:
+    "The lines of `plan_text`, each as soon as it is known."
+    stages = load_config(config, settings).stages
+    names = [stage.name for stage in stages if stage.pipeline.stem in TRAINING]
+    width = max(map(len, names), default=0)
+    yield plan_head(width)
+    plans, others = [], []
+    for stage, found in plan_stages(stages, devices):
+        yield from stage_lines(found, width)
+        plans += found
+        if not found:
             others.append(stage.name)
-        else:
-            plans += plan_stage(stage, stages, devices or ("this", *MACHINES), base)
-    return plans, others
+    yield from plan_notes(plans, others)
 
 
 def plan_text(plans: list[StagePlan], others: list[str]) -> str:
     "The plan as a table, with what to change where a stage does not fit."
+    width = max((len(one.stage) for one in plans), default=0)
+    return "\n".join([plan_head(width), *stage_lines(plans, width), *plan_notes(plans, others)])
+
+
+def plan_head(width: int) -> str:
+    "Names of the columns; a stage's name is so wide."
     columns = ["weights", "reference", "gradients", "AdamW", "step", "base", "total", "of"]
-    width = max(len(one.stage) for one in plans) if plans else 0
     heads = "".join(f"{column:>11}" for column in columns)
-    lines = [f"{'stage':<{width}}  device{heads}  fits  s/step    steps      time"]
+    return f"{'stage':<{width}}  device{heads}  fits  s/step    steps      time"
+
+
+def stage_lines(plans: list[StagePlan], width: int) -> Iterator[str]:
+    "A line for each plan, and one where it does not fit."
     for one in plans:
-        lines.append(plan_line(one, width))
+        yield plan_line(one, width)
         if one.advice:
             words = "" if one.advice.startswith("nothing") else "would fit with "
-            lines.append(f"{'':<{width}}  {words}{one.advice}")
+            yield f"{'':<{width}}  {words}{one.advice}"
+
+
+def plan_notes(plans: list[StagePlan], others: list[str]) -> Iterator[str]:
+    "What is to be known of the numbers."
     for text in dict.fromkeys(one.lengths for one in plans):
         stages = ", ".join(dict.fromkeys(one.stage for one in plans if one.lengths == text))
-        lines.append(f"lengths: {text}: {stages}")
+        yield f"lengths: {text}: {stages}"
     if any(one.device in MACHINES for one in plans):
-        lines.append(
+        yield (
             f"time on a GPU: {USED:.0%} of its data sheet, an assumption; sampling and validation "
             "are not in it"
         )
     if others:
-        lines.append(f"not planned, as they do not train: {', '.join(others)}")
-    return "\n".join(lines)
+        yield f"not planned, as they do not train: {', '.join(others)}"
 
 
 def plan_line(one: StagePlan, width: int) -> str:

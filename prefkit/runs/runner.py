@@ -20,6 +20,7 @@ from prefkit.runs.config import (
     check_parameters,
 )
 from prefkit.core import (
+    ANNOUNCED,
     nearest,
     ConfigError,
     PrefkitError,
@@ -28,7 +29,13 @@ from prefkit.core import (
     write_json,
     write_text,
 )
-from prefkit.runs.fingerprints import difference, fingerprints, other_inputs, still_as_read
+from prefkit.runs.fingerprints import (
+    difference,
+    fingerprints,
+    other_inputs,
+    reach_stage,
+    still_as_read,
+)
 from prefkit.runs.stage import (
     Display,
     StageError,
@@ -128,7 +135,7 @@ def prepare(
         partial / "stage.json", {**state, "status": "running", "attempts": state["attempts"] + 1}
     )
     # of an earlier attempt
-    for stale in ("result.json", "progress.json"):
+    for stale in ("result.json", "progress.json", ANNOUNCED):
         (partial / stale).unlink(missing_ok=True)
     return note
 
@@ -204,7 +211,7 @@ def close_folder(
     }
     # what the notebook said is in run.ipynb; the kernel's own log is for stages that die, and after
     # that holds its farewell at most
-    for name in ("result.json", "progress.json", "kernel.log"):
+    for name in ("result.json", "progress.json", "kernel.log", ANNOUNCED):
         (partial / name).unlink(missing_ok=True)
     write_json(partial / "run.json", info)
     (partial / "stage.json").unlink()
@@ -417,6 +424,8 @@ def carry_out(
         place = f"{one.config.experiment}/" if len(experiments) > 1 else ""
         stages, needed = to_do(one.config, one.home, one.prints)
         again += [f"{place}{stage.name}" for stage in stages]
+        for stage in stages:
+            reach_stage(stage)
         for stage in one.config.stages:
             needs = tuple(f"{place}{need}" for need in stage.needs)
             item = replace(stage, name=f"{place}{stage.name}", needs=needs)
@@ -537,7 +546,7 @@ def report(
             f"report: done in {clock(watch.seconds())}, "
             f"{seconds_to_start(partial / 'report.ipynb'):.1f} s of it to start"
         )
-        for name in ("stage.json", "progress.json", "kernel.log"):
+        for name in ("stage.json", "progress.json", "kernel.log", ANNOUNCED):
             (partial / name).unlink(missing_ok=True)
         promote(home, "report")
     return home / "report"

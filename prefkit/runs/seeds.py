@@ -163,7 +163,8 @@ def over_seeds(found: dict[int, dict]) -> dict:
             {
                 **dict(name),
                 **{
-                    column: mean_over_seeds([row[column] for row in group])
+                    # a fit that separates has no standard error in that seed
+                    column: mean_over_seeds([x for row in group if (x := row[column]) is not None])
                     for column in numbers(group[0])
                 },
             }

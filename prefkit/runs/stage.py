@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.core import (
+    ANNOUNCED,
     ConfigError,
     DataError,
     PrefkitError,
@@ -448,6 +449,7 @@ class Watch:
     ):
         self.folder, self.title, self.display, self.over = folder, title, display, threading.Event()
         self.state, self.begin = json.loads((folder / "stage.json").read_text()), time.monotonic()
+        self.heard = 0  # lines of what the kernel has announced
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def seconds(self):
@@ -456,9 +458,20 @@ class Watch:
     def save(self):
         write_json(self.folder / "stage.json", {**self.state, "seconds": round(self.seconds(), 1)})
 
+    def _pass_on(self):
+        "What the kernel has announced since."
+        try:
+            lines = (self.folder / ANNOUNCED).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return  # nothing yet
+        for line in lines[self.heard :]:
+            self.display.say(f"  {line}")
+        self.heard = len(lines)
+
     def _watch(self):
         saved = self.begin
         while not self.over.wait(0.25):
+            self._pass_on()
             try:
                 state = json.loads((self.folder / "progress.json").read_text())
             except (OSError, json.JSONDecodeError):
@@ -476,6 +489,7 @@ class Watch:
     def __exit__(self, *exception):
         self.over.set()
         self.thread.join()
+        self._pass_on()
         self.display.close()
         self.save()
 
@@ -489,7 +503,7 @@ def seconds_to_start(
     start = datetime.fromisoformat(book["metadata"]["papermill"]["start_time"])
     for cell in cells:
         tags = {*cell["metadata"].get("tags", ())}
-        if not tags & {"parameters", "injected-parameters", "check"} and not only_imports(
+        if not tags & {"parameters", "injected-parameters", "check", "reach"} and not only_imports(
             "".join(cell["source"])
         ):
             break

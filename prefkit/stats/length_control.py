@@ -7,6 +7,7 @@ believed.
 
 # %% auto #0
 __all__ = [
+    "FEW",
     "fit_logistic",
     "is_separated",
     "LengthControlled",
@@ -106,6 +107,9 @@ def _influences(x, y, w, theta, n, delta, s, difficulty):
 
 
 # %% ../../nbs/lib/stats/54_length_control.ipynb #d6f39df7
+FEW = 30  # comparisons: below, the interval's coverage is not known (exercise 3 measures it)
+
+
 @dataclass(frozen=True)
 class LengthControlled:
     "A length-controlled win rate beside the plain one; rates and standard errors in [0, 1]."
@@ -136,10 +140,35 @@ class LengthControlled:
         spread = Z_95 * self.standard_error / slope
         return min(low, float(expit(centre - spread))), max(high, float(expit(centre + spread)))
 
+    @property
+    def note(self) -> str:  # empty where there is nothing to say
+        "What has to be said beside the rate wherever it is shown."
+        if self.separated and math.isnan(self.standard_error):
+            return (
+                f"separated: every win and loss of {self.n} follows from the difference of lengths "
+                "(or the difficulty), so that no rate at equal length can be told"
+            )
+        if self.separated:
+            return f"separated: all {self.n} comparisons go one way, at whatever length"
+        if self.n < FEW:
+            return f"few: {self.n} comparisons, and the interval is an approximation for many"
+        return ""
+
+    def to_dict(self) -> dict:
+        "As the columns of a table."
+        return {
+            "lc_rate": self.rate,
+            "lc_low": self.low,
+            "lc_high": self.high,
+            "lc_standard_error": self.standard_error,
+            "lc_note": self.note,
+        }
+
     def __str__(self):
+        note = f"; {self.note}" if self.note else ""
         return (
             f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}] at equal length (plain "
-            f"{self.plain:.3f}, n = {self.n})"
+            f"{self.plain:.3f}, n = {self.n}{note})"
         )
 
 

@@ -24,11 +24,13 @@ from prefkit.core import (
     ConfigError,
     DataError,
     Progress,
+    announce,
     derive_seed,
     iter_jsonl,
     set_seed,
     write_json,
 )
+from prefkit.data.thoughts import split_thought
 from prefkit.model.batches import (
     ANSWERS,
     autocast,
@@ -76,7 +78,7 @@ from prefkit.train.saves import (
 )
 from prefkit.model.loading import check_loaded, model_fingerprint, read_weights
 from prefkit.train.schedule import epoch_batches, learning_rate_factor
-from prefkit.train.settings import TrainSettings, total_steps
+from prefkit.train.settings import TrainSettings, run_line, total_steps
 
 
 # ---- the loop
@@ -453,7 +455,12 @@ class Epochs:
         most = self.settings.sample_tokens
         made = generate(self.model, self.tokenizer, self.sample_prompts, max_new_tokens=most)
         return [
-            {"prompt": prompt, "answer": x["text"], "tokens": x["tokens"], "ended": x["ended"]}
+            {
+                "prompt": prompt,
+                **split_thought(x["text"]).to_dict(),
+                "tokens": x["tokens"],
+                "ended": x["ended"],
+            }
             for prompt, x in zip(self.sample_prompts, made)
         ]
 
@@ -700,7 +707,8 @@ def prepare_rows(
 
 
 def train_model(
-    # where training starts, changed in place; weights are made float32 unless only adapters train
+    # where training starts, changed in place; weights are made float32, or with adapters what
+    # base_precision says
     model,
     tokenizer,  # stored with the model; its pad token and end of turn are used
     method: str,  # a name in the method table
@@ -733,6 +741,7 @@ def train_model(
     told["data"] = {name: rows_fingerprint(rows) for name, rows in sets.items()}
     if run.is_done(model, told):
         return run.result(type(model))
+    run.begin(method, len(train_rows), told["steps"])
     run.place(model)
     with run.accelerator.main_process_first():  # the others find what it has left in the folder
         sets, layout = prepare_rows(model, tokenizer, row, sets, run, probe_rows or [], cache)
@@ -791,15 +800,20 @@ class TrainingRun:
         identity = {**told, "settings": asdict(self.settings), "model": model_fingerprint(model)}
         return self.share.main_does(partial(open_folder, self.folder, identity))
 
+    def begin(self, method: str, rows: int, steps: int):
+        "Say what this run is going to do."
+        if self.share.rank == 0:
+            announce(run_line(method, rows, steps, self.settings, self.folder))
+
     def place(self, model):
-        """Weights in float32 (stored as bf16 they would not move) and on the device; dropout as it
-        is asked for; options of memory.
+        """Weights in float32 (as bf16 they would not move; those that need not move may be bf16)
+        and on the device; dropout as it is asked for; options of memory.
         """
         s = self.settings
         self.dropout = dropout_of(model)
         self.note(set_dropout(model, s.dropout))
-        if not (s.lora and self.precision != "float32"):
-            model.float()
+        self.came_as = stored_dtype(model) if s.base_precision == "bf16" else model.dtype
+        model.to(torch.bfloat16 if s.base_precision == "bf16" else torch.float32)
         model.to(self.device)
         if s.compile:  # lengths differ from batch to batch
             (halves(model) or [model])[0].compile(dynamic=True)
@@ -819,7 +833,10 @@ class TrainingRun:
             self.share.main_does(
                 partial(save_folder, self.folder / "adapter", model.save_pretrained)
             )
-            model = model.merge_and_unload()
+            # the sum of base and adapters is not rounded before it is stored
+            model = model.float().merge_and_unload()
+            if self.settings.base_precision == "bf16":
+                model.to(self.came_as)
         self.share.main_does(partial(self._write, model, tokenizer, fitted))
         return read_result(self.folder, model, fitted.resumed_from)
 
@@ -842,6 +859,18 @@ class TrainingRun:
         model, info = read_weights(kind, place)
         check_loaded(place, info)
         return read_result(self.folder, model)
+
+
+def stored_dtype(model) -> torch.dtype:
+    "The precision of the files that a model was read from; of a model of no files, its own."
+    from transformers import AutoConfig
+
+    name = model.config.name_or_path
+    try:
+        stated = AutoConfig.from_pretrained(name).dtype if name else None
+    except (OSError, ValueError):
+        stated = None  # the name is of no files, or they are gone
+    return stated or model.dtype
 
 
 def read_result(folder: Path, model, resumed: int | None = None) -> TrainResult:

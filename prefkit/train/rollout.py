@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
+from ..data.thoughts import whole_text
 from ..model.batches import Batch, collate, evaluating, scored_logps
 from ..core import DataError, NotFinite
 from ..model.limits import embedding_rows, filling_of, vocabulary_of
@@ -50,7 +51,7 @@ class Sample:
     "One sampled answer and all that is known of it; lists hold a number for each token."
 
     ids: list[int]  # response tokens, end token included
-    text: str  # decoded, without the end token
+    text: str  # decoded, without the end token; a thought before the answer is in it
     ended: bool  # False: cut off at max_new_tokens
     logps: list[float]  # with which each token was drawn: temperature and truncation in it
     model_logps: list[float]  # what the model itself said of it
@@ -109,20 +110,29 @@ def sample_answers(
             )
             for place, i in enumerate(part):
                 answers[i] = [
-                    _sample(tokenizer, found, row, int(lengths[row]), stops, temperatures[j], by)
+                    _sample(
+                        tokenizer,
+                        prompt_ids[i],
+                        found,
+                        row,
+                        int(lengths[row]),
+                        stops,
+                        temperatures[j],
+                        by,
+                    )
                     for j, row in enumerate(range(place * k, place * k + k))
                 ]
     return answers
 
 
 # %% ../../nbs/lib/train/45_rollout.ipynb #e5f3350f
-def _sample(tokenizer, found, row, n, stops, temperature, by):
+def _sample(tokenizer, prompt_ids, found, row, n, stops, temperature, by):
     "One row of what was drawn as a `Sample`."
     ids, logps, model_logps = (
         found[name][row, :n].tolist() for name in ("tokens", "logps", "model_logps")
     )
     ended = ids[-1] in stops
-    text = tokenizer.decode(ids[: n - ended], skip_special_tokens=True).strip()
+    text = whole_text(tokenizer, prompt_ids, ids[: n - ended])
     return Sample(
         ids,
         text,

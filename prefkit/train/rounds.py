@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prefkit.core import ConfigError, DataError, PrefkitError, derive_seed
 from prefkit.losses import adapt_kl
+from prefkit.data.thoughts import split_thought
 from prefkit.model.batches import (
     Batch,
     autocast,
@@ -545,7 +546,7 @@ def sample_record(row: dict, sample) -> dict:
     "A validation answer for samples.jsonl."
     return {
         "prompt": row["prompt"],
-        "answer": sample.text,
+        **split_thought(sample.text).to_dict(),
         "tokens": len(sample.ids),
         "ended": sample.ended,
         "reward": sample.reward,
@@ -708,6 +709,7 @@ def train_online(
     }
     if run.is_done(model, told):
         return run.result(type(model))
+    run.begin(method, len(rows), told["steps"])
     run.place(model)
     layout = prompt_layout(model, rows, validation, tokenizer, settings)
     run.note_layout(layout)

@@ -6,8 +6,9 @@ what stands here. A setting that is added here is accepted by every training pip
 
 import math
 from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 from prefkit.core import ConfigError
 from prefkit.losses import varied_temperatures
@@ -15,6 +16,7 @@ from prefkit.model.batches import LAYOUTS
 from prefkit.train.schedule import SCHEDULES
 
 PRECISIONS = ("float32", "bf16", "fp16", "auto")
+BASE_PRECISIONS = ("float32", "bf16")
 DEVICES = ("auto", "cpu")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 SHARDINGS = ("ddp", "fsdp")
@@ -124,6 +126,8 @@ class Settings:
 class TrainSettings(Settings):
     "Everything about a run that is neither model, data nor the loss's own hyper-parameters."
 
+    UNIT: ClassVar[str] = "rows"  # what a step is made of
+
     learning_rate: float = setting(1e-4, "at the top of the schedule", low=0, high=1)
     schedule: str = setting("linear", ", ".join(SCHEDULES), choices=SCHEDULES)
     warmup_ratio: float = setting(
@@ -135,10 +139,10 @@ class TrainSettings(Settings):
     batch_size: int = setting(32, "rows (or pairs) in one forward pass", low=1)
     gradient_accumulation: int = setting(1, "forward passes in one optimiser step", low=1)
     epochs: float = setting(
-        1.0, "passes over the data, unless max_steps is given", low=0, high=1_000_000
+        1.0, "passes over the data; does not count where max_steps is given", low=0, high=1_000_000
     )
     max_steps: int | None = setting(
-        None, "optimiser steps; null: as many as the epochs take", low=1, high=10**9
+        None, "optimiser steps, whatever epochs says; null: what the epochs take", low=1, high=10**9
     )
     weight_decay: float = setting(0.0, "AdamW's, on matrices only: not on biases and norms", low=0)
     max_grad_norm: float = setting(1.0, "longer gradients are cut to it; 0: never", low=0)
@@ -173,6 +177,11 @@ class TrainSettings(Settings):
         "of the start model, while training: false: none; true: its own; or a probability",
         low=0,
         high=1,
+    )
+    base_precision: str = setting(
+        "float32",
+        "LoRA: how the frozen weights are held; bf16: half the memory, the adapters stay float32",
+        choices=BASE_PRECISIONS,
     )
     seed: int = setting(0, "order of the data, adapters, dropout", low=0, high=2**32 - 1)
     precision: str = setting(
@@ -216,6 +225,13 @@ class TrainSettings(Settings):
                 field="warmup_ratio",
                 reason="given twice",
             )
+        if self.base_precision == "bf16" and not self.lora:
+            raise ConfigError(
+                "base_precision: bf16 is for weights that do not move. Train all of them in "
+                "float32 (precision: bf16 computes in bf16), or set lora: true.",
+                field="base_precision",
+                reason="without lora",
+            )
         if self.epochs == 0 and self.max_steps is None:
             raise ConfigError(
                 "epochs: 0 would train nothing. Set epochs or max_steps.",
@@ -223,12 +239,17 @@ class TrainSettings(Settings):
                 reason="out of range",
             )
 
+    def rows_per_step(self) -> float:
+        return self.batch_size * self.gradient_accumulation
+
 
 @dataclass
 class RolloutSettings(TrainSettings):
     """Settings of a run that learns from its own samples: those of `TrainSettings`, and how samples
     are drawn and used.
     """
+
+    UNIT: ClassVar[str] = "prompts"
 
     batch_size: int = setting(16, "prompts in one forward pass, each with its samples", low=1)
     samples: int = setting(4, "answers to each prompt", low=1)
@@ -272,6 +293,9 @@ class RolloutSettings(TrainSettings):
                 f"temperature_high: {error}", field="temperature_high", reason="out of range"
             ) from error
 
+    def rows_per_step(self) -> float:
+        return self.prompts_per_round() / self.steps_per_round()
+
     def prompts_per_round(self) -> int:
         return self.batch_size * self.gradient_accumulation * self.minibatches
 
@@ -289,10 +313,10 @@ class DataSettings(Settings):
         "file",
     )
     split: str = setting("train", "of the data set, with a slice if wanted: train[:9000]")
-    limit: int | None = setting(64, "rows to read; null: all (the tiny world: 1,000)")
+    limit: int | None = setting(None, "rows to read; null: all (the tiny world: 1,000)")
     validation_dataset: str = setting("", "where it is another than dataset")
     validation_split: str = setting("validation", '"": no validation')
-    validation_limit: int | None = setting(32, "rows to read; null: all")
+    validation_limit: int | None = setting(None, "rows to read; null: all")
     data_seed: int | None = setting(None, "of the tiny world's draw; null: as seed")
     max_length: int = setting(512, "most tokens of prompt and answer together")
     max_prompt_length: int | None = setting(None, "most tokens of the prompt; null: max_length")
@@ -348,7 +372,7 @@ class RewardModelData(DataSettings):
     "Pairs, and further ones that are looked at once, after training."
 
     test_split: str = setting("test", 'of validation_dataset, looked at once; "": none')
-    test_limit: int | None = setting(64, "pairs to read; null: all")
+    test_limit: int | None = setting(None, "pairs to read; null: all")
 
     def part(self, name: str) -> tuple[str, str, int | None] | None:
         if name == "test" and self.test_split:
@@ -373,6 +397,46 @@ PIPELINES: dict[str, dict[str, type]] = {
     "reward_model": {"settings": TrainSettings, "data": RewardModelData},
     "rollout": {"settings": RolloutSettings, "data": PromptData},
 }
+
+# What a config starts from where a pipeline's cell of parameters holds less: the cell's values cut
+# data and steps, so that the notebook runs by hand in some seconds. Every other parameter that is
+# not given has the value of the cell.
+FULL: dict[str, Any] = {
+    "limit": None,
+    "validation_limit": None,
+    "test_limit": None,
+    "max_steps": None,
+    "prompts": None,  # of an evaluation
+    "documents": 40_000,  # of pretraining
+}
+
+
+def run_line(
+    what: str,  # such as the method
+    rows: int,  # to train on
+    steps: int,  # optimiser steps
+    settings: TrainSettings,
+    folder: str | Path,  # that is written to
+) -> str:
+    "The first line of a run: how much it learns from, for how long, and where it writes."
+    unit, each = settings.UNIT, settings.rows_per_step()
+    times, why = settings.epochs, ""
+    if settings.max_steps is not None:
+        times = steps * each / rows
+        why = f" (max_steps holds; epochs: {settings.epochs:g} does not count)"
+    passes = f"{times:.3g} epoch{'' if times == 1 else 's'}{why}"
+    work = f"{steps:,} step{'' if steps == 1 else 's'} of {each:g} {unit}"
+    return f"{what}: {rows:,} {unit}, {passes}, {work}; writes to {told_folder(folder)}"
+
+
+def told_folder(folder: str | Path) -> str:
+    "A run's folder as it will be called: the runner works in `.NAME.partial`."
+    folder = Path(folder).absolute()
+    name = folder.name
+    if name.startswith(".") and name.endswith(".partial"):
+        folder = folder.with_name(name.removeprefix(".").removesuffix(".partial"))
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def total_steps(
