@@ -22,6 +22,7 @@ setup(
     keywords=settings["keywords"],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["prefkit", "prefkit.*"]),
+    package_data={"prefkit.data": ["templates/*.jinja"]},
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split() for name in EXTRAS},
     entry_points={"console_scripts": settings["console_scripts"].split()},

@@ -74,7 +74,7 @@ def ids_of(tokenizer, text):
 )
 def test_bad_messages_are_refused_with_the_place_and_the_reason(messages, field, reason, words):
     with pytest.raises(DataError, match=words) as caught:
-        check_messages(messages)
+        check_messages(messages, ("<|im_start|>", "<|im_end|>"))
     assert (caught.value.field, caught.value.reason) == (field, reason)
 
 

@@ -192,7 +192,6 @@ BAD = {
         "chosen": [{"role": "human", "content": "Hi"}, assistant("Hello")],
         "rejected": BLUE,
     },
-    "special token in the text": {"prompt": "Hi<|im_end|>", "chosen": "Hello", "rejected": "What?"},
     "no answer at the end": {"chosen": RED[:1], "rejected": BLUE},
     "no prompt": {"chosen": "Hello", "rejected": "What?"},
     "no question before the answer": {"chosen": [*RED, assistant("Yes, red.")], "rejected": BLUE},
@@ -364,12 +363,24 @@ def test_a_filter_that_was_asked_for_is_no_fault(tokenizer):
 
 
 def test_report_can_be_written_as_json_and_drawn_as_a_table(tmp_path):
-    report = load_records(
-        jsonl(tmp_path, [*good(19), BAD["special token in the text"]]), kind="pairs"
-    ).report
+    odd = [{"role": "<b>", "content": "Hi"}, assistant("Hello")]
+    row = {"chosen": odd, "rejected": BLUE}
+    report = load_records(jsonl(tmp_path, [*good(19), row]), kind="pairs").report
     assert json.loads(json.dumps(report.to_dict()))["dropped_rows"] == 1
     # escaped
-    assert "<td>dropped</td>" in report._repr_html_() and "<|im_end|>" not in report._repr_html_()
+    assert "<td>dropped</td>" in report._repr_html_() and "<b>" not in report._repr_html_()
+
+
+def test_a_special_token_is_that_of_the_tokenizer_which_reads_the_row(tmp_path, tokenizer):
+    "A row about another model's tokens is good; one that holds its own is dropped and counted."
+    row = {"prompt": "Hi<|im_end|>", "chosen": "Hello", "rejected": "What?"}
+    other = {"prompt": "What is <|eot_id|>?", "chosen": "A token.", "rejected": "A dog."}
+    records = load_records(jsonl(tmp_path, [*good(18), row, other]), kind="pairs")
+    assert records.report.kept == 20
+    report = encode_records(records, tokenizer, kind="pairs")[1]
+    assert report.kept == 19
+    [(reason, dropped)] = report.dropped.items()
+    assert reason == "special token in the text" and "row 19 of prefs.jsonl" in str(dropped)
 
 
 # ---- sources
@@ -828,7 +839,6 @@ def test_an_answer_beside_a_prompt_is_neither_cut_nor_a_reason_to_drop_it(tmp_pa
         ({"prompt": ""}, "empty message"),
         ({"messages": RED[1:]}, "no question in the prompt"),
         ({"good": "Hi"}, "wrong columns"),
-        ({"prompt": "a<|im_end|>"}, "special token in the text"),
         (
             {"messages": [{"role": "system", "content": "Be brief."}, RED[1]]},
             "no question in the prompt",

@@ -153,7 +153,7 @@ def test_refuses_settings_out_of_range(model):
 
 def by_hand(model, prompt, seed, position, max_new_tokens, temperature, top_p):
     "One answer without batch or cache: the whole text is read anew for every token."
-    stop, answer = stop_tokens(TOKENIZER), []
+    stop, answer = stop_tokens(TOKENIZER, model), []
     draws = torch.rand(
         max_new_tokens,
         generator=torch.Generator().manual_seed(derive_seed(seed, position, *prompt)),
@@ -178,12 +178,12 @@ def test_answers_equal_those_made_one_token_at_a_time_without_a_cache():
     ).eval()
     # so that answers end, one sooner than another
     with torch.no_grad():
-        model.lm_head.weight[stop_tokens(TOKENIZER)] *= 3
+        model.lm_head.weight[stop_tokens(TOKENIZER, model)] *= 3
     prompts = [[5 + row] * (1 + row % 4) for row in range(24)]
     made = sample_ids(
         model,
         prompts,
-        stop_ids=stop_tokens(TOKENIZER),
+        stop_ids=stop_tokens(TOKENIZER, model),
         pad_token_id=TOKENIZER.pad_token_id,
         max_new_tokens=20,
         temperature=1.0,
@@ -224,7 +224,7 @@ def test_the_model_reads_no_more_rows_than_are_running(model, monkeypatch):
 
 def test_streams_name_the_draws(model):
     options = {
-        "stop_ids": stop_tokens(TOKENIZER),
+        "stop_ids": stop_tokens(TOKENIZER, model),
         "pad_token_id": TOKENIZER.pad_token_id,
         "max_new_tokens": 6,
     }
@@ -313,7 +313,7 @@ def test_beams_do_not_depend_on_the_batch_nor_on_the_models_own_settings(model):
         for chat in CHATS
     ]
     options = {
-        "stop_ids": stop_tokens(TOKENIZER),
+        "stop_ids": stop_tokens(TOKENIZER, model),
         "pad_token_id": TOKENIZER.pad_token_id,
         "max_new_tokens": 10,
     }

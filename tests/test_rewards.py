@@ -8,14 +8,18 @@ import math
 
 import numpy as np, pytest, torch
 from hypothesis import given, strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForSequenceClassification,
 )
 
+from helpers.templates import FOLDER
 from prefkit.data.chat import end_of_turn_id
 from prefkit.core import ConfigError, DataError, project_root, read_jsonl, write_text
 from prefkit.data.records import encode_records, load_records
@@ -235,19 +239,15 @@ def test_a_tokenizer_that_fills_with_its_end_token_still_gives_the_right_scores(
 
 
 def test_a_tokenizer_without_a_second_special_token_is_refused_with_the_way_out(tokenizer):
-    class Bare:
-        pad_token_id = eos_token_id = 2
-        unk_token_id = None
-        all_special_ids = [2]
-
-        def convert_tokens_to_ids(self, token):
-            return 2
-
-        def convert_ids_to_tokens(self, token):
-            return "<|im_end|>"
-
+    words = {"<|im_end|>": 0, "?": 1}
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="?")),
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=(FOLDER / "zephyr.jinja").read_text(encoding="utf-8"),
+    )
     with pytest.raises(ConfigError, match="add_special_tokens"):
-        filling_token(Bare())
+        filling_token(bare)
     assert filling_token(tokenizer) == tokenizer.pad_token_id
 
 

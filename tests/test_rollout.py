@@ -178,7 +178,7 @@ def test_greedy_draws_the_most_likely_token_and_says_that_it_was_certain(model, 
     plain = sample_ids(
         model,
         prompts,
-        stop_ids=stop_tokens(tokenizer),
+        stop_ids=stop_tokens(tokenizer, model),
         pad_token_id=tokenizer.pad_token_id,
         temperature=0.0,
         max_new_tokens=20,

@@ -450,7 +450,9 @@ def test_a_token_without_a_row_is_named_where_it_would_be_read(whole, tmp_path):
     )
     model, far = load_model(whole)[0], len(TOKENIZER)
     chat = [[{"role": "user", "content": "hello"}]]
-    tokenizer.chat_template = "<|far|>{{ messages[0]['content'] }}"
+    tokenizer.chat_template = (
+        "{% for turn in messages %}<|far|>{{ turn['content'] }}<|im_end|>{% endfor %}"
+    )
     for ask in (
         lambda: generate(model, tokenizer, chat, max_new_tokens=2),
         lambda: sample_answers(model, tokenizer, [[5, far]], max_new_tokens=2),

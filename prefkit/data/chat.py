@@ -8,14 +8,24 @@ what goes wrong before training goes wrong here.
 # %% auto #0
 __all__ = [
     "ROLES",
-    "SPECIAL_TOKENS",
+    "TRIMMED",
+    "RESPACED",
     "bad_row",
     "check_messages",
+    "special_texts",
+    "shipped_templates",
     "render",
+    "Turn",
+    "turn_of",
     "end_of_turn_id",
+    "Rendered",
+    "render_prompt",
     "render_response",
     "split_response",
     "encode_response",
+    "find_template",
+    "check_template",
+    "use_template",
     "check_limits",
     "truncate",
     "pad_batch",
@@ -24,15 +34,21 @@ __all__ = [
 
 # %% ../../nbs/lib/data/01_chat.ipynb #264e7996
 import html
+import re
+from bisect import bisect_left
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from os.path import commonprefix
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from jinja2.exceptions import TemplateError
 
-from ..core import ConfigError, DataError
+from ..core import ConfigError, DataError, input_path, nearest
 
 # %% ../../nbs/lib/data/01_chat.ipynb #64ea3218
 ROLES = ("system", "user", "assistant", "tool")
-SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 
 def bad_row(
@@ -57,7 +73,8 @@ _LAYOUT = 'Write messages as [{"role": "user", "content": "..."}, ...].'
 
 def check_messages(
     messages: list[dict],  # [{"role", "content"}, ...]
-    special_tokens: Iterable[str] = SPECIAL_TOKENS,  # texts that mean something to the template
+    # texts that mean something to the tokenizer (`special_texts`); none where it is not known yet
+    special_tokens: Iterable[str] = (),
 ) -> list[dict]:  # the same messages
     """Check a conversation before it is rendered; raises `DataError` naming the message and the way
     out.
@@ -124,7 +141,27 @@ def _check_content(content, role, place, special_tokens):
             )
 
 
+def special_texts(
+    tokenizer,  # a transformers tokenizer
+) -> tuple[str, ...]:  # their texts
+    "The tokens of this tokenizer that no text of a message may hold: its special ones."
+    added = tokenizer.added_tokens_decoder.values()
+    texts = [*(str(each) for each in added if each.special), *tokenizer.all_special_tokens]
+    return tuple(dict.fromkeys(text for text in texts if text.strip()))
+
+
 # %% ../../nbs/lib/data/01_chat.ipynb #86add081
+_SHIPPED = files("prefkit.data") / "templates"
+
+
+def shipped_templates() -> list[str]:
+    "Names of the templates for training that come with the kit."
+    return sorted(file.name.removesuffix(".jinja") for file in _SHIPPED.iterdir())
+
+
+_WAY_OUT = f"Give another with chat_template: a file, or one of {', '.join(shipped_templates())}."
+
+
 def render(
     tokenizer,  # a transformers tokenizer with a chat template
     messages: list[dict],  # a checked conversation
@@ -134,54 +171,193 @@ def render(
     """A conversation as the template writes it; raises `ConfigError` without a template,
     `DataError` where the template refuses.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
         raise ConfigError(
-            "this tokenizer has no chat template. Use the tokenizer of a chat model, or set "
-            "tokenizer.chat_template.",
+            f"this tokenizer has no chat template. Use the tokenizer of a chat model. {_WAY_OUT}",
             field="chat_template",
             reason="no chat template",
+        )
+    if isinstance(template, dict) and "default" not in template:
+        raise ConfigError(
+            f"this tokenizer has several chat templates, none of them the default: "
+            f"{', '.join(template)}. Choose one with chat_template: {next(iter(template))}.",
+            field="chat_template",
+            reason="several chat templates",
         )
     try:
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=generation_prompt
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # it may add up texts that are not there
         raise bad_row(
             "refused by the chat template",
             f"the chat template refuses these messages: {error}",
-            "Change the order of the roles.",
+            f"Change the order of the roles, or the template. {_WAY_OUT}",
             "messages",
         ) from error
 
 
 # %% ../../nbs/lib/data/01_chat.ipynb #0bea787f
-def end_of_turn_id(
-    tokenizer,  # a transformers tokenizer
-) -> int:  # the id of the token with which an answer ends
-    """`<|im_end|>` where the vocabulary has it, else the tokenizer's end-of-sequence token; raises
-    `ConfigError` if there is neither.
+@dataclass(frozen=True)
+class Turn:
+    "Where an assistant's turn begins and ends: what a chat template was seen to write around it."
+
+    opening: str  # between a question and its answer
+    closing: str  # behind the last answer of a conversation
+    end: int  # id of the token that an answer is trained to end with
+    ends: tuple[int, ...]  # ids of all tokens that close an answer in some layout
+    stops: tuple[int, ...]  # ids at which generation ends
+    appended: bool  # the template leaves the last answer open, so that `end` is put there
+
+    def to_dict(self, tokenizer) -> dict:  # for run.json, tokens as text
+        tokens = {name: getattr(self, name) for name in ("ends", "stops")}
+        words = {name: tokenizer.convert_ids_to_tokens(list(ids)) for name, ids in tokens.items()}
+        return {"opening": self.opening, "closing": self.closing, **words}
+
+
+_TURNS = WeakKeyDictionary()  # tokenizer -> {template and end of sequence: Turn}
+
+
+def turn_of(
+    tokenizer,  # a transformers tokenizer with a chat template
+    model=None,  # its `generation_config` may name more tokens to stop at
+) -> Turn:
+    """Ask a tokenizer's chat template where answers end; raises `ConfigError` where it does not say
+    and where it does not show an answer, `DataError` where it refuses every conversation.
     """
-    token = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    if token is None or token == tokenizer.unk_token_id:
-        token = tokenizer.eos_token_id
-    if token is None:
+    known = _TURNS.setdefault(tokenizer, {})
+    key = str(tokenizer.chat_template), tokenizer.eos_token_id, len(tokenizer)
+    if key not in known:
+        known[key] = _seen_turn(tokenizer)
+    turn = known[key]
+    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if given is None:
+        return turn
+    more = given if isinstance(given, (list, tuple)) else [given]
+    return replace(turn, stops=tuple(sorted({*turn.stops, *more})))
+
+
+# words that stand nowhere else
+_SYSTEM, _ASKED, _SAID = "system-7391", ("question-7391", "question-8264"), "answer-7391"
+_LAST = "answer-8264"
+
+
+def _layouts(tokenizer):
+    "Made-up conversations as the template writes them: one turn or two, with a system turn or not."
+    turns = [
+        {"role": role, "content": text}
+        for pair in zip(_ASKED, (_SAID, _LAST))
+        for role, text in zip(("user", "assistant"), pair)
+    ]
+    short, system = [turns[0], turns[-1]], [{"role": "system", "content": _SYSTEM}]
+    found, refusals = [], []
+    for messages in (short, turns, system + short, system + turns):
+        try:
+            found.append((render(tokenizer, messages), messages))
+        except DataError as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return found
+
+
+def _marks(tokenizer, text):
+    "The ids of the tokens in a text that stand for no letters: added ones, special or not."
+    added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+    marks = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.strip())}
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return [each for each in ids if each in marks]
+
+
+def _seen_turn(tokenizer):
+    "`turn_of` without a model."
+    layouts = _layouts(tokenizer)
+    if any(_LAST not in text for text, _ in layouts):
+        raise _template_error(
+            "the chat template does not show what the assistant says as it was said",
+            "answer changed by the chat template",
+        )
+    closings = [text.rpartition(_LAST)[2] for text, _ in layouts]
+    ends = [marks[0] for closing in closings if (marks := _marks(tokenizer, closing))]
+    appended = not _marks(tokenizer, closings[0])
+    if appended and closings[0].strip():
+        raise _template_error(
+            f"the chat template ends an answer with {closings[0].strip()!r}, which is no token of "
+            "this tokenizer, so that generation could not stop there",
+            "end of turn is no token",
+        )
+    if appended and not ends:
+        ends = _inner_ends(tokenizer, layouts) or [tokenizer.eos_token_id]
+    if None in ends:
         raise ConfigError(
-            "this tokenizer has neither <|im_end|> nor an end-of-sequence token. Set "
-            "tokenizer.eos_token.",
+            "this chat template ends an answer with no token, and the tokenizer has no "
+            f"end-of-sequence token. Set tokenizer.eos_token. {_WAY_OUT}",
             field="eos_token",
             reason="no end-of-turn token",
         )
-    return token
+    prompt = render(tokenizer, layouts[0][1][:-1], generation_prompt=True)
+    stops = {*ends, tokenizer.eos_token_id} - {None}
+    return Turn(
+        prompt.rpartition(_ASKED[0])[2] or prompt,
+        closings[0],
+        ends[0],
+        tuple(dict.fromkeys(ends)),
+        tuple(sorted(stops)),
+        appended,
+    )
+
+
+def _inner_ends(tokenizer, layouts):
+    "Tokens that close an answer only where another question follows, not those that open this one."
+    opening = {*_marks(tokenizer, layouts[0][0].partition(_ASKED[0])[0])}
+    between = [text.partition(_SAID)[2].partition(_ASKED[1])[0] for text, _ in layouts]
+    marks = [each for text in between for each in _marks(tokenizer, text)]
+    return [each for each in marks if each not in opening or each == tokenizer.eos_token_id][:1]
+
+
+def _template_error(what, reason):
+    return ConfigError(f"{what}. {_WAY_OUT}", field="chat_template", reason=reason)
+
+
+def end_of_turn_id(
+    tokenizer,  # a transformers tokenizer with a chat template
+) -> int:  # the id of the token with which an answer ends
+    "`turn_of(tokenizer).end`; raises as it does."
+    return turn_of(tokenizer).end
+
+
+# %% ../../nbs/lib/data/01_chat.ipynb #5a1c0f03
+TRIMMED = "white space around a text taken off by the chat template"
+RESPACED = "white space around thoughts set by the chat template"
+
+
+class Rendered(NamedTuple):
+    "A prompt, and the prompt with its answer, as the template writes them."
+
+    prompt: str  # with the generation prompt
+    text: str  # prompt and answer, without what is not learned where the answer is left open
+    changes: list[str]  # what the template changed that is no loss
+
+
+def render_prompt(
+    tokenizer,  # a transformers tokenizer with a chat template
+    prompt: list[dict],  # the conversation up to the answer
+) -> tuple[str, list[str]]:  # its text with the generation prompt; what the template changed
+    "Render a prompt; raises `DataError` where the template leaves out what a message says."
+    text = render(tokenizer, prompt, generation_prompt=True)
+    places = [(f"message {n} ({turn['role']})", turn) for n, turn in enumerate(prompt, 1)]
+    found = [_survives(turn["content"], text, place) for place, turn in places]
+    return text, [change for change in dict.fromkeys(found) if change]
 
 
 def render_response(
     tokenizer,  # a transformers tokenizer with a chat template
     prompt: list[dict],  # the conversation up to the answer
     answer: list[dict],  # one assistant message
-    # the prompt's text with the generation prompt, and the text of prompt and answer
-) -> tuple[str, str]:
+) -> Rendered:
     """Render a prompt, and the prompt with its answer; raises `DataError` unless the first text is
-    the beginning of the second.
+    the beginning of the second, and where the template leaves out what the answer says.
     """
     if len(answer) != 1 or answer[0].get("role") != "assistant":
         raise bad_row(
@@ -190,17 +366,72 @@ def render_response(
             "An answer is one message of the assistant.",
             "role",
         )
-    prompt_text = render(tokenizer, prompt, generation_prompt=True)
-    text = render(tokenizer, [*prompt, *answer])
-    if not text.startswith(prompt_text):
-        raise bad_row(
-            "prompt is not a prefix",
-            "the prompt's text with the generation prompt is not the beginning of the text with "
-            "the answer",
-            "This chat template rewrites earlier turns; use one that does not.",
-            "chat_template",
-        )
-    return prompt_text, text
+    prompt_text, changes = render_prompt(tokenizer, prompt)
+    text, turn = render(tokenizer, [*prompt, *answer]), turn_of(tokenizer)
+    content, same = answer[0]["content"], _common(prompt_text, text)
+    start = max(0, same - len(turn.opening))  # the generation prompt may begin the answer
+    # before the prefix: what is cut away is the plainer thing to say
+    changes.append(_survives(content, text[same:], "the answer", begun=text[start:same]))
+    if same < len(prompt_text):
+        raise _no_prefix(prompt_text, text)
+    before = text[same : max(same, text.find(content.strip(), start))].strip()
+    if before:
+        changes.append(f"{before!r} put before an answer by the chat template")
+    if turn.appended:
+        text = text.removesuffix(turn.closing)
+        end = tokenizer.convert_ids_to_tokens(turn.end)
+        changes.append(f"{end} put behind an answer, which the chat template leaves open")
+    return Rendered(prompt_text, text, [change for change in dict.fromkeys(changes) if change])
+
+
+def _common(one, other):
+    "How many characters two texts begin with in common."
+    return len(commonprefix([one, other]))
+
+
+def _no_prefix(prompt_text, text):
+    "The error of a template that writes a prompt in two ways."
+    same = _common(prompt_text, text)
+    return bad_row(
+        "prompt is not a prefix",
+        "the prompt's text with the generation prompt is not the beginning of the text with the "
+        f"answer: the chat template goes on with {prompt_text[same:][:40]!r} in the one and with "
+        f"{text[same:][:40]!r} in the other",
+        f"This template cannot be trained with. {_WAY_OUT}",
+        "chat_template",
+    )
+
+
+def _settled(text):
+    "A text without the white space that a template may set anew: around it and around thoughts."
+    return re.sub(r"\s*(</?think>)\s*", r"\1", text).strip()
+
+
+def _survives(content, text, place, begun=""):
+    "What became of the white space of a message in the rendered text; raises where more is lost."
+    whole = begun + text
+    if not isinstance(content, str) or content in whole:
+        return None
+    if content.strip() in whole:
+        return TRIMMED
+    if _settled(content) in _settled(whole):
+        return RESPACED
+    who = "answer" if "answer" in place or "assistant" in place else "message"
+    raise bad_row(
+        f"{who} changed by the chat template",
+        f"the chat template does not write {place} as it is: {_lost(content, text)!r} is missing",
+        _WAY_OUT,
+        "chat_template",
+    )
+
+
+def _lost(content, text):
+    "The part of a content that its rendered text lacks, shortened."
+    n = len(content)
+    first = bisect_left(range(n), True, key=lambda at: content[at:] in text)  # its end is there
+    last = bisect_left(range(n), True, key=lambda at: content[: n - at] in text)  # its beginning
+    lost = content[:first] if first <= last else content[n - last :]
+    return lost if len(lost) <= 80 else f"{lost[:60]} ... {lost[-15:]}"
 
 
 # %% ../../nbs/lib/data/01_chat.ipynb #df4b4887
@@ -212,23 +443,39 @@ def split_response(
     """Cut the response out of a tokenised conversation; raises `DataError` unless `prompt_ids` is
     where `ids` begins.
     """
+    turn, response = turn_of(tokenizer), ids[len(prompt_ids) :]
     if ids[: len(prompt_ids)] != prompt_ids:
-        raise bad_row(
-            "prompt is not a prefix",
-            "the prompt's tokens are not the beginning of the tokens with the answer, because the "
-            "tokenizer joins the answer's first character to the prompt's last",
-            "Take leading line breaks off the answer.",
-            "content",
-        )
-    end = end_of_turn_id(tokenizer)
-    if end not in ids[len(prompt_ids) :]:
-        raise bad_row(
-            "no end-of-turn token",
-            f"no {tokenizer.convert_ids_to_tokens(end)} follows the answer",
-            "Use a chat template that ends each turn with that token.",
+        raise _glued(turn)
+    for position, token in enumerate(response):
+        if token in turn.ends:
+            return response[: position + 1]
+    if turn.appended:
+        return [*response, turn.end]
+    raise bad_row(
+        "no end-of-turn token",
+        f"no {tokenizer.convert_ids_to_tokens(turn.end)} follows the answer",
+        f"The chat template must end each turn with that token. {_WAY_OUT}",
+        "chat_template",
+    )
+
+
+def _glued(turn):
+    "The error of a prompt whose last token takes in the answer's first character."
+    what = "the prompt's tokens are not the beginning of the tokens with the answer, because "
+    if turn.opening.endswith((" ", "\t")):
+        return bad_row(
+            "generation prompt ends in a space",
+            f"{what}the chat template's generation prompt {turn.opening[-40:]!r} ends in a space, "
+            "which the tokenizer joins to the answer's first word",
+            _WAY_OUT,
             "chat_template",
         )
-    return ids[len(prompt_ids) : ids.index(end, len(prompt_ids)) + 1]
+    return bad_row(
+        "prompt is not a prefix",
+        f"{what}the tokenizer joins the answer's first character to the prompt's last",
+        "Take leading line breaks off the answer.",
+        "content",
+    )
 
 
 def encode_response(
@@ -240,12 +487,69 @@ def encode_response(
     """Token ids of a prompt and of its answer; raises `DataError` on bad messages and where the
     prompt is not a prefix.
     """
-    special_tokens = dict.fromkeys([*SPECIAL_TOKENS, *tokenizer.all_special_tokens])
+    special_tokens = special_texts(tokenizer)
     check_messages(prompt, special_tokens)
     check_messages(answer, special_tokens)
-    texts = list(render_response(tokenizer, prompt, answer))
+    texts = list(render_response(tokenizer, prompt, answer)[:2])
     prompt_ids, ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return prompt_ids, split_response(tokenizer, prompt_ids, ids)
+
+
+# %% ../../nbs/lib/data/01_chat.ipynb #5a1c0f05
+def find_template(
+    chat_template: str,  # a name of the tokenizer's or of a shipped one, a file, or the text itself
+    named: dict[str, str],  # the tokenizer's own, where it has several
+) -> str:  # the template
+    "A chat template as a setting names it; raises `ConfigError`."
+    if chat_template in named:
+        return named[chat_template]
+    if chat_template in shipped_templates():
+        return (_SHIPPED / f"{chat_template}.jinja").read_text(encoding="utf-8")
+    if "{{" in chat_template or "{%" in chat_template:
+        return chat_template
+    path = input_path(chat_template)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    raise ConfigError(
+        f"chat_template: {chat_template} is no file, no text of a template and no name."
+        f"{nearest(chat_template, [*named, *shipped_templates()])}",
+        field="chat_template",
+        reason="not found",
+    )
+
+
+def check_template(
+    chat_template: str,  # as `find_template` takes it; "": the tokenizer's own
+    named: dict[str, str] | None = None,  # the tokenizer's own; None: not known yet
+):
+    """Look at the setting before a tokenizer is loaded, so that a run knows the file that it reads;
+    raises `ConfigError`.
+    """
+    if chat_template in shipped_templates():
+        input_path(f"prefkit/data/templates/{chat_template}.jinja")
+        return
+    as_a_file = "/" in chat_template or chat_template.endswith(".jinja")
+    if chat_template and (as_a_file or named is not None):
+        find_template(chat_template, named or {})
+
+
+def use_template(
+    tokenizer,  # a transformers tokenizer, changed in place
+    chat_template: str = "",  # as `find_template` takes it; "": the tokenizer's own
+    model=None,  # a model that will be saved with it: told to stop where the template ends a turn
+) -> Turn:
+    """Give a tokenizer the chat template that it is to be trained or asked with, and look where
+    that ends an answer; raises as `find_template` and `turn_of` do.
+    """
+    if chat_template:
+        own = tokenizer.chat_template
+        named = own if isinstance(own, dict) else {}
+        tokenizer.chat_template = find_template(chat_template, named)
+    turn = turn_of(tokenizer, model)
+    config = getattr(model, "generation_config", None)
+    if chat_template and config is not None:
+        config.eos_token_id = list(turn.stops)
+    return turn
 
 
 # %% ../../nbs/lib/data/01_chat.ipynb #c4e4a34d

@@ -50,12 +50,12 @@ from typing import Any
 
 from ..core import ConfigError, DataError, Progress, fingerprint
 from prefkit.data.chat import (
-    SPECIAL_TOKENS,
     bad_row,
     check_limits,
     check_messages,
-    render,
+    render_prompt,
     render_response,
+    special_texts,
     split_response,
     truncate,
 )
@@ -941,7 +941,9 @@ def _counted_twice(pairs, rows):
 
 # %% ../../nbs/lib/data/02_records.ipynb #d71b4d30
 def _texts(row, tokenizer, kind, special_tokens):
-    "The texts of one row: the prompt's, then the prompt's with each answer."
+    """The texts of one row, the prompt's, then the prompt's with each answer; and what the template
+    changed in them.
+    """
     names = _answer_names(row, kind)
     for name in ("prompt", *names):
         if name not in row:
@@ -949,9 +951,14 @@ def _texts(row, tokenizer, kind, special_tokens):
         with _column(name):
             check_messages(row[name], special_tokens)
     if not names:
-        return [render(tokenizer, row["prompt"], generation_prompt=True)]
-    rendered = [render_response(tokenizer, row["prompt"], row[name]) for name in names]
-    return [rendered[0][0], *(text for _, text in rendered)]
+        text, changes = render_prompt(tokenizer, row["prompt"])
+        return [text], changes
+    rendered = []
+    for name in names:
+        with _column(name):
+            rendered.append(render_response(tokenizer, row["prompt"], row[name]))
+    changes = dict.fromkeys(change for one in rendered for change in one.changes)
+    return [rendered[0].prompt, *(one.text for one in rendered)], list(changes)
 
 
 def _too_long(prompt, most):
@@ -1000,8 +1007,7 @@ class _Encoder:
     report: RowReport  # the account, which goes on
 
     def __post_init__(self):
-        tokens = [*SPECIAL_TOKENS, *self.tokenizer.all_special_tokens]
-        self.special_tokens = tuple(dict.fromkeys(tokens))
+        self.special_tokens = special_texts(self.tokenizer)
 
     def chunk(self, rows, start):
         "Encode some rows, the first of them that after `start`, with one call of the tokenizer."
@@ -1009,16 +1015,16 @@ class _Encoder:
         for number, row in enumerate(rows, start + 1):
             place = row.get("row", f"row {number} of the records")
             try:
-                of_row = _texts(row, self.tokenizer, self.kind, self.special_tokens)
+                of_row, changes = _texts(row, self.tokenizer, self.kind, self.special_tokens)
             except DataError as error:
                 _bad(self.report, place, error, self.on_bad_rows)
                 continue
-            ready.append((place, row, len(of_row)))
+            ready.append((place, row, len(of_row), changes))
             texts += of_row
         if not texts:
             return encoded
         ids = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-        for place, row, count in ready:
+        for place, row, count, changes in ready:
             prompt, *wholes = islice(ids, count)
             if error := _too_long(prompt, self.max_prompt_tokens):
                 self.report.drop(place, error, asked=True)
@@ -1027,6 +1033,9 @@ class _Encoder:
                 encoded.append(self.shorten(row, prompt, wholes))
             except DataError as error:
                 _bad(self.report, place, error, self.on_bad_rows)
+                continue
+            for change in changes:
+                self.report.changed[change] = self.report.changed.get(change, 0) + 1
         return encoded
 
     def shorten(self, row, prompt, wholes):

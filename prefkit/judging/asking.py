@@ -262,7 +262,7 @@ class LoadedModel:
 
     def depends_on(self) -> list:
         "What makes its answers, besides the settings."
-        template, stop_ids = self.tokenizer.chat_template, stop_tokens(self.tokenizer)
+        template, stop_ids = self.tokenizer.chat_template, stop_tokens(self.tokenizer, self.model)
         return [model_fingerprint(self.model), template, stop_ids]
 
     def answer(
@@ -277,7 +277,7 @@ class LoadedModel:
         said = lambda row, *made: answer_apart(self.tokenizer, rows[row], *made)
         width = embedding_rows(self.model)
         options: dict[str, Any] = {
-            "stop_ids": stop_tokens(self.tokenizer),
+            "stop_ids": stop_tokens(self.tokenizer, self.model),
             "pad_token_id": filling_of(self.model, self.tokenizer),
             "vocabulary": vocabulary_of(self.tokenizer, width),
             "batch_size": self.batch_size,

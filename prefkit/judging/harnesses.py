@@ -35,6 +35,7 @@ __all__ = [
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #e6b610a9
 import json, math, re, sys, time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -439,6 +440,8 @@ def write_lm_eval_task(
     data: str | Path | None = None,
     prompt: str = GSM8K_PROMPT,  # before each question
     most_tokens: int = 512,  # of an answer
+    # texts that end an answer, besides the end of sequence: those of `turn_of(tokenizer).ends`
+    until: Iterable[str] = (),
 ) -> Path:  # the file
     """A task of lm-eval: GSM8K with the MinorDPO report's prompt, without examples, read by "So the
     answer is:" and by the last number.
@@ -464,7 +467,7 @@ def write_lm_eval_task(
         "doc_to_text": f"{prompt} {{{{question}}}}".strip(),
         "doc_to_target": "{{answer.split('####')[-1].strip()}}",
         "generation_kwargs": {
-            "until": ["<|im_end|>"],
+            "until": list(until),
             "do_sample": False,
             "max_gen_toks": most_tokens,
         },

@@ -36,6 +36,7 @@ from prefkit.data.chat import (
     render_response,
     split_response,
     truncate,
+    use_template,
 )
 from prefkit.core import (
     ConfigError,
@@ -81,6 +82,7 @@ def scalar_head(
     seed: int = 0,  # of the new head; a head that is there is kept
     # keep only the first so many layers: a deliberately small reward model
     layers: int | None = None,
+    chat_template: str = "",  # in place of the tokenizer's own, which says where answers end
     # AutoModelForSequenceClassification with num_labels=1 and config.pad_token_id, float32, in eval
     # mode
 ):
@@ -89,6 +91,7 @@ def scalar_head(
     Raises `ConfigError` where it cannot be loaded whole.
     """
     tokenizer = load_tokenizer(model_name_or_path)
+    use_template(tokenizer, chat_template)
     rows = model_config(model_name_or_path).get_text_config().vocab_size
     filling = filling_token(tokenizer, rows)
     model, new = load_reward_model(
@@ -194,7 +197,7 @@ def _answer_ids(tokenizer, prompt, answer, max_length, max_prompt_length):
     if text.strip():
         prompt_ids, ids = encode_response(tokenizer, prompt, turn)
     else:
-        words = list(render_response(tokenizer, prompt, turn))
+        words = list(render_response(tokenizer, prompt, turn)[:2])
         prompt_ids, whole = tokenizer(words, add_special_tokens=False)["input_ids"]
         ids = split_response(tokenizer, prompt_ids, whole)
     limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}

@@ -46,7 +46,7 @@ from prefkit.core import (
     input_path,
     is_number,
 )
-from ..data.chat import SPECIAL_TOKENS, check_limits
+from ..data.chat import check_limits, special_texts
 from ..data.countdown import shaped_reward, verify
 from ..data.thoughts import split_thought
 from ..data.world import gold_reward, read_request, second_judge
@@ -414,8 +414,7 @@ class ModelReward(RewardSource):
     def rates(self, rows, answers):
         score, tokenizer, _ = self._loaded
         # spelled out by a policy they would be read as boundaries
-        words = {*SPECIAL_TOKENS, *tokenizer.all_special_tokens}
-        special = re.compile("|".join(map(re.escape, words)))
+        special = re.compile("|".join(map(re.escape, special_texts(tokenizer))))
         return score(
             [row["prompt"] for row in rows],
             [special.sub("", answer["text"]) for answer in answers],

@@ -51,6 +51,7 @@ def need_gguf(
 def check_gguf(
     path: Path,  # a GGUF file
     where: str = "model",  # stands at the start of a message
+    chat_template: str | None = None,  # given in place of its own
 ):
     "Look at a file's header; raises `ConfigError` for a model that could not be loaded from it."
     from transformers.integrations.gguf import GGUF_ARCHS, read_gguf_metadata
@@ -69,9 +70,10 @@ def check_gguf(
             f"does not read as a language model. It reads {', '.join(known)}.",
             "unknown architecture",
         )
-    if not header.get("tokenizer.chat_template"):
+    if not (chat_template or header.get("tokenizer.chat_template")):
         refuse(
-            f"{path.name} has a tokenizer without a chat template. Take the file of a chat model.",
+            f"{path.name} has a tokenizer without a chat template. Take a chat model's file, or "
+            "give chat_template.",
             "no chat template",
         )
     if architecture not in GGUF_ARCHS:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 from prefkit.core import ConfigError, check_number, input_path
-from prefkit.data.chat import render
+from prefkit.data.chat import check_template, render
 from prefkit.data.sources import is_hub_name
 from prefkit.model.gguf import check_gguf, is_gguf, rounded_weights
 
@@ -19,7 +19,7 @@ PROVENANCE = "provenance.json"  # in a model's folder: where it comes from, what
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def _missing_part(folder: Path) -> str:  # "" where nothing is missing
+def _missing_part(folder: Path, chat_template: str) -> str:  # "" where nothing is missing
     "What a model's folder lacks, in words."
     if not (folder / "adapter_config.json").exists():
         try:
@@ -34,14 +34,32 @@ def _missing_part(folder: Path) -> str:  # "" where nothing is missing
         return "has no tokenizer"
     settings = folder / "tokenizer_config.json"
     inside = settings.exists() and b'"chat_template"' in settings.read_bytes()
-    if inside or any(folder.glob("chat_template*")):
+    if chat_template or inside or any(folder.glob("*chat_template*")):
         return ""
     return "has a tokenizer without a chat template"
+
+
+def _named_templates(folder: Path) -> dict[str, str]:
+    "The chat templates of a tokenizer that has several, as transformers stores them."
+    files = folder.glob("additional_chat_templates/*.jinja")
+    named = {file.stem: file.read_text(encoding="utf-8") for file in files}
+    settings = folder / "tokenizer_config.json"
+    try:
+        inside = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+    except ValueError as error:
+        raise ConfigError(
+            f"model: {settings} is broken ({error}). {WAY_OUT}", field="model", reason="incomplete"
+        ) from error
+    found = inside.get("chat_template")
+    if isinstance(found, list):
+        named |= {each["name"]: each["template"] for each in found}
+    return named
 
 
 def check_model(
     name: str,  # a folder, stage:NAME, or a name on the Hub
     where: str = "model",  # stands at the start of a message
+    chat_template: str = "",  # what is given in place of its tokenizer's
 ):
     """Look at a model's files without loading them; raises `ConfigError`.
 
@@ -53,19 +71,21 @@ def check_model(
 
     if not isinstance(name, str) or not name.strip():
         refuse(f"{name!r} names no model", "no name")
-    if name.startswith("stage:"):
+    folder = None if name.startswith("stage:") else input_path(name)
+    here = folder is not None and folder.is_dir()
+    check_template(chat_template, _named_templates(folder) if here and chat_template else None)
+    if folder is None:
         return
-    folder = input_path(name)
-    if folder.is_dir():
-        if lack := _missing_part(folder):
+    if here:
+        if lack := _missing_part(folder, chat_template):
             refuse(f"the folder {name} {lack}", "incomplete")
         adapter = folder / "adapter_config.json"
         if adapter.exists():
             base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
             if base:
-                check_model(base, f"{where}: the base model of {name}")
+                check_model(base, f"{where}: the base model of {name}", chat_template)
     elif folder.is_file() and is_gguf(name):
-        check_gguf(folder, where)
+        check_gguf(folder, where, chat_template)
     elif folder.exists():
         refuse(f"{name} is a file, not a folder", "a file")
     elif not is_hub_name(name):
@@ -84,7 +104,6 @@ def source_of(name: str) -> dict:  # arguments of `from_pretrained`
     "Where a model, its config and its tokenizer are read from: a folder, the Hub, a GGUF file."
     place = Path(place_of(name))
     if is_gguf(name) and place.is_file():
-        check_gguf(place)
         return {"pretrained_model_name_or_path": str(place.parent), "gguf_file": place.name}
     return {"pretrained_model_name_or_path": place_of(name)}
 

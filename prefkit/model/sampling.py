@@ -43,7 +43,8 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import Cache, GenerationConfig
 
-from ..core import ConfigError, Progress, check_number, derive_seed
+from ..core import ConfigError, DataError, Progress, check_number, derive_seed
+from ..data.chat import check_messages, render_prompt, special_texts, turn_of
 from .batches import evaluating, same_numbers
 from prefkit.model.limits import (
     check_ids,
@@ -449,16 +450,12 @@ def check_draws(k: int, temperatures: list[float], top_p: float, max_new_tokens:
 # %% ../../nbs/lib/model/13_sampling.ipynb #c9dac0d1
 def stop_tokens(
     tokenizer,  # of a chat model
+    model,  # it, for its `generation_config`
 ) -> list[int]:  # ids
-    "The tokens that end an answer: end of sequence, end of turn, padding."
-    return sorted(
-        {
-            tokenizer.eos_token_id,
-            tokenizer.convert_tokens_to_ids("<|im_end|>"),
-            tokenizer.pad_token_id,
-        }
-        - {None, tokenizer.unk_token_id}
-    )
+    """The tokens that end an answer: those with which the chat template ends a turn, end of
+    sequence, and the ends that `generation_config` names; padding is none unless it is one of them.
+    """
+    return list(turn_of(tokenizer, model).stops)
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #a1d82ca3
@@ -466,13 +463,17 @@ def encode_prompts(
     tokenizer,  # with a chat template
     chats,  # message lists
 ) -> list[list[int]]:  # token ids
-    "Message lists as a model is asked them, generation prompt included."
-    return [
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
-        for messages in chats
-    ]
+    """Message lists as a model is asked them, generation prompt included; raises `DataError` for
+    special tokens in a text, and where the template leaves something out.
+    """
+    special_tokens, texts = special_texts(tokenizer), []
+    for number, messages in enumerate(chats, 1):
+        try:
+            check_messages(messages, special_tokens)
+            texts.append(render_prompt(tokenizer, messages)[0])
+        except DataError as error:
+            raise error.at(f"prompt {number}") from error
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
 def decode_answer(
@@ -505,7 +506,7 @@ def generate(
     made = sample_ids(
         model,
         prompt_ids,
-        stop_ids=stop_tokens(tokenizer),
+        stop_ids=stop_tokens(tokenizer, model),
         pad_token_id=filling_of(model, tokenizer),
         vocabulary=vocabulary_of(tokenizer, rows),
         **options,

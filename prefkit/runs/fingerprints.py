@@ -43,6 +43,8 @@ def looks_like_a_path(text: str) -> bool:
         or len(text) > 1000
         or "\n" in text
         or "\0" in text
+        or "{{" in text
+        or "{%" in text
     ):
         return False
     return "/" in text or Path(text).suffix in DATA_FILES

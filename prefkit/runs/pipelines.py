@@ -479,12 +479,13 @@ def check_evaluation(
     prompts: int | None,  # how many; None: all
     batch_size: int,  # prompts at a time
     seed: int,  # of the draws
+    chat_template: str = "",  # of all models, in place of their own
     **ways,  # of `decoding_ways`
 ) -> list[dict]:  # what `decoding_ways` returns
     """Raise `ConfigError` or `DataError` for what an evaluation could not do; nothing is loaded or
     asked.
     """
-    check_models(models, references)
+    check_models(models, references, chat_template)
     if dataset == "tiny-world":
         check_sampling(
             prompts=prompts,
@@ -510,6 +511,7 @@ def check_evaluation(
 def check_models(
     models: dict,  # name -> checkpoint, or a server's settings
     references: list[str],  # of the models
+    chat_template: str = "",  # of all models, in place of their own
 ):
     "Raise `ConfigError` for models that cannot be asked, or not be compared."
     if not models:
@@ -520,8 +522,15 @@ def check_models(
         )
     for name, value in models.items():
         if not isinstance(value, dict):
-            check_model(value, f"models, {name}")
+            check_model(value, f"models, {name}", chat_template)
             continue
+        if chat_template:
+            raise ConfigError(
+                f"chat_template: {name} is asked through a server, which has a template of its "
+                "own. Leave chat_template out.",
+                field="chat_template",
+                reason="a server has its own",
+            )
         try:
             Served(**value)
         except (ConfigError, TypeError) as error:

@@ -689,7 +689,7 @@ def prepare_rows(
         return sets, layout
     options: dict[str, Any] = dict(seed=s.seed, pad_token_id=pad, batch_size=max(64, s.batch_size))
     if method.extra:  # some are sampled
-        options["stop_ids"] = stop_tokens(tokenizer)
+        options["stop_ids"] = stop_tokens(tokenizer, model)
         options["vocabulary"] = vocabulary_of(tokenizer, embedding_rows(model))
     sets = with_reference(
         model,

@@ -88,7 +88,7 @@ def sample_answers(
     streams = range(len(prompt_ids)) if numbers is None else numbers
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
     answers: list[list[Sample]] = [[] for _ in prompt_ids]
-    stops, rows = stop_tokens(tokenizer), embedding_rows(model)
+    stops, rows = stop_tokens(tokenizer, model), embedding_rows(model)
     filling = filling_of(model, tokenizer)
     check_readable(model, dict(zip(streams, prompt_ids)), max_new_tokens, tokenizer)
     reading_way(model, prompt_ids, filling)  # tried once, with the longest of all

@@ -318,6 +318,11 @@ class DataSettings(Settings):
     validation_split: str = setting("validation", '"": no validation')
     validation_limit: int | None = setting(None, "rows to read; null: all")
     data_seed: int | None = setting(None, "of the tiny world's draw; null: as seed")
+    chat_template: str = setting(
+        "",
+        "in place of the tokenizer's own: the name of a shipped template or of one of the "
+        "tokenizer's, a file or its text; saved with the model",
+    )
     max_length: int = setting(512, "most tokens of prompt and answer together")
     max_prompt_length: int | None = setting(None, "most tokens of the prompt; null: max_length")
     min_response_tokens: int = setting(16, "an answer that is cut must keep so many")
