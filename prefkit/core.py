@@ -223,6 +223,35 @@ def write_jsonl(
     )
 
 
+class JsonObject(dict):
+    "An object of JSON in which names stand twice; the last of each counts."
+
+    twice: tuple[str, ...] = ()
+
+
+def _object(pairs):
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    names = [name for name, _ in pairs]
+    found = JsonObject(found)
+    found.twice = tuple(name for name in found if names.count(name) > 1)
+    return found
+
+
+def _whole_number(digits):
+    "A whole number, as its digits where Python refuses to read so many."
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
+def read_json(text: str):  # raises as `json.loads` does
+    "A value of JSON; numbers of thousands of digits stay text, and names that stand twice show."
+    return json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)
+
+
 def iter_jsonl(
     path: str | Path,  # a file of JSON objects, one a line; empty lines are skipped
 ):  # yields (line number from 1, record or None, reason or None)
@@ -240,7 +269,7 @@ def iter_jsonl(
             if not raw.strip():
                 continue
             try:
-                record = json.loads(
+                record = read_json(
                     raw.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
                 )
             except UnicodeDecodeError as error:

@@ -567,23 +567,30 @@ def test_rows_are_encoded_once_and_anything_that_matters_encodes_them_anew(
     assert len(calls) == 4 and len(list(tmp_path.glob("*"))) == 4
 
 
-def test_rows_that_would_not_come_back_as_they_were_are_not_kept(tmp_path):
+@pytest.mark.parametrize(
+    "of_rows, kept",
+    [
+        (({"a": 1}, {"b": 1}), True),
+        (({"a": {}}, {"a": [1, "x"]}), True),
+        (({"a": 10**30}, {"a": None}), True),
+        (({"a": float("nan")}, {"a": 1.0}), False),
+    ],
+    ids=["other columns", "other types", "large numbers", "NaN"],
+)
+def test_rows_that_would_not_come_back_as_they_were_are_not_kept(tmp_path, of_rows, kept):
     from prefkit.data.records import Records, RowReport
     from prefkit.runs.pipelines import encode_once
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny/base")
-    # a table would give both a and b
     rows = [
         {"prompt": [{"role": "user", "content": "Who is there?"}], "record": record}
-        for record in ({"a": 1}, {"b": 1})
+        for record in of_rows
     ]
     found = [
         encode_once(Records(rows, RowReport("two", read=2)), tokenizer, tmp_path, kind="prompts")[0]
         for _ in range(2)
     ]
-    assert (
-        found[0] == found[1]
-        and [row["record"] for row in found[1]] == [{"a": 1}, {"b": 1}]
-        and not list(tmp_path.glob("*"))
-    )
+    assert str(found[0]) == str(found[1])  # NaN equals nothing
+    assert str([row["record"] for row in found[1]]) == str(list(of_rows))
+    assert bool(list(tmp_path.glob("*"))) == kept

@@ -12,7 +12,12 @@ from transformers import AutoTokenizer
 
 from prefkit.core import DataError, project_root, read_jsonl, write_jsonl, write_text
 from prefkit.data.thoughts import Said, opens_thought, split_thought, whole_text
-from prefkit.judging.asking import generate_records, write_alpaca_eval, write_leaderboard
+from prefkit.judging.asking import (
+    answer_apart,
+    generate_records,
+    write_alpaca_eval,
+    write_leaderboard,
+)
 from prefkit.judging.harnesses import answer_turns, read_alpaca_annotations
 from prefkit.judging.judges import make_judge, read_reward, read_verdict, register_judge
 from prefkit.judging.rewards import FunctionReward, reward_source
@@ -147,6 +152,7 @@ def test_a_thought_that_the_template_began_and_the_limit_cut_off_is_no_answer(tm
     assert (
         records[0]["answer"] == ""
         and records[0]["reasoning"]
+        and (records[0]["tokens"], records[0]["reasoning_tokens"]) == (0, 6)
         and read_jsonl(tmp_path / "a.jsonl") == records
     )
     prompt = tokenizer.apply_chat_template(
@@ -327,7 +333,7 @@ class Thinker(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         choice = self.server.choices[body["messages"][-1]["content"]]
-        data = json.dumps({"choices": [choice], "usage": {"completion_tokens": 7}}).encode()
+        data = json.dumps({"choices": [choice], "usage": self.server.usage}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -342,6 +348,7 @@ class Thinker(BaseHTTPRequestHandler):
 def thinker():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Thinker)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.usage = {"completion_tokens": 7}
     server.at = f"http://127.0.0.1:{server.server_port}/v1"
     yield server
     server.shutdown()
@@ -379,6 +386,31 @@ def test_a_server_gives_the_thought_apart_or_in_the_text(thinker, tmp_path):
         "cut off in the field": cut,
         "none": ("Red.", None),
     }
+
+
+def test_tokens_are_those_of_answers():
+    tokenizer = with_special("[THINK]", "[/THINK]")
+    end = tokenizer.eos_token_id
+    ids = tokenizer("[THINK]red or grey[/THINK]red")["input_ids"] + [end]
+    made = answer_apart(tokenizer, [], ids, True)
+    answer = len(tokenizer("red", add_special_tokens=False)["input_ids"]) + 1
+    assert (made["tokens"], made["reasoning_tokens"]) == (answer, len(ids) - answer)
+    plain = answer_apart(tokenizer, [], ids[-answer:], True)
+    assert plain == {"text": "red", "tokens": answer, "ended": True}
+
+
+def test_a_server_may_say_how_many_tokens_were_the_thoughts(thinker, tmp_path):
+    thinker.choices = {"a": choice("Red.", reasoning="Red or grey?")}
+    asked = [{"prompt_id": "a", "prompt": "a"}]
+    for details, tokens in (({"reasoning_tokens": 5}, 2), ({}, None)):
+        thinker.usage = {"completion_tokens": 7, "completion_tokens_details": details}
+        (made,) = generate_records(
+            Served("m", thinker.at),
+            asked,
+            {"max_new_tokens": 9},
+            output=tmp_path / f"{tokens}.jsonl",
+        )
+        assert made["tokens"] == tokens
 
 
 def test_a_reply_without_text_and_without_thought_stays_a_failure(thinker, tmp_path):

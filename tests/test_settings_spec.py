@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import inf, nan
 
 import pytest
@@ -150,17 +150,46 @@ def test_settings_are_found_among_other_names():
 
 
 def test_parts_of_the_data():
+    def place(part):
+        return part.dataset, part.split, part.limit
+
     data = SftData(validation_dataset="other", probe_dataset="pairs", probe_limit=8)
-    assert data.part("train") == ("tiny-world", "train", None)
-    assert data.part("validation") == ("other", "validation", 32)
-    assert data.part("probe") == ("pairs", "validation", 8)
+    assert place(data.part("train")) == ("tiny-world", "train", None)
+    assert place(data.part("validation")) == ("other", "validation", 32)
+    assert place(data.part("probe")) == ("pairs", "validation", 8)
     assert (
         data.part("test") is None and DataSettings(validation_split="").part("validation") is None
     )
     assert SftData().part("probe") is None
     data = RewardModelData(validation_dataset="other")
-    assert data.part("test") == ("other", "test", 64)
+    assert place(data.part("test")) == ("other", "test", 64)
     assert RewardModelData(test_split="").part("test") is None
+
+
+def test_a_part_of_the_data_has_all_settings_and_its_own_columns_and_revision():
+    data = SftData(
+        dataset="one",
+        columns={"prompt": "question"},
+        dataset_revision="v1",
+        max_length=99,
+        probe_dataset="two",
+        probe_columns={},
+        probe_revision="v2",
+    )
+    same, probe = data.part("validation"), data.part("probe")
+    assert (same.columns, same.dataset_revision) == ({"prompt": "question"}, "v1")
+    assert (probe.columns, probe.dataset_revision, probe.max_length) == ({}, "v2", 99)
+    other = replace(data, validation_dataset="three").part("validation")
+    # another data set has other revisions; its columns are those of the first, unless said
+    assert (other.columns, other.dataset_revision) == ({"prompt": "question"}, "")
+
+
+def test_a_function_is_given_the_settings_that_its_signature_names():
+    def reads(max_length, columns, kind, *, split="test"):
+        return max_length, columns, kind, split
+
+    given = SftData(max_length=7, split="dev").given_to(reads)
+    assert given == {"max_length": 7, "columns": {}, "split": "dev"}
 
 
 def test_a_specification_of_ones_own_is_checked_like_ours():

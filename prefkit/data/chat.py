@@ -111,6 +111,8 @@ def _check_message(message, place, special_tokens):
             f"Roles are {', '.join(ROLES)}.",
             "role",
         )
+    if message["content"] == "" and message.get("tool_calls"):
+        return  # what is said is the call
     _check_content(message["content"], role, f"{place} ({role})", special_tokens)
 
 
@@ -167,6 +169,7 @@ def render(
     messages: list[dict],  # a checked conversation
     *,
     generation_prompt: bool = False,  # end with the words that open the assistant's turn
+    tools: list[dict] | None = None,  # descriptions of what the assistant may call
 ) -> str:  # the text that is tokenised
     """A conversation as the template writes it; raises `ConfigError` without a template,
     `DataError` where the template refuses.
@@ -187,7 +190,10 @@ def render(
         )
     try:
         return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation_prompt
+            messages,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            **({"tools": tools} if tools else {}),
         )
     except (TemplateError, TypeError) as error:  # it may add up texts that are not there
         raise bad_row(
@@ -343,9 +349,10 @@ class Rendered(NamedTuple):
 def render_prompt(
     tokenizer,  # a transformers tokenizer with a chat template
     prompt: list[dict],  # the conversation up to the answer
+    tools: list[dict] | None = None,  # as `render` takes them
 ) -> tuple[str, list[str]]:  # its text with the generation prompt; what the template changed
     "Render a prompt; raises `DataError` where the template leaves out what a message says."
-    text = render(tokenizer, prompt, generation_prompt=True)
+    text = render(tokenizer, prompt, generation_prompt=True, tools=tools)
     places = [(f"message {n} ({turn['role']})", turn) for n, turn in enumerate(prompt, 1)]
     found = [_survives(turn["content"], text, place) for place, turn in places]
     return text, [change for change in dict.fromkeys(found) if change]
@@ -355,6 +362,7 @@ def render_response(
     tokenizer,  # a transformers tokenizer with a chat template
     prompt: list[dict],  # the conversation up to the answer
     answer: list[dict],  # one assistant message
+    tools: list[dict] | None = None,  # as `render` takes them
 ) -> Rendered:
     """Render a prompt, and the prompt with its answer; raises `DataError` unless the first text is
     the beginning of the second, and where the template leaves out what the answer says.
@@ -366,8 +374,8 @@ def render_response(
             "An answer is one message of the assistant.",
             "role",
         )
-    prompt_text, changes = render_prompt(tokenizer, prompt)
-    text, turn = render(tokenizer, [*prompt, *answer]), turn_of(tokenizer)
+    prompt_text, changes = render_prompt(tokenizer, prompt, tools)
+    text, turn = render(tokenizer, [*prompt, *answer], tools=tools), turn_of(tokenizer)
     content, same = answer[0]["content"], _common(prompt_text, text)
     start = max(0, same - len(turn.opening))  # the generation prompt may begin the answer
     # before the prefix: what is cut away is the plainer thing to say
@@ -375,7 +383,7 @@ def render_response(
     if same < len(prompt_text):
         raise _no_prefix(prompt_text, text)
     before = text[same : max(same, text.find(content.strip(), start))].strip()
-    if before:
+    if before and "reasoning_content" not in answer[0]:
         changes.append(f"{before!r} put before an answer by the chat template")
     if turn.appended:
         text = text.removesuffix(turn.closing)

@@ -9,7 +9,6 @@ __all__ = [
     "KINDS",
     "ANSWER_COLUMNS",
     "MOST_DROPPED",
-    "SHAREGPT_ROLES",
     "ROW_LAYOUTS",
     "CONTENT_COLUMNS",
     "ANSWER_CUES",
@@ -18,6 +17,7 @@ __all__ = [
     "DATASETS",
     "CUT",
     "TIDIED",
+    "BEGUN",
     "RowReport",
     "report_text",
     "report_html",
@@ -25,6 +25,7 @@ __all__ = [
     "parse_hh",
     "read_messages",
     "split_answer",
+    "split_pair",
     "normalise",
     "last_question",
     "Source",
@@ -44,6 +45,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -53,14 +55,29 @@ from prefkit.data.chat import (
     bad_row,
     check_limits,
     check_messages,
-    render_prompt,
-    render_response,
     special_texts,
-    split_response,
     truncate,
+)
+from prefkit.data.foreign import (
+    JSON_TEXT,
+    NOT_LEARNED,
+    Carried,
+    Columns,
+    carried,
+    check_mapping,
+    framed,
+    is_empty,
+    map_columns,
+    messages_in_text,
+    not_learned,
+    read_turn,
+    refuse_media,
+    refuse_unlearned,
+    tools_of,
 )
 from prefkit.data.sources import (
     Line,
+    check_revision,
     make_records,
     no_split,
     numbered,
@@ -71,6 +88,7 @@ from prefkit.data.sources import (
     read_source,
 )
 from .splits import SPLITS
+from .turns import answer_texts, as_ids, asked_text, begun_in, learned_ids
 
 # %% ../../nbs/lib/data/02_records.ipynb #55d4c927
 KINDS = ("sft", "pairs", "binary", "prompts")
@@ -109,6 +127,8 @@ class RowReport:
     shortened_prompts: int = 0  # of these: rows whose prompt lost its beginning
     shortened_answers: int = 0  # and rows of which an answer lost its end
     changed: dict = field(default_factory=dict)  # what was changed in kept rows: how many
+    # name of a column: what became of it: in how many kept rows
+    columns: dict = field(default_factory=dict)
     # reason: rows, examples, whether the user asked for it
     dropped: dict = field(default_factory=dict)
     desirable: int | None = None  # kept rows with label True; None where rows have no label
@@ -149,6 +169,17 @@ def _rows(n):
     return f"{n:,} row{'' if n == 1 else 's'}"
 
 
+def _columns_text(columns):
+    "Columns with the same fate together, in the order of the first of each."
+    alike = {}
+    for name, fates in columns.items():
+        several = [f"{fate} in {_rows(n)}" for fate, n in fates.items()]
+        [words] = fates if len(fates) == 1 else [" and ".join(several)]
+        words = "used" if words == f"used as {name}" else words
+        alike.setdefault(words, []).append(name)
+    return "; ".join(f"{', '.join(names)} {words}" for words, names in alike.items())
+
+
 def report_text(
     report: RowReport,  # the account
 ) -> str:  # sentences, a line each
@@ -168,6 +199,8 @@ def report_text(
             f"Desirable: {report.desirable:,} of {report.kept:,} "
             f"({report.desirable / report.kept:.1%})."
         )
+    if report.columns:
+        lines.append(f"Columns: {_columns_text(report.columns)}.")
     for what, n in report.changed.items():
         lines.append(f"Changed: {what} in {_rows(n)}.")
     for reason, entry in sorted(report.dropped.items(), key=lambda item: -item[1]["rows"]):
@@ -189,6 +222,8 @@ def report_html(
     ]
     if report.desirable is not None:
         lines.append(("desirable", report.desirable, "rows with label True"))
+    for name, fates in report.columns.items():
+        lines += [("column", n, f"{name}: {fate}") for fate, n in fates.items()]
     for what, n in report.changed.items():
         lines.append(("changed", n, what))
     for reason, entry in report.dropped.items():
@@ -238,9 +273,6 @@ def check_kept(
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #02d4cbf0
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
-
-
 def parse_hh(
     text: str,  # "\n\nHuman: ...\n\nAssistant: ..."
 ) -> list[dict]:  # messages; an opening for an answer at the end is left off
@@ -264,10 +296,15 @@ def parse_hh(
 
 
 def read_messages(
-    value,  # a list of messages, one message, or a string
+    value,  # a list of messages, one message, or a string, perhaps of JSON
     role: str | None,  # the role that a plain string has; None: a string is no list of messages
+    changes: list | None = None,  # what is changed or ignored in the messages is added
 ) -> list[dict]:  # messages with role and content
-    "Messages from any of the four ways of writing them; raises `DataError`."
+    "Messages from any of the ways of writing them; raises `DataError`."
+    changes = [] if changes is None else changes
+    if isinstance(value, str) and (found := messages_in_text(value)) is not None:
+        changes.append(JSON_TEXT)
+        value = found
     if isinstance(value, str) and role is not None:
         if value.startswith("\n\nHuman:"):
             return parse_hh(value)
@@ -276,14 +313,7 @@ def read_messages(
         value = [value]
     if not isinstance(value, (list, tuple)):
         return check_messages(value)  # raises: not a list
-    return [_from_sharegpt(turn) for turn in value]
-
-
-def _from_sharegpt(turn):
-    "A turn of ShareGPT's as a message; others as they are."
-    if not isinstance(turn, dict) or not {"from", "value"} <= set(turn):
-        return turn
-    return {"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+    return [read_turn(turn, changes) for turn in value]
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #c24a04fe
@@ -291,18 +321,36 @@ def _same_text(one, other):
     return "".join(one.split()) == "".join(other.split())
 
 
-def _agree(prompt, before):
-    "Whether a prompt column says the turns before the answer, their end, or one of them."
-    if prompt[-len(before) :] == before:
-        return True
-    texts = [turn["content"] for turn in before]
-    return len(prompt) == 1 and any(_same_text(prompt[0]["content"], text) for text in texts)
+def _unmarked(messages):
+    "Messages without the marks of what is learned, which mean nothing in a prompt."
+    return [{name: turn[name] for name in turn if name != "weight"} for turn in messages]
 
 
-def _check_asks(prompt, reason, where):
-    "A prompt has a user's turn and does not end with the assistant's."
+def _whole(messages, prompt):
+    "A whole conversation from messages that are one, or go on from the prompt or from its middle."
+    if prompt is None:
+        return messages
+    if messages[0]["role"] == "assistant":
+        return [*prompt, *messages]
+    said = _unmarked(messages)
+    for n in range(1, len(messages)):
+        if prompt[-n:] == said[:n]:
+            return [*prompt[:-n], *messages]
+    texts = [turn["content"] for turn in messages[:-1]]
+    if len(prompt) == 1 and any(_same_text(prompt[0]["content"], text) for text in texts):
+        return messages  # the prompt repeats one turn
+    raise bad_row(
+        "two prompts that disagree",
+        "the prompt column and the turns before the answer differ",
+        "Keep one of the two.",
+        "prompt",
+    )
+
+
+def _check_asks(prompt, reason, where, begun=False):
+    "A prompt has a user's turn, and one of the assistant's at its end only as an answer begun."
     roles = [turn["role"] for turn in prompt]
-    if roles[-1] == "assistant" or "user" not in roles:
+    if (roles[-1] == "assistant" and not begun) or "user" not in roles:
         raise bad_row(
             reason,
             f"{where} has the roles {', '.join(roles)}",
@@ -311,51 +359,77 @@ def _check_asks(prompt, reason, where):
         )
 
 
-def split_answer(
-    messages: list[dict],  # a whole conversation, or the answer alone
-    prompt: list[dict] | None = None,  # the prompt where it has a column of its own
-) -> tuple[list[dict], list[dict]]:  # prompt and answer
-    """Tell prompt and answer apart; raises `DataError` where there is no answer, no prompt, or two
-    prompts that disagree.
-    """
+def _check_answer(answer):
+    "A question stands between two turns of the assistant."
+    for before, turn in zip(answer, answer[1:]):
+        if before["role"] == turn["role"] == "assistant":
+            raise bad_row(
+                "no question before the answer",
+                "two turns of the assistant follow one another",
+                "Make one of them, or put a question between them.",
+                "role",
+            )
+
+
+def _conversation(messages, prompt):
+    "A checked conversation with its prompt, and where messages that are an answer alone begin."
     check_messages(messages)
-    before, answer = messages[:-1], messages[-1:]
-    if answer[0]["role"] != "assistant":
+    if messages[-1]["role"] != "assistant":
         raise bad_row(
             "no answer at the end",
-            f"the last message is the {answer[0]['role']}'s",
+            f"the last message is the {messages[-1]['role']}'s",
             "Let each conversation end with the assistant's turn.",
             "role",
         )
-    if prompt is not None:
-        check_messages(prompt)
-    if not before and not prompt:
+    if len(messages) == 1 and not prompt:
         raise bad_row(
             "no prompt",
             "there is an answer but no prompt",
             "Add a prompt column, or the user's turn before the answer.",
             "prompt",
         )
-    if before and prompt:
-        if not _agree(prompt, before):
-            raise bad_row(
-                "two prompts that disagree",
-                "the prompt column and the turns before the answer differ",
-                "Keep one of the two.",
-                "prompt",
-            )
-        if len(prompt) < len(before):
-            prompt = before  # a string that repeats one turn
-    prompt = prompt or before
-    _check_asks(prompt, "no question before the answer", "the prompt")
-    return prompt, answer
+    goes_on = prompt is not None and messages[0]["role"] == "assistant"
+    return _whole(messages, prompt), len(prompt) if goes_on else None
+
+
+def _learned_turns(messages, start):
+    """Which turns of a conversation are learned: the last; from `start` on, and where there are
+    marks, all of the assistant's that are not marked otherwise.
+    """
+    if start is None and not any("weight" in turn for turn in messages):
+        return [len(messages) - 1]
+    turns = enumerate(messages[start or 0 :], start or 0)
+    found = [n for n, turn in turns if turn["role"] == "assistant" and turn.get("weight", 1)]
+    if not found:
+        raise not_learned("every answer of the row is")
+    return found
+
+
+def split_answer(
+    messages: list[dict],  # a whole conversation, or the answer alone
+    prompt: list[dict] | None = None,  # the prompt where it has a column of its own
+) -> tuple[list[dict], list[dict]]:  # prompt and answer: what is learned, and turns between
+    """Tell prompt and answer apart; raises `DataError` where there is no answer, no prompt, or two
+    prompts that disagree.
+    """
+    whole, start = _conversation(messages, prompt)
+    learned = _learned_turns(whole, start)
+    prompt, answer = _unmarked(whole[: learned[0]]), whole[learned[0] : learned[-1] + 1]
+    _check_asks(prompt, "no question before the answer", "the prompt", start == learned[0])
+    _check_answer(answer)
+    return prompt, _only_zero(answer)
+
+
+def _only_zero(answer):
+    "An answer in which a mark stands only where a turn is not learned."
+    return [turn if turn.get("weight") == 0 else _unmarked([turn])[0] for turn in answer]
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #af0151ee
 ROW_LAYOUTS = {  # for messages to the user
     "sft": (
-        "messages, or conversations, or prompt (or query) and completion, or prompt and chosen, or "
-        "chosen"
+        "messages, or conversations, or prompt (or query, or instruction and input) and completion "
+        "(or output), or prompt and chosen, or chosen"
     ),
     "pairs": "chosen and rejected, with prompt or conversations where these do not hold the prompt",
     "binary": "prompt, completion and label, or messages and label",
@@ -371,6 +445,7 @@ CONTENT_COLUMNS = {
     "response",
     "label",
     "group",
+    "tools",
 }
 
 
@@ -379,7 +454,7 @@ def _wrong_columns(record, kind):
     return bad_row(
         "wrong columns",
         f"the columns {found} do not make a row of kind {kind}, which has {ROW_LAYOUTS[kind]}",
-        "Rename the columns.",
+        "Rename the columns, or map them: columns: {prompt: question}.",
         "columns",
     )
 
@@ -393,21 +468,38 @@ def _column(name):
         raise DataError(f"{name}: {error}", field=name, reason=error.reason) from error
 
 
-def _messages_of(columns, name, role):
+def _messages_of(columns, name, role, fate):
+    "The messages of a column."
     with _column(name):
-        return check_messages(read_messages(columns[name], role))
+        return check_messages(read_messages(columns.use(name, fate), role, columns.changes))
 
 
 def _prompt_of(columns):
-    if "conversations" in columns:
-        return _messages_of(columns, "conversations", None)
-    return _messages_of(columns, "prompt", "user") if "prompt" in columns else None
+    "The messages of the prompt's column, None where there is none."
+    name = columns.first("conversations", "prompt")
+    if name:
+        found = _messages_of(columns, name, None if name == "conversations" else "user", "prompt")
+        return _unmarked(found)
+    if "instruction" not in columns:
+        return None
+    with _column("instruction"):
+        more = columns.filled("input", "end of the prompt")
+        asked = columns.use("instruction", "prompt")
+        text = f"{asked}\n{more}" if more is not None and isinstance(asked, str) else asked
+        return check_messages(read_messages(text, "user", columns.changes))
 
 
-def _split_column(columns, name, role, prompt=None):
-    messages = _messages_of(columns, name, role)
+def _split_column(columns, name, role, prompt, fate):
+    "Prompt and answer of a column, perhaps with a prompt from elsewhere."
+    messages = _messages_of(columns, name, role, fate)
     with _column(name):
-        return split_answer(messages, prompt)
+        prompt, answer = split_answer(messages, prompt)
+    return _framed(columns, prompt), answer
+
+
+def _framed(columns, prompt):
+    "A prompt with the system's text and the history of its row."
+    return check_messages(framed(columns, prompt, partial(read_messages, changes=columns.changes)))
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #d053a5f0
@@ -418,45 +510,66 @@ def _filled(record):
 
 def _normal_single(columns, record, kind):
     "Prompt and answer of an sft or binary row."
-    names = ("chosen",) * (kind == "sft") + ("completion", "response")
-    answer = next((key for key in names if key in columns), None)
-    if answer:
-        return _split_column(columns, answer, "assistant", _prompt_of(columns))
-    whole = next((key for key in ("messages", "conversations") if key in columns), None)
+    names = ("chosen",) * (kind == "sft") + ("completion", "response", "output")
+    if answer := columns.first(*names):
+        return _split_column(columns, answer, "assistant", _prompt_of(columns), "answer")
+    whole = columns.first("messages", "conversations")
     if whole is None:
         raise _wrong_columns(record, kind)
-    return _split_column(columns, whole, None)
+    return _split_column(columns, whole, None, None, "prompt and answer")
 
 
 def _normal_prompt(columns, record):
-    "The prompt of a row that needs no answer; an answer at the end is left off."
-    key = next((key for key in ("prompt", "messages", "conversations") if key in columns), None)
-    if key is None:
+    "The prompt of a row that needs no answer; an answer at the end of a conversation is left off."
+    key = columns.first("prompt", "messages", "conversations")
+    if key in ("messages", "conversations"):
+        messages = _unmarked(_messages_of(columns, key, None, "prompt"))
+        if len(messages) > 1 and messages[-1]["role"] == "assistant":
+            columns.use(key, "prompt, without the answer at its end")
+            messages = messages[:-1]
+    elif (messages := _prompt_of(columns)) is None:
         raise _wrong_columns(record, "prompts")
-    messages = _messages_of(columns, key, "user" if key == "prompt" else None)
-    if len(messages) > 1 and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+    if messages[-1]["role"] == "assistant" and len(messages) > 1:
+        raise bad_row(
+            "an answer already begun",
+            f"{key} ends with the assistant's turn, and answers are drawn from their beginning",
+            "Leave that turn off.",
+            "prompt",
+        )
     _check_asks(messages, "no question in the prompt", key)
-    return messages
+    return _framed(columns, messages)
 
 
-def _beside(record, prompt):
-    """What travels with a prompt: its record's other columns, and the answer to it where there is
+def _beside(columns, prompt, place):
+    """What travels with a prompt: its row's other columns, and the answer to it where there is
     one.
     """
     read_elsewhere = CONTENT_COLUMNS - {"prompt", "label"}
-    columns = puzzle_columns(_filled(record))
-    others = {name: value for name, value in columns.items() if name not in read_elsewhere}
-    found = {"record": others}
+    others = {name: value for name, value in columns.values.items() if name not in read_elsewhere}
+    kept, left_out = carried(others, columns.changes)
+    for name, value in others.items():
+        fate = "empty" if value in (None, "", []) else "carried along"
+        if name in left_out:
+            fate = f"left out, for it holds {left_out[name]}"
+        columns.fates.setdefault(name, fate)
+    found = {"record": Carried(kept, left_out, place)}
     with suppress(DataError):
-        row = normalise(record, "sft")
+        row = normalise(columns.values, "sft")
         if row["prompt"] == prompt:
             found["response"] = row["response"]
     return found
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #8dfb5d8d
+def _number(value):
+    "A number, also one that a table without types has as text."
+    with suppress(TypeError, ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
 def _checked_reward(value):
+    value = _number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise bad_row(
             "reward is not a number",
@@ -467,43 +580,107 @@ def _checked_reward(value):
     return float(value)
 
 
-def _normal_pair(columns):
-    "Prompt and answers of a row of pairs."
-    if not {"chosen", "rejected"} <= set(columns):
-        raise _wrong_columns(columns, "pairs")
-    before = _prompt_of(columns)
-    prompt, chosen = _split_column(columns, "chosen", "assistant", before)
-    other, rejected = _split_column(columns, "rejected", "assistant", before)
-    if prompt != other:
+def split_pair(
+    chosen: list[dict],  # a whole conversation, or the answer alone
+    rejected: list[dict],
+    prompt: list[dict] | None = None,  # the prompt where it has a column of its own
+) -> tuple[list[dict], list[dict], list[dict]]:  # prompt, chosen and rejected answer
+    """The turns that two conversations begin with are the prompt, what follows are the answers;
+    raises `DataError`.
+    """
+    with _column("chosen"):
+        one, start = _conversation(chosen, prompt)
+    with _column("rejected"):
+        other, goes_on = _conversation(rejected, prompt)
+    start = start if start == goes_on else None
+    both = list(zip(_unmarked(one), _unmarked(other)))
+    same = next((n for n, (turn, its) in enumerate(both) if turn != its), len(both))
+    same -= same == len(both)  # an answer is left of both
+    if one[same]["role"] != "assistant" or other[same]["role"] != "assistant":
         raise bad_row(
             "answers to two prompts",
             "the turns before the chosen and the rejected answer differ",
             "A pair has one prompt.",
             "rejected",
         )
-    if chosen[0]["content"].strip() == rejected[0]["content"].strip():
+    prompt, chosen, rejected = _unmarked(one[:same]), one[same:], other[same:]
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        with _column(name):
+            _check_asks(prompt, "no question before the answer", "the prompt", start == same)
+            _check_answer(answer)
+            _learned_turns(answer, 0)
+    if _texts_of(chosen) == _texts_of(rejected):
         raise bad_row(
             "chosen equals rejected",
             "chosen and rejected are the same text",
             "Delete such rows: they teach nothing.",
             "rejected",
         )
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return prompt, _only_zero(chosen), _only_zero(rejected)
+
+
+def _texts_of(answer):
+    "What an answer says, without white space around it."
+    said = _unmarked(answer)
+    return [{**turn, "content": turn["content"].strip()} for turn in said]
+
+
+def _normal_pair(columns):
+    "Prompt and answers of a row of pairs."
+    if not {"chosen", "rejected"} <= set(columns.values):
+        raise _wrong_columns(columns.values, "pairs")
+    before = _prompt_of(columns)
+    sides = [_messages_of(columns, name, "assistant", name) for name in ("chosen", "rejected")]
+    prompt, chosen, rejected = split_pair(*sides, before)
+    return {"prompt": _framed(columns, prompt), "chosen": chosen, "rejected": rejected}
 
 
 def _normal_binary(columns):
     "Prompt, answer and label of a binary row, and its reward where it has one."
-    prompt, answer = _normal_single(columns, columns, "binary")
+    prompt, answer = _normal_single(columns, columns.values, "binary")
     if "label" not in columns:
-        raise _wrong_columns(columns, "binary")
-    label = columns["label"]
+        raise _wrong_columns(columns.values, "binary")
+    label = columns.use("label", "label")
+    if isinstance(label, str):
+        label = {"true": True, "false": False, "1": True, "0": False}.get(label.lower(), label)
     if label not in (True, False):
         found = f"label is {label!r}"
         raise bad_row("label is not true or false", found, "Use true and false.", "label")
     row = {"prompt": prompt, "completion": answer, "label": bool(label)}
     if "reward" in columns:
-        row["reward"] = _checked_reward(columns["reward"])
+        row["reward"] = _checked_reward(columns.use("reward", "reward"))
     return row
+
+
+def _normal_row(record, kind, place):
+    "A row in the normal form, and its columns with what became of them."
+    _check_kind(kind)
+    columns = Columns(puzzle_columns(_filled(record)))
+    refuse_media(columns)
+    if kind != "prompts":
+        refuse_unlearned(columns)
+    if kind == "prompts":
+        row = {"prompt": _normal_prompt(columns, record)}
+    elif kind == "pairs":
+        row = _normal_pair(columns)
+    elif kind == "binary":
+        row = _normal_binary(columns)
+    else:
+        prompt, answer = _normal_single(columns, columns.values, kind)
+        row = {"prompt": prompt, "response": answer}
+    if tools := tools_of(columns):
+        row["tools"] = tools
+    extra = {
+        name: value
+        for name, value in columns.values.items()
+        if name not in CONTENT_COLUMNS | set(columns.fates)
+        and isinstance(value, (str, int, float, bool))
+    }
+    if place is not None and kind == "prompts":
+        row |= _beside(columns, row["prompt"], place)
+    for name, value in extra.items():
+        columns.fates.setdefault(name, "empty" if is_empty(value) else "carried along")
+    return {**extra, **row}, columns
 
 
 def normalise(
@@ -513,23 +690,7 @@ def normalise(
     """Read a row of any known layout into the normal form; raises `DataError` naming the fault,
     `ConfigError` for an unknown kind.
     """
-    _check_kind(kind)
-    columns = puzzle_columns(_filled(record))
-    if kind == "prompts":
-        row = {"prompt": _normal_prompt(columns, record)}
-    elif kind == "pairs":
-        row = _normal_pair(columns)
-    elif kind == "binary":
-        row = _normal_binary(columns)
-    else:
-        prompt, answer = _normal_single(columns, columns, kind)
-        row = {"prompt": prompt, "response": answer}
-    extra = {
-        name: value
-        for name, value in columns.items()
-        if name not in CONTENT_COLUMNS and isinstance(value, (str, int, float, bool))
-    }
-    return {**extra, **row}
+    return _normal_row(record, kind, None)[0]
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #5b9a32eb
@@ -702,30 +863,32 @@ def kind_to_read(
     return "binary" if from_pairs is False else "pairs"
 
 
-def _are_pairs(rows):
+def _are_pairs(rows, mapping):
     """Whether the first rows are pairs without a label of their own; and the rows, from the first
     on.
     """
     rows = iter(rows)
     first = list(islice(rows, 10))
-    columns = [set(line.record) for line in first if line.record]
+    columns = [set(map_columns(mapping, line.record)) for line in first if line.record]
     labelled = any("label" in names and names & {"completion", "response"} for names in columns)
     paired = any({"chosen", "rejected"} <= names for names in columns)
     return paired and not labelled, chain(first, rows)
 
 
-def _read_registered(name, kind, split, seed, start, stop):
+def _read_registered(name, kind, split, seed, start, stop, revision):
     "(label, rows) of a data set of the table."
     source = DATASETS[name]
     if split not in source.splits:
         raise no_split(name, split, source.splits)
     if source.hub:
         hub_split, first, last = parse_split(source.splits[split])
-        rows = islice(read_hub(source.hub, hub_split, source.config), first, last)
+        at = f"@{revision}" if revision else ""
+        rows = islice(read_hub(source.hub, hub_split, source.config, revision), first, last)
         if not source.parted:
-            return f"{source.hub} ({source.splits[split]})", rows
+            return f"{source.hub}{at} ({source.splits[split]})", rows
         part = (line for line in rows if part_of(line.record) == split)
-        return f"{source.hub} ({hub_split}, its {split} part)", part
+        return f"{source.hub}{at} ({hub_split}, its {split} part)", part
+    check_revision(name, revision)
     if start:
         raise ConfigError(
             f"{name} is drawn anew for each number of rows, so that skip or a slice would not "
@@ -792,20 +955,21 @@ def _check_wanted(kind, limit, skip, from_pairs):
 
 
 def _bad(report, row, error, on_bad_rows):
-    "Count a bad row, or stop at it."
-    if on_bad_rows == "error":
+    "Count a bad row, or stop at it; one that its data do not want learned is no fault."
+    unwanted = error.reason == NOT_LEARNED
+    if on_bad_rows == "error" and not unwanted:
         raise DataError(
             f"{row}: {error} Or let bad rows go with on_bad_rows=drop.",
             field=error.field,
             reason=error.reason,
         ) from error
-    report.drop(row, error)
+    report.drop(row, error, asked=unwanted)
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #41d7b502
 def load_records(
-    # a name of DATASETS, owner/name on the Hub, a datasets folder, or a .jsonl, .json or .parquet
-    # file
+    # a name of DATASETS, owner/name on the Hub, a datasets folder, or a .jsonl, .json, .parquet,
+    # .csv or .tsv file
     name: str | Path,
     *,
     kind: str,  # sft, pairs, binary or prompts
@@ -821,6 +985,9 @@ def load_records(
     # binary rows: two from each pair; None: only where the source has no labelled answers of its
     # own
     from_pairs: bool | None = None,
+    # our name of a column -> the source's, such as {"prompt": "question"}; None: do not read it
+    columns: dict[str, str | None] | None = None,
+    dataset_revision: str = "",  # on the Hub: a branch, tag or commit
 ) -> Records:  # rows in the normal form, each with its name under "row", and the report
     """Read records of any known layout; raises `DataError` for a bad source or too many bad rows,
     `ConfigError` for bad arguments.
@@ -834,71 +1001,127 @@ def load_records(
     if str(name) in DATASETS:
         kind_read = kind_to_read(str(name), kind, from_pairs)
         from_pairs = kind_read != kind
-        label, rows = _read_registered(str(name), kind_read, split, seed, start, stop)
+        label, rows = _read_registered(
+            str(name), kind_read, split, seed, start, stop, dataset_revision
+        )
         zero_shot = DATASETS[str(name)].zero_shot if zero_shot is None else zero_shot
     else:
-        label, rows = read_source(name, split, list(DATASETS))
+        label, rows = read_source(name, split, list(DATASETS), dataset_revision)
     rows = islice(rows, start, max(stop, start) if stop is not None else None)
+    rows = _check_columns(rows, label, columns or {})
     if kind == "binary" and from_pairs is None:
-        from_pairs, rows = _are_pairs(rows)
-    if not from_pairs:
-        return _normalise_all(rows, label, kind, on_bad_rows, bool(zero_shot))
-    return pairs_to_binary(_normalise_all(rows, label, "pairs", on_bad_rows, bool(zero_shot)))
+        from_pairs, rows = _are_pairs(rows, columns or {})
+    read_as = "pairs" if from_pairs else kind
+    found = _normalise_all(rows, label, read_as, on_bad_rows, bool(zero_shot), columns or {})
+    return pairs_to_binary(found) if from_pairs else found
+
+
+def _check_columns(rows, label, mapping):
+    "The rows, after a look whether a mapping fits the first hundred."
+    if not mapping:
+        return rows
+    rows = iter(rows)
+    first = list(islice(rows, 100))
+    names = dict.fromkeys(name for line in first for name in line.record or {})
+    check_mapping(mapping, names, label)
+    return chain(first, rows)
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #019e3215
 CUT = "few-shot prompt cut to its last question"
 TIDIED = "line breaks taken off the beginning of an answer"
+BEGUN = "answer begun in the prompt, which is read and not learned"
 
 
 def _tidy(row, kind):
     "Take line breaks in front of the answers off; whether there were any."
-    answers = [answer for name in _answer_names(row, kind) for answer in row[name]]
-    broken = [answer for answer in answers if re.match(r"\s*[\r\n]", answer["content"])]
-    for answer in broken:
-        answer["content"] = answer["content"].lstrip()
+    answers = [turn for name in _answer_names(row, kind) for turn in row[name]]
+    if row["prompt"][-1]["role"] == "assistant":  # what is begun may go on with one
+        answers = [turn for name in _answer_names(row, kind) for turn in row[name][1:]]
+    broken = [
+        turn
+        for turn in answers
+        if turn["role"] == "assistant" and re.match(r"\s*[\r\n]", turn["content"])
+    ]
+    for turn in broken:
+        turn["content"] = turn["content"].lstrip()
     return bool(broken)
 
 
-def _read_line(line, kind, zero_shot):
-    "A row in the normal form, and what had to be changed in it."
+def _read_line(line, kind, zero_shot, mapping, place):
+    "A row in the normal form, what became of its columns, and what had to be changed in it."
     if line.fault:
         found = f"line {line.number} is {line.fault}"
         raise bad_row("broken line", found, "Mend or delete that line.", "row")
-    record, changes = line.record, []
-    shots = record.get("prompt")
+    record = map_columns(mapping, line.record)
+    shots, changes = record.get("prompt"), []
     if zero_shot and isinstance(shots, str):
         with _column("prompt"):
             record = {**record, "prompt": last_question(shots)}
         if record["prompt"] != shots.strip():
             changes.append(CUT)
-    row = normalise(record, kind)
-    if kind == "prompts":
-        row |= _beside(record, row["prompt"])
-    row = copy.deepcopy(row)
+    row, columns = _normal_row(record, kind, place)
     if _tidy(row, kind):
         changes.append(TIDIED)
-    return row, changes
+    if kind != "prompts" and row["prompt"][-1]["role"] == "assistant":
+        changes.append(BEGUN)
+    _check_twice(line, columns.fates)
+    fates = {mapping.get(name) or name: fate for name, fate in columns.fates.items()}
+    return row, _all_fates(line.record, fates, mapping), [*changes, *columns.changes]
 
 
-def _normalise_all(rows, label, kind, on_bad_rows, zero_shot):
+def _check_twice(line, fates):
+    "A column that stands twice in a row must not be one that is used."
+    for name in line.twice:
+        if fates.get(name, "").startswith("used"):
+            raise bad_row(
+                "column twice", f"the column {name} stands twice", "Keep one of the two.", name
+            )
+
+
+def _all_fates(record, fates, mapping):
+    "What became of every column of a row."
+    asked = {name for name, theirs in mapping.items() if theirs is None}
+    hidden = set(mapping) - set(fates) - asked
+    made = {"query": "used as prompt"} if "query" in record else {}
+    found = {}
+    for name, value in record.items():
+        if name in asked:
+            found[name] = "not read, as asked"
+        elif name in hidden and name not in mapping.values():
+            found[name] = f"ignored for {mapping[name]}, which is mapped to it"
+        else:
+            unused = "empty" if is_empty(value) else "ignored"
+            found[name] = fates.get(name) or made.get(name) or unused
+    return found
+
+
+def _normalise_all(rows, label, kind, on_bad_rows, zero_shot, mapping):
     "Normalise rows one by one, counting."
-    report, kept, changed = RowReport(label), [], Counter()
+    report, kept, changed, fates = RowReport(label), [], Counter(), {}
     for line in rows:
         report.read += 1
         place = f"row {line.number} of {label}"
         try:
-            row, changes = _read_line(line, kind, zero_shot)
+            row, columns, changes = _read_line(line, kind, zero_shot, mapping, place)
         except DataError as error:
             _bad(report, place, error, on_bad_rows)
             continue
         kept.append({**row, "row": place})
-        changed.update(changes)
+        changed.update(set(changes))
+        for name, fate in columns.items():
+            fates.setdefault(_printable(name), Counter())[fate] += 1
     report.kept = len(kept)
-    report.changed = {what: changed[what] for what in (CUT, TIDIED) if changed[what]}
+    report.columns = {name: dict(found) for name, found in fates.items()}
+    first = [what for what in (CUT, TIDIED) if changed[what]]
+    report.changed = {what: changed[what] for what in dict.fromkeys([*first, *changed])}
     if kind == "binary":
         report.desirable = sum(row["label"] for row in kept)
     return Records(kept, check_kept(report))
+
+
+def _printable(name):
+    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #07890c64
@@ -912,8 +1135,7 @@ def pairs_to_binary(
     for number, pair in enumerate(pairs, 1):
         if not {"prompt", "chosen", "rejected"} <= set(pair):
             raise _wrong_columns(pair, "pairs")
-        prompt = tuple((turn["role"], turn["content"]) for turn in pair["prompt"])
-        group = groups.setdefault(prompt, len(groups))
+        group = groups.setdefault(str(pair["prompt"]), len(groups))
         # a reward of both is none of either
         not_carried = CONTENT_COLUMNS | {"reward"}
         extra = {name: value for name, value in pair.items() if name not in not_carried}
@@ -941,9 +1163,7 @@ def _counted_twice(pairs, rows):
 
 # %% ../../nbs/lib/data/02_records.ipynb #d71b4d30
 def _texts(row, tokenizer, kind, special_tokens):
-    """The texts of one row, the prompt's, then the prompt's with each answer; and what the template
-    changed in them.
-    """
+    "The text of a row's prompt, the pieces of each answer, and what the template changed in them."
     names = _answer_names(row, kind)
     for name in ("prompt", *names):
         if name not in row:
@@ -951,14 +1171,14 @@ def _texts(row, tokenizer, kind, special_tokens):
         with _column(name):
             check_messages(row[name], special_tokens)
     if not names:
-        text, changes = render_prompt(tokenizer, row["prompt"])
-        return [text], changes
-    rendered = []
+        text, changes = asked_text(tokenizer, row["prompt"], row.get("tools"))
+        return text, [], changes
+    found = []
     for name in names:
         with _column(name):
-            rendered.append(render_response(tokenizer, row["prompt"], row[name]))
-    changes = dict.fromkeys(change for one in rendered for change in one.changes)
-    return [rendered[0].prompt, *(one.text for one in rendered)], list(changes)
+            found.append(answer_texts(tokenizer, row["prompt"], row[name], row.get("tools")))
+    changes = dict.fromkeys(change for one in found for change in one.changes)
+    return found[0].prompt, [one.pieces for one in found], list(changes)
 
 
 def _too_long(prompt, most):
@@ -973,9 +1193,15 @@ def _too_long(prompt, most):
     )
 
 
-def _encoded_row(row, kind, prompt, answers):
-    "What a trainer reads of a row: ids, and what is carried along."
-    encoded = {"prompt_ids": prompt}
+def _marks(kind, learned):
+    "`<answer>_learned` of the answers that hold tokens which are read and not learned."
+    names = ANSWER_COLUMNS["pairs"] if kind == "pairs" else ("response",)
+    return {f"{name}_learned": marks for name, marks in zip(names, learned) if not all(marks)}
+
+
+def _encoded_row(row, kind, prompt, answers, learned):
+    "What a trainer reads of a row: ids, which of them are learned, and what is carried along."
+    encoded = {"prompt_ids": prompt} | _marks(kind, learned)
     if kind == "pairs":
         chosen, rejected = answers
         if chosen == rejected:
@@ -1015,22 +1241,26 @@ class _Encoder:
         for number, row in enumerate(rows, start + 1):
             place = row.get("row", f"row {number} of the records")
             try:
-                of_row, changes = _texts(row, self.tokenizer, self.kind, self.special_tokens)
+                prompt, answers, changes = _texts(
+                    row, self.tokenizer, self.kind, self.special_tokens
+                )
             except DataError as error:
                 _bad(self.report, place, error, self.on_bad_rows)
                 continue
-            ready.append((place, row, len(of_row), changes))
-            texts += of_row
+            ready.append((place, row, answers, changes))
+            flat = [text for pieces in answers for piece in pieces for text in piece]
+            texts += [prompt, *(text for text in flat if text is not None)]
         if not texts:
             return encoded
         ids = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-        for place, row, count, changes in ready:
-            prompt, *wholes = islice(ids, count)
+        for place, row, answers, changes in ready:
+            prompt = next(ids)
+            encoded_answers = [[as_ids(piece, ids) for piece in pieces] for pieces in answers]
             if error := _too_long(prompt, self.max_prompt_tokens):
                 self.report.drop(place, error, asked=True)
                 continue
             try:
-                encoded.append(self.shorten(row, prompt, wholes))
+                encoded.append(self.shorten(row, prompt, encoded_answers))
             except DataError as error:
                 _bad(self.report, place, error, self.on_bad_rows)
                 continue
@@ -1038,14 +1268,25 @@ class _Encoder:
                 self.report.changed[change] = self.report.changed.get(change, 0) + 1
         return encoded
 
-    def shorten(self, row, prompt, wholes):
-        "One encoded row from the ids of its prompt, and of its prompt with each answer."
-        answers = [split_response(self.tokenizer, prompt, whole) for whole in wholes]
+    def shorten(self, row, prompt, pieces):
+        "One encoded row from the ids of its prompt, and of the pieces of each answer."
+        begun = begun_in(row["prompt"])
+        found = [learned_ids(self.tokenizer, prompt, each, begun) for each in pieces]
+        answers = [ids for ids, _ in found]
         if self.kind == "prompts":  # what stands beside a prompt is not cut
             [short_prompt], short_answers = truncate(prompt, **self.limits), answers
         else:
             short_prompt, *short_answers = truncate(prompt, *answers, **self.limits)
-        encoded = _encoded_row(row, self.kind, short_prompt, short_answers)
+        learned = [marks[: len(ids)] for (_, marks), ids in zip(found, short_answers)]
+        if not all(map(any, learned)):
+            raise bad_row(
+                "nothing that is learned is left",
+                f"of an answer only turns are left that are not learned (max_length "
+                f"{self.limits['max_length']})",
+                "Raise max_length.",
+                "max_length",
+            )
+        encoded = _encoded_row(row, self.kind, short_prompt, short_answers, learned)
         fewer_prompt, fewer_answer = len(short_prompt) < len(prompt), short_answers != answers
         self.report.shortened_prompts += fewer_prompt
         self.report.shortened_answers += fewer_answer

@@ -1,20 +1,23 @@
-"""Where rows come from: JSON-lines, JSON and Parquet files, `datasets` folders, the Hugging Face
-Hub, and what is generated here.
+"""Where rows come from: JSON-lines, JSON, Parquet, CSV and TSV files, `datasets` folders, the
+Hugging Face Hub, and what is generated here.
 
 Each source is read as `Line`s. The lesson `nbs/lib/data/02_records.ipynb` uses it through
 `prefkit.data.records.load_records`. Written by hand, not exported from a notebook.
 """
 
+import csv
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import starmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from prefkit.core import ConfigError, DataError, input_path, iter_jsonl, nearest
+from prefkit.core import ConfigError, DataError, input_path, iter_jsonl, nearest, read_json
 from prefkit.data.chat import bad_row
+from prefkit.data.foreign import Unread
 from prefkit.data.countdown import (
     countdown_records,
     prompt_text,
@@ -24,7 +27,8 @@ from prefkit.data.countdown import (
 )
 from prefkit.data.world import SFT_STYLES, VERBOSE_STYLES, tiny_records
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+FILES = ", ".join(SUFFIXES)
 
 
 class Line(NamedTuple):
@@ -33,6 +37,7 @@ class Line(NamedTuple):
     number: int  # from 1
     record: dict | None  # None: it could not be read
     fault: str | None = None  # why
+    twice: tuple[str, ...] = ()  # columns that stand twice in it; the last counts
 
 
 def numbered(records: Iterable[dict]) -> Iterator[Line]:
@@ -113,13 +118,17 @@ def _read_json(path):
                 reason="neither a list nor an object a line",
             )
         return None
-    return [_checked(line) for line in numbered(json.loads(text))]
+    return [_checked(line) for line in numbered(read_json(text))]
+
+
+def _checked_line(number, record, fault):
+    return Line(number, record, fault, getattr(record, "twice", ()))
 
 
 def _checked(line):
     "A line whose record is one."
     if isinstance(line.record, dict):
-        return line
+        return _checked_line(*line[:3])
     found = f"a JSON {type(line.record).__name__} where an object with named columns is needed"
     return Line(line.number, None, found)
 
@@ -131,9 +140,87 @@ def _read_parquet(path):
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
-                yield from batch.to_pylist()
+                names = batch.schema.names
+                for cells in zip(*(_cells(column) for column in batch.columns)):
+                    yield dict(zip(names, cells))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise _unreadable(path, error) from error
+
+
+def _cells(column):
+    "The values of an Arrow column, each for itself where one of them is none for Python."
+    import pyarrow
+
+    problems = (ValueError, OverflowError, pyarrow.ArrowException)
+    try:
+        return column.to_pylist()
+    except problems:
+        return [_cell(column, number, problems) for number in range(len(column))]
+
+
+def _cell(column, number, problems):
+    try:
+        return column[number].as_py()
+    except problems as error:
+        return Unread((str(error) or type(error).__name__).splitlines()[0])
+
+
+def _read_csv(path):
+    """Lines of a .csv or .tsv file, each with the number of the line on which it begins; a column
+    that is not filled is None.
+    """
+    csv.field_size_limit(sys.maxsize)
+    # what is no UTF-8 is named when its row is read
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        delimiter = "\t" if path.suffix == ".tsv" else _delimiter(file)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        names = _header(reader, path)
+        while True:
+            number = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Line(number, None, f"not valid CSV ({error})")
+                continue
+            if cells:
+                yield _line_of(number, names, cells)
+
+
+def _delimiter(file):
+    "What parts the columns' names: the first of comma, semicolon and tab that parts them at all."
+    header = file.readline()
+    file.seek(0)
+    parts = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in ",;\t"}
+    return max(parts, key=lambda mark: parts[mark])
+
+
+def _header(reader, path):
+    "The columns' names; raises `DataError`."
+    try:
+        names = next(reader, [])
+    except csv.Error as error:
+        raise _unreadable(path, f"line 1: {error}") from error
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice or any(not name.isprintable() for name in names):
+        what = f"the column {twice[0]} stands twice" if twice else "it is no UTF-8 text"
+        raise DataError(
+            f"{path}: line 1 names the columns, and {what}. Mend that line.",
+            field="name",
+            reason="faulty header",
+        )
+    return [name.strip() or f"column {place}" for place, name in enumerate(names, 1)]
+
+
+def _line_of(number, names, cells):
+    "One row of a table."
+    if len(cells) != len(names):
+        found = f"of {len(cells)} cells, and line 1 names {len(names)} columns"
+        return Line(number, None, found)
+    if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell):
+        return Line(number, None, "not UTF-8 text")
+    return Line(number, {name: cell or None for name, cell in zip(names, cells)})
 
 
 def _read_file(path, split, label):
@@ -141,8 +228,12 @@ def _read_file(path, split, label):
     try:
         if path.suffix == ".parquet":
             return numbered(_read_parquet(path))
+        if path.suffix in (".csv", ".tsv"):
+            return _read_csv(path)
         lines = _read_json(path) if path.suffix == ".json" else None
-        return starmap(Line, iter_jsonl(path)) if lines is None else iter(lines)
+        if lines is None:
+            return (_checked_line(*found) for found in iter_jsonl(path))
+        return iter(lines)
     except DataError:
         raise  # it is a ValueError, and says what is wrong
     except (OSError, ValueError, RecursionError) as error:
@@ -158,22 +249,45 @@ def _read_folder(path, split, label):
     except Exception as error:  # the library's errors have no common class
         raise DataError(
             f"{path}: not a folder written by datasets' save_to_disk ({type(error).__name__}). "
-            "Give such a folder, or a .jsonl, .json or .parquet file.",
+            f"Give such a folder, or a file: {FILES}.",
             field="name",
             reason="not a datasets folder",
         ) from error
     if not isinstance(data, dict):
         _only_train(split, label)
-        return numbered(data)
+        return numbered(_as_stored(data))
     if split not in data:
         raise no_split(label, split, sorted(data))
-    return numbered(data[split])
+    return numbered(_as_stored(data[split]))
+
+
+def _as_stored(data):
+    "Pictures and sound as they are stored: nobody here looks at them."
+    for name, kind in data.features.items():
+        if getattr(kind, "decode", False):
+            data = data.cast_column(name, type(kind)(decode=False))
+    return data
+
+
+def check_revision(
+    name: str | Path,  # a data set that is not on the Hub
+    revision: str,
+):
+    "Raise `ConfigError` where a revision is asked of what has none."
+    if revision:
+        raise ConfigError(
+            f"dataset_revision {revision!r} is only for the Hub; {name} is not read from there. "
+            "Leave it out.",
+            field="dataset_revision",
+            reason="only for the Hub",
+        )
 
 
 def read_hub(
     hub: str,  # owner/name
     split: str,  # a split's name on the Hub
     config: str | None = None,  # the Hub's name for a part of the data set
+    revision: str = "",  # a branch, tag or commit; "": the newest
 ) -> Iterator[Line]:
     """Lines of a data set on the Hub, which is downloaded once and then read from the cache; raises
     `DataError`.
@@ -181,17 +295,18 @@ def read_hub(
     import datasets
 
     try:
-        data = datasets.load_dataset(hub, *([config] if config else []), split=split)
+        options: dict[str, Any] = {"split": split} | ({"revision": revision} if revision else {})
+        data = datasets.load_dataset(hub, *([config] if config else []), **options)
     except Exception as error:  # the library's errors have no common class
         what = (str(error) or "no message").splitlines()[0]
         raise DataError(
             f"{hub}: cannot be loaded, neither as a local path nor from the Hub "
-            f"({type(error).__name__}: {what}). Check the name, the split ({split}) and the "
-            "network, or give a local file or folder.",
+            f"({type(error).__name__}: {what}). Check the name, the split ({split}), the revision "
+            f"({revision or 'the newest'}) and the network, or give a local file or folder.",
             field="name",
             reason="cannot be loaded",
         ) from error
-    return numbered(data)
+    return numbered(_as_stored(data))
 
 
 def is_hub_name(
@@ -211,6 +326,7 @@ def read_source(
     name: str | Path,  # a file, a datasets folder, or owner/name on the Hub
     split: str,  # a split's name
     known: list[str],  # names of registered data sets, for the message
+    revision: str = "",  # of what is on the Hub
 ) -> tuple[str, Iterator[Line]]:  # a short label for messages, and lines
     "Lines of a source that is no registered data set; raises `DataError` or `ConfigError`."
     if not str(name).strip():
@@ -220,6 +336,10 @@ def read_source(
             field="name",
             reason="empty",
         )
+    if is_hub_name(name):
+        at = f"@{revision}" if revision else ""
+        return f"{name}{at}", read_hub(str(name), split, revision=revision)
+    check_revision(name, revision)
     path, label = input_path(name), Path(name).name
     if path.is_dir():
         return label, _read_folder(path, split, label)
@@ -227,7 +347,7 @@ def read_source(
         if path.suffix not in SUFFIXES:
             what = f"of type {path.suffix}" if path.suffix else "without ending"
             raise DataError(
-                f"{path}: files {what} are not read. Give {', '.join(SUFFIXES)}.",
+                f"{path}: files {what} are not read. Give {FILES}.",
                 field="name",
                 reason="unknown type of file",
             )
@@ -239,11 +359,9 @@ def read_source(
             field="name",
             reason="no such file or folder",
         )
-    if is_hub_name(name):
-        return str(name), read_hub(str(name), split)
     raise ConfigError(
         f"there is no data set {str(name)!r}.{nearest(str(name), known)} Or give a name owner/name "
-        "on the Hub, a datasets folder, or a .jsonl, .json or .parquet file.",
+        f"on the Hub, a datasets folder, or a file: {FILES}.",
         field="name",
         reason="unknown data set",
     )
@@ -287,12 +405,24 @@ def part_of(
         return "train"
 
 
+PUZZLE = {"nums", "target"}
+
+
+def _of_text(value):
+    "Whole numbers that a table without types has as text."
+    if isinstance(value, str) and re.fullmatch(r"[\s\d,\[\]-]+", value):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
+
+
 def puzzle_columns(
     columns: dict,  # of one row, without those that are None
 ) -> dict:  # with a prompt, where they are those of a Countdown set
     """The two layouts of Countdown sets with a prompt column: a query in a base model's frame, or
     nums and target alone; raises `DataError`.
     """
+    columns = {**columns, **{name: _of_text(columns[name]) for name in PUZZLE & set(columns)}}
     if {"prompt", "messages", "conversations"} & set(columns):
         return columns
     if isinstance(columns.get("query"), str):

@@ -45,6 +45,7 @@ from ..model.loading import model_fingerprint
 from prefkit.model.sampling import (
     beam_ids,
     check_readable,
+    decode_answer,
     encode_prompts,
     sample_ids,
     stop_tokens,
@@ -236,11 +237,16 @@ def answer_apart(
     prompt_ids: list[int],  # what it was asked, generation prompt included
     ids: list[int],  # of what it wrote, end token included
     ended: bool,  # False: cut off
-) -> dict:  # text, tokens (the thought's included), ended; reasoning where there is a thought
+) -> dict:  # text, tokens, ended; where there is a thought: reasoning, reasoning_tokens
     "An answer as a record, the thought before it apart, one that the template has begun as well."
+    made = decode_answer(tokenizer, ids, ended)
     said = split_thought(whole_text(tokenizer, prompt_ids, ids[: len(ids) - ended]))
-    thought = {} if said.reasoning is None else {"reasoning": said.reasoning}
-    return {"text": said.answer, "tokens": len(ids), "ended": ended, **thought}
+    if said.reasoning is None:
+        return made
+    answer = len(tokenizer(said.answer, add_special_tokens=False)["input_ids"])
+    tokens = min(len(ids), answer + (ended and not said.cut_off))
+    thought = {"reasoning": said.reasoning, "reasoning_tokens": len(ids) - tokens}
+    return {**made, "text": said.answer, "tokens": tokens, **thought}
 
 
 @dataclass
@@ -294,19 +300,31 @@ class LoadedModel:
 
 
 # %% ../../nbs/lib/judging/50_asking.ipynb #ec3d2077
+def _dict(value):
+    return value if isinstance(value, dict) else {}
+
+
 def _server_answer(reply, opened):
     "An answer out of a server's reply; `opened`: its template begins a thought."
-    tokens = (reply["usage"] or {}).get("completion_tokens")
+    usage = _dict(reply["usage"])
+    tokens = usage.get("completion_tokens")
     alone = len(reply["raw"]["choices"]) == 1  # of several the server counts the sum
     text, reasoning = reply["reply"].strip(), reply["reply"].reasoning
     if opened and reasoning is None and not reply["reply"].ended:
         text, reasoning = "", text  # cut off before the mark of its end
-    return {
+    made = {
         "text": text,
         "tokens": tokens if alone else None,
         "ended": reply["finish_reason"] == "stop",
-        **({} if reasoning is None else {"reasoning": reasoning.strip()}),
     }
+    if reasoning is None:
+        return made
+    # of the sum a server may say how much is the thought's; else the answer's part is not known
+    of_thought = _dict(usage.get("completion_tokens_details")).get("reasoning_tokens")
+    of_thought = of_thought if alone else None
+    known = isinstance(tokens, int) and isinstance(of_thought, int)
+    made["tokens"] = tokens - of_thought if known else None
+    return {**made, "reasoning": reasoning.strip(), "reasoning_tokens": of_thought}
 
 
 def _begins_thoughts(replies):
@@ -412,8 +430,8 @@ def _answer_all(answerer, name, prompts, settings, done, made_by, append):
         new = []
         for one, answer in made.items():
             said = {"answer": answer["text"], "tokens": answer["tokens"], "ended": answer["ended"]}
-            if "reasoning" in answer:
-                said["reasoning"] = answer["reasoning"]
+            thought = ("reasoning", "reasoning_tokens")
+            said |= {name: answer[name] for name in thought if name in answer}
             new.append({**asked[one], **said, "model": name, "settings": settings, **made_by})
         append(*new)
         done.update({record["prompt_id"]: record for record in new})

@@ -22,7 +22,7 @@ __all__ = [
     "read_on",
     "reading_way",
     "decode",
-    "together",
+    "read_together",
     "sample_ids",
     "check_readable",
     "check_draws",
@@ -322,7 +322,7 @@ def decode(
             return {"tokens": logits.argmax(-1)}
         return {"tokens": choose_tokens(logits, *chances, top_p)[0]}
 
-    for numbers in together(prompts, way):
+    for numbers in read_together(prompts, way):
         rows = torch.tensor([i * k + j for i in numbers for j in range(k)])
         cache, logits, mask, position = prefill(
             model, [prompts[i] for i in numbers], pad_token_id, k, way
@@ -349,7 +349,7 @@ def decode(
     return found, lengths
 
 
-def together(prompts: list[list[int]], way: str) -> list[list[int]]:  # numbers of prompts
+def read_together(prompts: list[list[int]], way: str) -> list[list[int]]:  # numbers of prompts
     "Which prompts are read in one batch."
     if way != "alike":
         return [list(range(len(prompts)))]
@@ -563,7 +563,7 @@ def beam_ids(
     @torch.no_grad()
     def make(_, prompts):
         answers = {}
-        for numbers in together(prompts, way):
+        for numbers in read_together(prompts, way):
             part = [prompts[i] for i in numbers]
             ids, mask = left_padded(part, pad_token_id, model.device)
             made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)

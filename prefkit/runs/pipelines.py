@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prefkit.core import (
     ConfigError,
@@ -29,33 +30,26 @@ from prefkit.data.records import (
     kind_to_read,
     load_records,
 )
+from prefkit.data.foreign import Carried
 from prefkit.data.thoughts import split_thought
 from prefkit.data.world import SPLITS, gold_reward, second_judge, tiny_records
 from prefkit.data.world import prompts as prompts_of
 from prefkit.judging.rewards import make_reward
 from prefkit.judging.served import Served, reach
-from prefkit.data.sources import SplitError, is_hub_name, parse_split
+from prefkit.data.sources import SplitError, check_revision, is_hub_name, no_split, parse_split
 from prefkit.model.loading import check_model, load_tokenizer, model_config
 
 
-def check_dataset(
-    name: str,  # as `load_records` takes it
-    *,
-    kind: str,  # sft, pairs or binary
-    split: str = "train",  # of the data set
-    limit: int | None = None,  # rows to read
-    on_bad_rows: str = "drop",  # drop or error
-    max_length: int = 512,  # as `encode_records` takes it
-    max_prompt_length: int | None = None,  # as `encode_records` takes it
-    min_response_tokens: int = 16,  # as `encode_records` takes it
-    max_prompt_tokens: int | None = None,  # as `encode_records` takes it
+def check_part(
+    data,  # DataSettings of the part
+    kind: str,  # sft, pairs, binary or prompts
     prefix: str = "",  # of the parameters' names in messages: validation_, probe_
-    from_pairs: bool | None = None,  # of binary rows, as `load_records` takes it
-):
+) -> Records | None:  # None: nothing of it is on this machine
     """Read what is on this machine once through, so that faulty data show before anything runs;
     nothing is downloaded for it.
     """
-    check_limits(max_length, max_prompt_length, min_response_tokens, max_prompt_tokens)
+    check_limits(**data.given_to(check_limits))
+    name, limit = data.dataset, data.limit
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ConfigError(
             f"{prefix}limit is {limit!r}, but must be a whole number of at least 1, or null for "
@@ -65,23 +59,16 @@ def check_dataset(
         )
     source = DATASETS.get(name)
     try:
-        split_name = parse_split(split)[0]
+        split_name = parse_split(data.split)[0]
         if source:
-            kind_to_read(name, kind, from_pairs)
+            kind_to_read(name, kind, **data.given_to(kind_to_read))
         if source and split_name not in source.splits:
-            raise SplitError(
-                f"{name} has no split {split_name!r}; it has {', '.join(source.splits)}."
-            )
+            raise no_split(name, split_name, source.splits)
+        if source and not source.hub:
+            check_revision(name, data.dataset_revision)
         if source or is_hub_name(name):
-            return  # generated, or on the Hub
-        load_records(
-            name,
-            kind=kind,
-            split=split,
-            limit=limit,
-            on_bad_rows=on_bad_rows,
-            from_pairs=from_pairs,
-        )
+            return None  # generated, or on the Hub
+        return load_records(name, kind=kind, **data.given_to(load_records))
     except SplitError as error:
         way_out = (
             ' To train without validation, write validation_split: "".'
@@ -95,30 +82,31 @@ def check_dataset(
         raise error.at(f"{prefix}dataset") from error
 
 
+def check_dataset(
+    name: str,  # as `load_records` takes it
+    *,
+    kind: str,  # sft, pairs, binary or prompts
+    prefix: str = "",  # as for `check_part`
+    **reading,  # settings of data: split, limit, ...
+) -> Records | None:
+    "`check_part` of a data set by its name."
+    from prefkit.train.settings import PreferenceData
+
+    given: dict[str, Any] = {"dataset": name, "limit": None, **reading}
+    return check_part(PreferenceData(**given), kind, prefix)
+
+
 def check_rows(
     data,  # DataSettings of a pipeline
     kinds: dict[str, str],  # part of the data -> kind of its rows: {"train": "pairs", ...}
-    from_pairs: bool | None = None,  # of binary rows, as `load_records` takes it
-):
-    "`check_dataset` of every part that there is."
-    for part, kind in kinds.items():
-        place = data.part(part)
-        if place is None:
-            continue
-        name, split, limit = place
-        check_dataset(
-            name,
-            kind=kind,
-            split=split,
-            limit=limit,
-            on_bad_rows=data.on_bad_rows,
-            max_length=data.max_length,
-            max_prompt_length=data.max_prompt_length,
-            min_response_tokens=data.min_response_tokens,
-            max_prompt_tokens=data.max_prompt_tokens,
-            prefix="" if part == "train" else f"{part}_",
-            from_pairs=from_pairs,
-        )
+) -> dict[str, Records | None]:  # part -> its rows, None where they are not on this machine
+    "`check_part` of every part that there is."
+    parts = {part: data.part(part) for part in kinds}
+    return {
+        part: check_part(settings, kinds[part], "" if part == "train" else f"{part}_")
+        for part, settings in parts.items()
+        if settings
+    }
 
 
 @contextmanager
@@ -163,12 +151,16 @@ def encode_once(
     file = (folder or cache_folder() / "encoded") / f"{name}.parquet"
     if file.exists():
         table = parquet.read_table(file)
-        return table.to_pylist(), RowReport(**json.loads(table.schema.metadata[b"report"]))
+        return _rows_in(table), RowReport(**json.loads(table.schema.metadata[b"report"]))
     with all_cores():
         rows, report = encode_records(records, tokenizer, **settings)
-    table = pyarrow.Table.from_pylist(rows)
-    # what does not come back as it was (rows that are not alike) is encoded each time
-    if table.to_pylist() == rows:
+    names = dict.fromkeys(name for row in rows for name in row)  # not all rows have marks
+    kept = [dict.fromkeys(names) | _with_texts(row, json.dumps) for row in rows]
+    table = pyarrow.Table.from_pylist(kept)
+    # what does not come back as it was is encoded each time: rows that are not alike, NaN, rows
+    # that say of a column why it is not there
+    whole = not any(getattr(row.get("record"), "left_out", {}) for row in rows)
+    if whole and _rows_in(table) == rows:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
         parquet.write_table(
@@ -178,6 +170,21 @@ def encode_once(
         )
         part.replace(file)
     return rows, report
+
+
+def _with_texts(row, change):
+    "An encoded row, changed in what has any shape, which the file has as a text of JSON."
+    texts = {name: change(row[name]) for name in ("prompt", "record") if name in row}
+    return {**row, **texts}
+
+
+def _rows_in(table):
+    "The encoded rows of a file."
+    rows = [
+        {name: value for name, value in row.items() if value is not None}
+        for row in table.to_pylist()
+    ]
+    return [_with_texts(row, json.loads) for row in rows]
 
 
 @dataclass
@@ -197,54 +204,90 @@ def rows_of(
     seed: int,  # of the tiny world's draw, unless data_seed is given
     kind: str,  # that the data are read as: sft, pairs, binary or prompts
     encoded_as: str = "",  # a kind, where it is another: of pairs, sft takes the chosen answers
-    from_pairs: bool | None = None,  # of binary rows, as `load_records` takes it
 ) -> Rows:
     "The rows of one part of a pipeline's data."
-    place = data.part(part)
-    if place is None:
+    settings = data.part(part)
+    if settings is None:
         return Rows()
-    name, split, limit = place
-    records = load_records(
-        name,
-        kind=kind,
-        split=split,
-        limit=limit,
-        seed=seed if data.data_seed is None else data.data_seed,
-        on_bad_rows=data.on_bad_rows,
-        from_pairs=from_pairs,
-    )
+    seed = seed if data.data_seed is None else data.data_seed
+    given = settings.given_to(load_records)
+    records = load_records(settings.dataset, kind=kind, seed=seed, **given)
     if (kind, encoded_as) == ("pairs", "sft"):
         records = chosen_answers(records)
-    encoded, report = encode_once(
-        records,
-        tokenizer,
-        kind=encoded_as or kind,
-        max_length=data.max_length,
-        max_prompt_length=data.max_prompt_length,
-        min_response_tokens=data.min_response_tokens,
-        max_prompt_tokens=data.max_prompt_tokens,
-        on_bad_rows=data.on_bad_rows,
-    )
+    given = settings.given_to(encode_records)
+    encoded, report = encode_once(records, tokenizer, kind=encoded_as or kind, **given)
     return Rows(records, encoded, report)
 
 
 def first_row(
-    name: str, kind: str, split: str
+    name: str,
+    kind: str,
+    split: str,
+    **reading,  # further settings of data
 ) -> dict | None:  # None: nothing can be known of it here
     """The first record of a data set that is generated or lies on this machine, to see what its
     rows hold.
     """
     if DATASETS[name].hub if name in DATASETS else is_hub_name(name):
         return None
-    return next(iter(load_records(name, kind=kind, split=split, limit=1)), None)
+    return next(iter(load_records(name, kind=kind, split=split, limit=1, **reading)), None)
+
+
+def check_rewards(
+    data,  # DataSettings of a pipeline
+    rewards: list[tuple[str, dict]],  # name and options of each
+):
+    """What can be known of rewards before anything is generated: whether each can judge every row
+    that is on this machine; raises `ConfigError` and `DataError`, naming the row.
+    """
+    parts = [part for part in map(data.part, ("train", "validation")) if part]
+    for rows in map(_rows_here, parts):
+        for name, options in rewards:
+            source = make_reward(name, options, f"reward {name}")
+            # a function that comes without a check is asked about one row
+            checks = getattr(source, "checker", True)
+            for row in (rows if checks else rows[:1]) or [None]:
+                _check_reward_of(source, row, source.check, _asked(row))
+            lacking = [row for row in rows if not checks and row["record"].left_out]
+            for row in lacking[:1]:  # and a second time where it may miss a column
+                empty = [{"text": "", "tokens": 0, "ended": True}]
+                _check_reward_of(source, row, source, [row], empty)
+
+
+def _check_reward_of(source, row, call, *given):
+    "Call something of a reward; its error names the reward, and the row where there is one."
+    try:
+        call(*given)
+    except PrefkitError as error:
+        place = f", {row['row']}" if row else ""
+        raise error.at(f"reward {source.name}{place}") from error
+
+
+def _rows_here(part):
+    "Prompts of what lies on this machine, one of what is generated, none of the Hub's."
+    name = part.dataset
+    if DATASETS[name].hub if name in DATASETS else is_hub_name(name):
+        return []
+    given = part.given_to(load_records) | ({"limit": 1} if name in DATASETS else {})
+    return load_records(name, kind="prompts", **given).rows
+
+
+def _asked(row):
+    "What a reward's check looks at: the row's columns, and its prompt; None: nothing is known."
+    if row is None:
+        return None
+    held = row["record"]
+    return Carried({**held, "prompt": row["prompt"]}, held.left_out, row["row"])
 
 
 def chosen_answers(
     pairs: Records,  # of kind pairs
 ) -> Records:  # of kind sft
     "The chosen answers of pairs as rows to imitate: what 'SFT on the chosen answers' trains on."
+    kept = ("prompt", "tools", "row")
     rows = [
-        {"prompt": row["prompt"], "response": row["chosen"], "row": row["row"]} for row in pairs
+        {name: row[name] for name in kept if name in row} | {"response": row["chosen"]}
+        for row in pairs
     ]
     return Records(rows, pairs.report)
 
@@ -267,27 +310,32 @@ def label_tokens(
             field="labels",
             reason="no such choice",
         )
-    if labels == "conversation":
-        return [
-            {
-                **row,
-                "prompt_ids": row["prompt_ids"][:1],
-                "response_ids": [*row["prompt_ids"][1:], *row["response_ids"]],
-            }
-            for row in rows
-        ]
     if labels == "response":
         return rows
-    bare = [
-        {
-            **row,
-            "response_ids": row["response_ids"][:-1]
-            if row["response_ids"][-1] == end
-            else row["response_ids"],
-        }
-        for row in rows
-    ]
-    return [row for row in bare if row["response_ids"]]
+    if labels == "conversation":
+        return [_whole_conversation(row) for row in rows]
+    bare = [_without_ends(row, end) for row in rows]
+    return [row for row in bare if any(row.get("response_learned", row["response_ids"]))]
+
+
+def _whole_conversation(row):
+    "A row of which all is learned but its first token and what is marked in the answer."
+    prompt, answer = row["prompt_ids"], row["response_ids"]
+    found = {**row, "prompt_ids": prompt[:1], "response_ids": [*prompt[1:], *answer]}
+    if "response_learned" in row:
+        found["response_learned"] = [True] * len(prompt[1:]) + row["response_learned"]
+    return found
+
+
+def _without_ends(row, end):
+    "A row of which no end of a turn is learned."
+    ids = row["response_ids"]
+    marks = row.get("response_learned") or [True] * len(ids)
+    learned = [mark and token != end for mark, token in zip(marks, ids)]
+    cut = len(ids) - (ids[-1] == end)
+    found = {name: row[name] for name in row if name != "response_learned"}
+    found["response_ids"] = ids[:cut]
+    return found | ({} if all(learned[:cut]) else {"response_learned": learned[:cut]})
 
 
 def check_training(

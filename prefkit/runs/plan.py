@@ -13,8 +13,8 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +33,7 @@ from prefkit.model.batches import (
 )
 from prefkit.runs.config import Stage, load_config
 from prefkit.core import ConfigError, resolve_path
+from prefkit.data.chat import use_template
 from prefkit.data.records import DATASETS, encode_records, kind_to_read, load_records
 from prefkit.model.kernels import assume_halves, use_rows
 from prefkit.model.loading import load_tokenizer, model_config
@@ -249,20 +250,40 @@ def known_config(name: str):  # name: from `first_model` -> a config of transfor
     return AutoConfig.for_model(**KNOWN[name]) if name in KNOWN else model_config(name)
 
 
-@lru_cache(maxsize=8)
-def _lengths(dataset, split, kind, place, max_length, max_prompt_length, min_response_tokens):
+def data_of(stage: Stage, **changes):  # -> the data settings of its pipeline
+    "What a training stage says of its data."
+    from prefkit.train.settings import PIPELINES
+
+    return PIPELINES[stage.pipeline.stem]["data"].of({**stage.parameters, **changes})
+
+
+def on_this_machine(name: str) -> bool:
+    "Whether a data set is generated or lies here, and is not on the Hub."
+    return not (DATASETS[name].hub if name in DATASETS else is_hub_name(name))
+
+
+def once(read: Callable) -> Callable:
+    "`read` of data settings and other things, remembered: stages of one experiment share data."
+    found = {}
+
+    def look(data, *others):
+        key = json.dumps([asdict(data), *others], default=str)
+        if key not in found:
+            found[key] = read(data, *others)
+        return found[key]
+
+    return look
+
+
+@once
+def _lengths(data, kind: str, place: str):
     """Lengths of (prompt, answers...) of the first rows of data on this machine, and the share of
     them that is kept.
     """
-    records = load_records(dataset, kind=kind, split=split, limit=SAMPLE)
-    rows, _ = encode_records(
-        records,
-        load_tokenizer(place),
-        kind=kind,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        min_response_tokens=min_response_tokens,
-    )
+    records = load_records(data.dataset, kind=kind, **data.given_to(load_records))
+    tokenizer, given = load_tokenizer(place), data.given_to(encode_records)
+    use_template(tokenizer, data.chat_template)
+    rows, _ = encode_records(records, tokenizer, kind=kind, **given)
     return [
         (len(row["prompt_ids"]), *(len(row[f"{name}_ids"]) for name in ANSWERS.get(kind, ())))
         for row in rows
@@ -312,15 +333,10 @@ def stage_lengths(
     """Lengths of a stage's rows: those of its first rows where they lie here, else the longest that
     its limits allow.
     """
-    p = stage.parameters
-    prompts, longest = p.get("max_prompt_length") or p["max_length"], p["max_length"]
-    limits = (p["max_length"], p.get("max_prompt_length"), p.get("min_response_tokens", 1))
-    here = not is_hub_name(p["dataset"]) and not (
-        p["dataset"] in DATASETS and DATASETS[p["dataset"]].hub
-    )
-    kept = 1.0
-    if here:
-        found, kept = _lengths(p["dataset"], p["split"], kind, place, *limits)
+    p, data, kept = stage.parameters, data_of(stage, limit=SAMPLE), 1.0
+    prompts, longest = data.max_prompt_length or data.max_length, data.max_length
+    if here := on_this_machine(data.dataset):
+        found, kept = _lengths(data, kind, place)
     elif kind == "prompts":
         found = [(prompts,)]
     else:
@@ -358,19 +374,21 @@ def stage_job(stage: Stage):
     return method.kind, method.answers(), TrainSettings.of(p), method.output == "rewards", False
 
 
-def rows_to_read(
+def rows_known(
     stage: Stage,
     kind: str,  # of its data
 ) -> int | None:  # None: not known here
-    "Rows that a stage reads, before bad ones are left out."
-    name, split, limit = (stage.parameters[key] for key in ("dataset", "split", "limit"))
-    if DATASETS[name].hub if name in DATASETS else is_hub_name(name):
-        there = rows_on_the_hub(name, split)
-        return min(there, limit) if there and limit else there
-    if name in DATASETS and limit:
-        return limit  # they are made
-    there = _rows_here(name, split, kind, stage.parameters.get("from_pairs"))
-    return min(there, limit) if limit else there
+    "Rows that a stage learns from, before any that are too long are left out."
+    data = data_of(stage)
+    name, given = data.dataset, getattr(data, "from_pairs", None)
+    if on_this_machine(name) and not (name in DATASETS and data.limit):
+        return _rows_here(data, kind)
+    rows = data.limit  # so many are made
+    if not on_this_machine(name):
+        rows = rows_on_the_hub(name, data.split)
+        rows = min(rows, data.limit) if rows and data.limit else rows
+    paired = given if name not in DATASETS else kind_to_read(name, kind, given) == "pairs"
+    return 2 * rows if rows and kind == "binary" and paired else rows  # two from each pair
 
 
 def rows_on_the_hub(
@@ -393,11 +411,10 @@ def rows_on_the_hub(
     return rows
 
 
-@lru_cache(maxsize=8)
-def _rows_here(name, split, kind, from_pairs):
-    "Rows of data on this machine."
-    report = load_records(name, kind=kind, split=split, from_pairs=from_pairs).report
-    return report.kept
+@once
+def _rows_here(data, kind: str) -> int:
+    "Rows of data on this machine that are read and not bad."
+    return load_records(data.dataset, kind=kind, **data.given_to(load_records)).report.kept
 
 
 def number_of_steps(
@@ -409,15 +426,9 @@ def number_of_steps(
 
     if settings.max_steps is not None:
         return settings.max_steps
-    name, given = stage.parameters["dataset"], stage.parameters.get("from_pairs")
-    rows = rows_to_read(stage, kind)
+    rows = rows_known(stage, kind)
     if rows is None:
         return None
-    # two from each pair
-    if kind == "binary" and (
-        kind_to_read(name, kind, given) == "pairs" if name in DATASETS else given
-    ):
-        rows *= 2
     rows = round(kept * rows)
     return (
         online_steps(rows, settings)

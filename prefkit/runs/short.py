@@ -13,7 +13,7 @@ from prefkit.runs.pipelines import answer_prompts, judge_answers, rows_of
 from prefkit.runs.stage import finish
 from prefkit.train.loop import train_model
 from prefkit.train.methods import get_method
-from prefkit.train.settings import SftData, TrainSettings
+from prefkit.train.settings import PreferenceData, SftData, TrainSettings
 
 
 def train_short(
@@ -33,22 +33,19 @@ def train_short(
     "Train, or go on; numbers that are not finite are a finding, and stand in the metrics."
     start, tokenizer = load_model(model)
     kind = get_method(method, online=False).kind
-    data = SftData(
+    data = PreferenceData(
         limit=limit,
         validation_split="validation" if validation_limit else "",
         validation_limit=validation_limit,
-        probe_dataset="tiny-world" if probe else "",
-        probe_limit=256,
+        from_pairs=dataset_kind == "pairs" if kind == "binary" else None,
     )
+    watched = SftData(probe_dataset="tiny-world" if probe else "", probe_limit=256)
     read_as = "pairs" if (kind, answers) == ("sft", "chosen") else kind
-    from_pairs = dataset_kind == "pairs" if kind == "binary" else None
     parts = {
-        part: rows_of(
-            data, part, tokenizer, seed=seed, kind=read_as, encoded_as=kind, from_pairs=from_pairs
-        )
+        part: rows_of(data, part, tokenizer, seed=seed, kind=read_as, encoded_as=kind)
         for part in ("train", "validation")
     }
-    parts["probe"] = rows_of(data, "probe", tokenizer, seed=seed, kind="pairs")
+    parts["probe"] = rows_of(watched, "probe", tokenizer, seed=seed, kind="pairs")
     try:
         result = train_model(
             start,

@@ -4,8 +4,10 @@ Configs, the pipelines' cells of parameters, their checks and tables, and the co
 what stands here. A setting that is added here is accepted by every training pipeline.
 """
 
+import inspect
 import math
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, get_args, get_origin
@@ -23,7 +25,7 @@ SHARDINGS = ("ddp", "fsdp")
 
 
 def setting(
-    default,  # the value where nothing is said; lists are copied
+    default,  # the value where nothing is said; lists and dicts are copied
     words: str,  # what it does, in a line
     *,
     low=None,  # the smallest value that it can have ...
@@ -36,7 +38,7 @@ def setting(
     "One line of a specification."
     limits = {"low": low, "high": high, "above": above, "below": below}
     about = {"words": words, "choices": choices, "hint": hint, **limits}
-    if isinstance(default, list):
+    if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=about)
     return field(default=default, metadata=about)
 
@@ -120,6 +122,11 @@ class Settings:
     def of(cls, names: dict):  # among others, such as all parameters of a stage
         "Those of some named values that are settings; raises `ConfigError`."
         return cls(**{one.name: names[one.name] for one in fields(cls) if one.name in names})
+
+    def given_to(self, function: Callable) -> dict:  # name -> value
+        "Those of the settings that a function takes, by the names in its signature."
+        taken = inspect.signature(function).parameters
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name in taken}
 
 
 @dataclass
@@ -309,12 +316,22 @@ class DataSettings(Settings):
 
     dataset: str = setting(
         "tiny-world",
-        "a registered name, a name on the Hub, a datasets folder, or a .jsonl, .json or .parquet "
-        "file",
+        "a registered name, a name on the Hub, a datasets folder, or a .jsonl, .json, .parquet, "
+        ".csv or .tsv file",
     )
+    columns: dict = setting(
+        {},
+        "the name here: the one in the data, such as {prompt: question}; {images: null}: do not "
+        "read that column",
+    )
+    dataset_revision: str = setting("", 'on the Hub: a branch, tag or commit; "": the newest')
     split: str = setting("train", "of the data set, with a slice if wanted: train[:9000]")
     limit: int | None = setting(None, "rows to read; null: all (the tiny world: 1,000)")
     validation_dataset: str = setting("", "where it is another than dataset")
+    validation_columns: dict | None = setting(None, "null: as columns")
+    validation_revision: str = setting(
+        "", 'of validation_dataset; "": where it is the same data set, as dataset_revision'
+    )
     validation_split: str = setting("validation", '"": no validation')
     validation_limit: int | None = setting(None, "rows to read; null: all")
     data_seed: int | None = setting(None, "of the tiny world's draw; null: as seed")
@@ -335,14 +352,30 @@ class DataSettings(Settings):
         choices=("drop", "error"),
     )
 
-    def part(self, name: str) -> tuple[str, str, int | None] | None:  # None: there is no such part
-        "Data set, split and limit of a part of the data: train, validation, or one of a subclass."
+    def part(self, name: str) -> "DataSettings | None":  # None: there is no such part
+        "The settings of a part of the data: train, validation, or one of a subclass."
         if name == "train":
-            return self.dataset, self.split, self.limit
+            return self
         if name == "validation" and self.validation_split:
-            held_out = self.validation_dataset or self.dataset
-            return held_out, self.validation_split, self.validation_limit
+            return self.of_validation(self.validation_split, self.validation_limit)
         return None
+
+    def of_validation(self, split: str, limit: int | None):
+        "These settings for rows of the validation's data set."
+        where = self.validation_dataset, self.validation_columns, self.validation_revision
+        return self.elsewhere(*where, split, limit)
+
+    def elsewhere(self, dataset, columns, revision, split, limit):
+        "These settings for other rows; what is not given of a data set is that of the train part."
+        same = dataset in ("", self.dataset)
+        return replace(
+            self,
+            dataset=dataset or self.dataset,
+            columns=self.columns if columns is None else columns,
+            dataset_revision=revision or (self.dataset_revision if same else ""),
+            split=split,
+            limit=limit,
+        )
 
 
 @dataclass
@@ -352,11 +385,16 @@ class SftData(DataSettings):
     probe_dataset: str = setting("", "pairs whose log-probs are watched at every validation")
     probe_split: str = setting("validation", "of the probe")
     probe_limit: int | None = setting(64, "pairs in the probe")
+    probe_columns: dict | None = setting(None, "null: as columns")
+    probe_revision: str = setting(
+        "", 'of probe_dataset; "": where it is the same data set, as dataset_revision'
+    )
     sample_prompts: list[str] = setting([], "questions answered at every validation")
 
-    def part(self, name: str) -> tuple[str, str, int | None] | None:
+    def part(self, name: str) -> DataSettings | None:
         if name == "probe" and self.probe_dataset:
-            return self.probe_dataset, self.probe_split, self.probe_limit
+            where = self.probe_dataset, self.probe_columns, self.probe_revision
+            return self.elsewhere(*where, self.probe_split, self.probe_limit)
         return super().part(name)
 
 
@@ -379,9 +417,9 @@ class RewardModelData(DataSettings):
     test_split: str = setting("test", 'of validation_dataset, looked at once; "": none')
     test_limit: int | None = setting(None, "pairs to read; null: all")
 
-    def part(self, name: str) -> tuple[str, str, int | None] | None:
+    def part(self, name: str) -> DataSettings | None:
         if name == "test" and self.test_split:
-            return self.validation_dataset or self.dataset, self.test_split, self.test_limit
+            return self.of_validation(self.test_split, self.test_limit)
         return super().part(name)
 
 
@@ -395,7 +433,7 @@ class PromptData(DataSettings):
 
 
 # what may stand in the parameters `settings` and `data` of a pipeline, and flat among the others
-PIPELINES: dict[str, dict[str, type]] = {
+PIPELINES: dict[str, dict[str, type[Settings]]] = {
     "pretrain": {"settings": TrainSettings},
     "sft": {"settings": TrainSettings, "data": SftData},
     "preference": {"settings": TrainSettings, "data": PreferenceData},
