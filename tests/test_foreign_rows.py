@@ -20,7 +20,15 @@ from prefkit.core import ConfigError, DataError, project_root, write_text
 from prefkit.data.records import encode_records, load_records, normalise
 from prefkit.judging.rewards import register_reward
 from prefkit.model.batches import learned_tokens
-from prefkit.runs.pipelines import check_part, check_rewards, encode_once, label_tokens, rows_of
+from prefkit.runs.pipelines import (
+    check_dataset,
+    check_part,
+    check_rewards,
+    encode_once,
+    evaluation_prompts,
+    label_tokens,
+    rows_of,
+)
 from prefkit.train.settings import PromptData, SftData
 
 
@@ -869,3 +877,18 @@ def test_a_revision_of_what_is_not_on_the_hub_is_an_error(tmp_path, name):
         with pytest.raises(ConfigError, match="only for the Hub") as caught:
             call()
         assert (caught.value.field, caught.value.reason) == ("dataset_revision", "only for the Hub")
+
+
+def test_an_evaluation_maps_columns_and_refuses_tools(tmp_path):
+    rows = [{"question": f"Is {i}?", "tools": [TOOL] if i else None} for i in range(2)]
+    path = str(jsonl(tmp_path, rows))
+    mapping = {"prompt": "question", "tools": None}
+    [first, second] = evaluation_prompts(path, "train", 2, columns=mapping)
+    assert second["prompt"] == [user("Is 1?")] and second["record"] == {"prompt": "Is 1?"}
+    with pytest.raises(
+        DataError, match="row 2 of rows.jsonl: the prompt comes with tools"
+    ) as caught:
+        evaluation_prompts(path, "train", 2, columns={"prompt": "question"})
+    assert (caught.value.field, caught.value.reason) == ("tools", "tools in an evaluation")
+    with pytest.raises(ConfigError, match="^dataset: columns: tiny-world .* no column 'question'"):
+        check_dataset("tiny-world", kind="prompts", columns=mapping)

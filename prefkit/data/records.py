@@ -899,7 +899,6 @@ def _read_registered(name, kind, split, seed, start, stop, revision):
     return f"{name} ({split})", numbered(make_records(name, kind, split, stop, seed))
 
 
-# %% ../../nbs/lib/data/02_records.ipynb #4bbd5dde
 @dataclass
 class Records:
     "Rows in the normal form and the account of how they came about."
@@ -1195,6 +1194,13 @@ def _too_long(prompt, most):
 
 def _marks(kind, learned):
     "`<answer>_learned` of the answers that hold tokens which are read and not learned."
+    if not all(map(any, learned)):
+        raise bad_row(
+            "nothing that is learned is left",
+            "of an answer only turns are left that are not learned",
+            "Raise max_length.",
+            "max_length",
+        )
     names = ANSWER_COLUMNS["pairs"] if kind == "pairs" else ("response",)
     return {f"{name}_learned": marks for name, marks in zip(names, learned) if not all(marks)}
 
@@ -1241,15 +1247,13 @@ class _Encoder:
         for number, row in enumerate(rows, start + 1):
             place = row.get("row", f"row {number} of the records")
             try:
-                prompt, answers, changes = _texts(
-                    row, self.tokenizer, self.kind, self.special_tokens
-                )
+                found = _texts(row, self.tokenizer, self.kind, self.special_tokens)
             except DataError as error:
                 _bad(self.report, place, error, self.on_bad_rows)
                 continue
-            ready.append((place, row, answers, changes))
-            flat = [text for pieces in answers for piece in pieces for text in piece]
-            texts += [prompt, *(text for text in flat if text is not None)]
+            ready.append((place, row, *found[1:]))
+            flat = [text for pieces in found[1] for piece in pieces for text in piece]
+            texts += [found[0], *(text for text in flat if text is not None)]
         if not texts:
             return encoded
         ids = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
@@ -1278,14 +1282,6 @@ class _Encoder:
         else:
             short_prompt, *short_answers = truncate(prompt, *answers, **self.limits)
         learned = [marks[: len(ids)] for (_, marks), ids in zip(found, short_answers)]
-        if not all(map(any, learned)):
-            raise bad_row(
-                "nothing that is learned is left",
-                f"of an answer only turns are left that are not learned (max_length "
-                f"{self.limits['max_length']})",
-                "Raise max_length.",
-                "max_length",
-            )
         encoded = _encoded_row(row, self.kind, short_prompt, short_answers, learned)
         fewer_prompt, fewer_answer = len(short_prompt) < len(prompt), short_answers != answers
         self.report.shortened_prompts += fewer_prompt

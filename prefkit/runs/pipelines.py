@@ -21,7 +21,7 @@ from prefkit.core import (
     code_behind,
     fingerprint,
 )
-from prefkit.data.chat import check_limits
+from prefkit.data.chat import check_limits, use_template
 from prefkit.data.records import (
     DATASETS,
     Records,
@@ -66,6 +66,8 @@ def check_part(
             raise no_split(name, split_name, source.splits)
         if source and not source.hub:
             check_revision(name, data.dataset_revision)
+        if source and not source.hub and data.columns:
+            load_records(name, kind=kind, limit=1, columns=data.columns)  # which refuses
         if source or is_hub_name(name):
             return None  # generated, or on the Hub
         return load_records(name, kind=kind, **data.given_to(load_records))
@@ -463,6 +465,8 @@ def evaluation_prompts(
     split: str,  # of it
     prompts: int | None,  # how many; None: all (the tiny world: 1,000)
     prompts_seed: int = 0,  # which draw of the tiny world's
+    columns: dict | None = None,  # as `load_records` takes them
+    dataset_revision: str = "",  # as `load_records` takes it
     # prompt_id and prompt; of the tiny world also kind and held_out; of others the row's own
     # columns under record
 ) -> list[dict]:
@@ -471,7 +475,15 @@ def evaluation_prompts(
         if prompts is None:
             prompts = 1000 if split == "train" else min(1000, len(prompts_of(split)))
         return tiny_records("prompts", split, prompts, prompts_seed)
-    rows = load_records(dataset, kind="prompts", split=split, limit=prompts)
+    rows = load_records(
+        dataset,
+        kind="prompts",
+        split=split,
+        limit=prompts,
+        columns=columns,
+        dataset_revision=dataset_revision,
+    )
+    _check_no_tools(rows)
     if prompts is not None and len(rows) < prompts:
         raise DataError(
             f"prompts: {dataset} ({split}) has {len(rows)} that can be asked, {prompts} are "
@@ -493,6 +505,7 @@ def check_prompts_fit(
     models: dict,  # name -> checkpoint, or a server's settings: it knows its own limits
     asked: list[dict],  # as `evaluation_prompts` gives them
     ways: list[dict],  # settings of sampling
+    chat_template: str = "",  # of all models, in place of their own
 ):
     """Raise `DataError` for prompts that a model has no positions or no tokens for, before any of
     the models answers.
@@ -507,6 +520,7 @@ def check_prompts_fit(
         if isinstance(source, dict):
             continue
         config, tokenizer = model_config(source), load_tokenizer(source)
+        use_template(tokenizer, chat_template)
         ids = encode_prompts(tokenizer, chats)
         prompts = {record["prompt_id"]: each for record, each in zip(records, ids)}
         named = [(f"prompt {name}", each) for name, each in prompts.items()]
@@ -515,6 +529,18 @@ def check_prompts_fit(
             check_prompt_lengths(config, prompts, most)
         except DataError as error:
             raise error.at(f"models, {model}") from error
+
+
+def _check_no_tools(rows):
+    "Raise `DataError` for prompts that describe tools: no model is told of them when it is asked."
+    for row in rows:
+        if "tools" in row:
+            raise DataError(
+                f"{row['row']}: the prompt comes with tools, and models that are evaluated are not "
+                "told of them. Leave such rows out, or do not read them: columns: {tools: null}.",
+                field="tools",
+                reason="tools in an evaluation",
+            )
 
 
 def check_evaluation(
@@ -528,13 +554,17 @@ def check_evaluation(
     batch_size: int,  # prompts at a time
     seed: int,  # of the draws
     chat_template: str = "",  # of all models, in place of their own
+    columns: dict | None = None,  # as `load_records` takes them
+    dataset_revision: str = "",  # as `load_records` takes it
     **ways,  # of `decoding_ways`
 ) -> list[dict]:  # what `decoding_ways` returns
     """Raise `ConfigError` or `DataError` for what an evaluation could not do; nothing is loaded or
     asked.
     """
     check_models(models, references, chat_template)
+    reading: dict[str, Any] = {"columns": columns or {}, "dataset_revision": dataset_revision}
     if dataset == "tiny-world":
+        check_dataset(dataset, kind="prompts", **reading)
         check_sampling(
             prompts=prompts,
             split=split,
@@ -551,7 +581,8 @@ def check_evaluation(
                 field="prompts" if few else "batch_size",
                 reason="out of range",
             )
-        check_dataset(dataset, kind="prompts", split=split, limit=prompts)
+        rows = check_dataset(dataset, kind="prompts", split=split, limit=prompts, **reading)
+        _check_no_tools(rows or [])
     check_judges(judges, dataset)
     return decoding_ways(seed=seed, **ways)
 
