@@ -9,7 +9,7 @@ for name, value in {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
 }.items():
-    os.environ.setdefault(name, value)
+    os.environ[name] = value
 
 import pytest
 from hypothesis import settings
@@ -31,6 +31,7 @@ LONGEST_FIRST = (
     "test_comparison",
     "test_offline",
     "test_bench",
+    "test_golden",
     "test_methods",
     "test_ground",
     "test_report",
@@ -55,6 +56,14 @@ def own_cache(tmp_path_factory):
 def root():
     "The project's top folder."
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(root):
+    "The tiny world's; a test that changes it takes a copy."
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(root / "data/tiny/base")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import warnings
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from transformers import AutoTokenizer
 
 from prefkit.data.chat import (
     check_messages,
@@ -19,15 +18,10 @@ from prefkit.data.chat import (
     split_response,
     truncate,
 )
-from prefkit.core import ConfigError, DataError, project_root
+from prefkit.core import ConfigError, DataError
 
 QUESTION = [{"role": "user", "content": "What colour is the fox?"}]
 ANSWER = [{"role": "assistant", "content": "The fox is red."}]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(project_root() / "data/tiny/base")
 
 
 def ids_of(tokenizer, text):

@@ -52,11 +52,6 @@ SHAREGPT = {
 PLAIN = {"prompt": "Which colour?", "chosen": "Red.", "rejected": "Blue."}
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(project_root() / "data/tiny/base")
-
-
 def metamath(n):
     "Rows with the columns of abacusai/MetaMath_DPO_FewShot."
     shots = "Question: What is 2 + 2?\nAnswer: 2 + 2 = 4.\n#### 4\nThe answer is: 4\n\n"

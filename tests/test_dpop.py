@@ -8,6 +8,8 @@ import numpy
 import pytest
 import torch
 from helpers.losses import (
+    assert_equal_gradients,
+    equals_transcription,
     random_logps,
     trl_loss,
     trl_trainer,
@@ -33,47 +35,19 @@ def transcription(pc, pr, rc, rr, *, beta, lam):
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_value_and_gradients_equal_the_transcription_on_1000_batches(dtype, rtol):
-    below = above = 0
-    for seed in range(1000):
-        beta, lam = SETTINGS[seed % len(SETTINGS)]
-        logps = random_logps(1 + seed % 8, dtype, seed)
-        for x in logps[:2]:
-            x.requires_grad_()
-        loss = dpop_loss(*logps, beta=beta, lam=lam)
-        gradients = torch.autograd.grad(loss.sum(), logps[:2])
-        numbers = [x.detach().double().numpy() for x in logps]
-        for ours, theirs in zip(
-            (loss.detach(), *gradients), transcription(*numbers, beta=beta, lam=lam)
-        ):
-            torch.testing.assert_close(
-                ours.double(),
-                torch.from_numpy(theirs),
-                rtol=rtol,
-                atol=1e-300 if dtype == torch.float64 else 1e-35,
-            )
-        below, above = (
-            below + (numbers[0] < numbers[2]).sum(),
-            above + (numbers[0] > numbers[2]).sum(),
-        )
-    assert min(below, above) > 1000  # both sides of the kink were visited
+    settings = [{"beta": beta, "lam": lam} for beta, lam in SETTINGS]
+    equals_transcription(dpop_loss, transcription, settings, rtol, dtype, sides=(0, 2))
 
 
 @pytest.mark.parametrize("beta, lam", SETTINGS)
 def test_equals_trls_dpo_of_a_chosen_answer_that_has_paid_the_penalty(beta, lam):
-    pc, pr, rc, rr = random_logps(64, torch.float64, 1)
-    for x in (pc, pr):
-        x.requires_grad_()
+    pc, pr, rc, rr = random_logps(64, torch.float64, 1, learned=2)
     zero = torch.zeros_like(rc)
     paid = (pc - rc) - lam * torch.where(pc < rc, rc - pc, zero)
     theirs = trl_loss(trl_trainer(beta=beta), paid, pr - rr, zero, zero)
     ours = dpop_loss(pc, pr, rc, rr, beta=beta, lam=lam).mean()
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours, (pc, pr)),
-        torch.autograd.grad(theirs, (pc, pr)),
-        rtol=1e-10,
-        atol=1e-300,
-    )
+    assert_equal_gradients(ours, theirs, (pc, pr), rtol=1e-10, atol=1e-300)
 
 
 @pytest.mark.parametrize("side", [-1.0, 1.0])

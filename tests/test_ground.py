@@ -1,6 +1,5 @@
 """The ground: generated files, README, pins, docs configuration, commands."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,17 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.tools import tool
+
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def tool(name):
-    "A script of tools/ as a module."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "tools")
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
 
 
 def settings():

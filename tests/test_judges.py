@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np, pytest, torch
+import numpy as np, pytest
 from hypothesis import example, given, settings, strategies as st
 from transformers import AutoTokenizer
 
@@ -39,7 +39,6 @@ from prefkit.judging.votes import read_votes, write_ballot
 from prefkit.stats.win_rate import win_rate
 from prefkit.data.world import World, answer, gold_reward, prompts, read_request, second_judge
 
-torch.set_num_threads(1)
 KEY = "test-key/0123456789+abcdef"  # with characters that an address would quote
 ASKED = [request.text for request in prompts("test")[:24]]
 

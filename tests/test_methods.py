@@ -5,7 +5,7 @@ new row takes five lines.
 import json, math
 
 import pytest, torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prefkit.model.batches import LAYOUTS, batch_logps, collate, reference_logps
 from prefkit.runs.config import read_notebook
@@ -26,7 +26,6 @@ from prefkit.train.methods import (
 from prefkit.train.settings import TrainSettings
 from prefkit.train.loop import train_model
 
-torch.set_num_threads(1)
 BASE = project_root() / "data/tiny/base"
 OFFLINE = methods(online=False)
 PREFERENCE = [name for name, row in OFFLINE.items() if row.kind != "sft" and row.output == "logps"]
@@ -39,11 +38,6 @@ OWN = {
     "probability_ratio": {"log_odds_ratio"},
     "simpo": {"margin_per_token"},
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(BASE)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ import numpy
 import pytest
 import torch
 from helpers.losses import (
+    assert_equal_gradients,
+    equals_transcription,
     random_logps,
     trl_loss,
     trl_trainer,
@@ -32,43 +34,17 @@ def transcription(pc, pr, rc, rr, *, beta):
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_value_and_gradients_equal_the_transcription_on_1000_batches(dtype, rtol):
-    below = above = 0
-    for seed in range(1000):
-        beta = BETAS[seed % len(BETAS)]
-        logps = random_logps(1 + seed % 8, dtype, seed)
-        for x in logps[:2]:
-            x.requires_grad_()
-        loss = minor_dpo_loss(*logps, beta=beta)
-        gradients = torch.autograd.grad(loss.sum(), logps[:2])
-        numbers = [x.detach().double().numpy() for x in logps]
-        for ours, theirs in zip((loss.detach(), *gradients), transcription(*numbers, beta=beta)):
-            torch.testing.assert_close(
-                ours.double(),
-                torch.from_numpy(theirs),
-                rtol=rtol,
-                atol=1e-300 if dtype == torch.float64 else 1e-35,
-            )
-        below, above = (
-            below + (numbers[1] < numbers[3]).sum(),
-            above + (numbers[1] > numbers[3]).sum(),
-        )
-    assert min(below, above) > 1000  # both sides of the kink were visited
+    settings = [{"beta": beta} for beta in BETAS]
+    equals_transcription(minor_dpo_loss, transcription, settings, rtol, dtype, sides=(1, 3))
 
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_equals_trls_dpo_of_rejected_answers_that_never_fall_below_the_reference(beta):
-    pc, pr, rc, rr = random_logps(64, torch.float64, 1)
-    for x in (pc, pr):
-        x.requires_grad_()
+    pc, pr, rc, rr = random_logps(64, torch.float64, 1, learned=2)
     theirs = trl_loss(trl_trainer(beta=beta), pc, torch.where(pr > rr, pr, rr), rc, rr)
     ours = minor_dpo_loss(pc, pr, rc, rr, beta=beta).mean()
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours, (pc, pr)),
-        torch.autograd.grad(theirs, (pc, pr)),
-        rtol=1e-9,
-        atol=1e-300,
-    )
+    assert_equal_gradients(ours, theirs, (pc, pr), rtol=1e-9, atol=1e-300)
 
 
 @pytest.mark.parametrize("side", [-1.0, 1.0])

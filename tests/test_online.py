@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from helpers.encoded import BASE, prompts
+from helpers.runs import timeless
 from prefkit.core import ConfigError, DataError, PrefkitError, project_root
 from prefkit.judging.rewards import FunctionReward, reward_source
 from prefkit.model.batches import scored_logps
 from prefkit.train import rounds
-from prefkit.train.log import TIME_FIELDS
 from prefkit.train.methods import (
     METHODS,
     Method,
@@ -29,8 +30,6 @@ from prefkit.train.rounds import Rounds, online_steps, round_inputs, train_onlin
 from prefkit.train.saves import find_checkpoints
 from prefkit.train.settings import RolloutSettings
 
-torch.set_num_threads(1)
-BASE = project_root() / "data/tiny/base"
 ONLINE = methods(online=True)
 QUESTIONS = [
     "What colour is the fox?",
@@ -45,27 +44,8 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(BASE)
-
-
-@pytest.fixture(scope="module")
 def rows(tokenizer):
-    encode = lambda text: tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
-    )["input_ids"]
-    answer = tokenizer("It is red.", add_special_tokens=False)["input_ids"] + [
-        tokenizer.eos_token_id
-    ]
-    return [
-        {
-            "prompt_ids": encode(text),
-            "prompt": [{"role": "user", "content": text}],
-            "record": {"prompt": text},
-            "response_ids": answer,
-        }
-        for text in QUESTIONS
-    ]
+    return prompts(tokenizer, QUESTIONS)
 
 
 def base():
@@ -117,12 +97,6 @@ def fit(
         hyperparameters,
         judges=judges,
     )
-
-
-def timeless(lines):
-    return [
-        {name: value for name, value in line.items() if name not in TIME_FIELDS} for line in lines
-    ]
 
 
 def train_lines(result):

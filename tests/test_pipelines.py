@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.runs import weights, without_times
 from prefkit.runs.fingerprints import check_stage
 from prefkit.runs.config import code_cells, load_config, read_parameters, read_pipeline
 from prefkit.core import (
@@ -19,7 +20,6 @@ from prefkit.core import (
     DataError,
     PrefkitError,
     project_root,
-    read_jsonl,
     write_jsonl,
     write_text,
 )
@@ -53,19 +53,6 @@ def undisturbed(tmp_path_factory):
     "Three small stages that nobody kills."
     folder = tmp_path_factory.mktemp("pipelines")
     return run(write_text(folder / "smoke.yaml", CONFIG + CONTROL), (), folder, "quiet")
-
-
-def weights(folder):
-    return (folder / "checkpoint" / "model.safetensors").read_bytes()
-
-
-def without_times(folder):
-    from prefkit.train.log import TIME_FIELDS
-
-    return [
-        {name: value for name, value in line.items() if name not in TIME_FIELDS}
-        for line in read_jsonl(folder / "metrics.jsonl")
-    ]
 
 
 def test_sft_and_dpo_leave_whole_run_folders(undisturbed):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
+from helpers.tools import tool
 from prefkit.core import ConfigError, project_root, write_jsonl, write_text
 from prefkit.runs.plan import (
     Alive,
@@ -23,24 +24,7 @@ from prefkit.runs.plan import (
 )
 from prefkit.train.settings import TrainSettings
 
-SHAPES = {
-    "tiny": dict(
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=1007,
-    ),
-    "5m": dict(
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=4096,
-    ),
-}
+SHAPES = tool("contestants").SHAPES
 LENGTHS = [(100, 150, 170), (60, 300, 200), (200, 120, 90), (30, 400, 80)] * 2
 
 RUN = """

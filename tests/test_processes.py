@@ -10,11 +10,11 @@ import pytest
 from safetensors.torch import load_file
 
 from helpers.processes import together, train
+from helpers.runs import without_times
 from prefkit.core import project_root, read_jsonl, write_text
 from prefkit.runs.config import write_pipeline
 from prefkit.runs.runner import open_run, run
 from prefkit.runs.stage import StageError
-from prefkit.train.log import TIME_FIELDS
 from prefkit.train.saves import find_checkpoints
 
 # sums in another order are rounded otherwise; log-ratios are differences of numbers of order 100
@@ -22,14 +22,9 @@ near = partial(pytest.approx, rel=1e-5, abs=1e-5)
 SAVED = {"save_steps": 2, "keep_checkpoints": True}
 
 
-def numbers(folder: Path) -> list[dict]:
-    lines = read_jsonl(folder / "metrics.jsonl")
-    return [{k: x for k, x in line.items() if k not in TIME_FIELDS} for line in lines]
-
-
 def same_run(found: Path, wanted: Path):
     "Two runs wrote the same lines, the same answers and the same weights."
-    lines, expected = numbers(found), numbers(wanted)
+    lines, expected = without_times(found), without_times(wanted)
     assert [line.pop("split") for line in lines] == [line.pop("split") for line in expected]
     for line, other in zip(lines, expected):
         # nothing but rounding

@@ -5,7 +5,7 @@ what must be refused and how, and what a run's identity sees.
 import json, math, os, subprocess, sys
 from dataclasses import dataclass
 
-import numpy as np, pytest, torch
+import numpy as np, pytest
 from transformers import AutoTokenizer
 
 from prefkit.core import ConfigError, DataError, NotFinite, check_number, project_root
@@ -23,7 +23,6 @@ from prefkit.judging.rewards import (
 from prefkit.judging.reward_model import rewards_of, scalar_head
 from prefkit.data.world import World, gold_reward, second_judge
 
-torch.set_num_threads(1)
 BASE = "data/tiny/base"
 FOX = World().facts["colour"]["fox"]
 

@@ -37,7 +37,6 @@ from prefkit.judging.reward_model import (
 )
 from prefkit.runs.runner import open_run, run
 
-torch.set_num_threads(1)
 BASE = "data/tiny/base"
 PROMPTS = [
     [{"role": "user", "content": f"What colour is the {animal}?"}]
@@ -51,11 +50,6 @@ ANSWERS = [
     "",
     "Green. " * 20,
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(project_root() / BASE)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json, math
 
 import pytest, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.core import ConfigError, DataError, NotFinite, project_root
 from prefkit.model.batches import LAYOUTS, collate
@@ -25,13 +25,7 @@ from prefkit.train.rollout import (
     token_places,
 )
 
-torch.set_num_threads(1)
 BASE = project_root() / "data/tiny/base"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(BASE)
 
 
 @pytest.fixture(scope="module")

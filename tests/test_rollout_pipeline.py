@@ -10,10 +10,10 @@ import sys
 import time
 
 import pytest
+from helpers.runs import weights, without_times
 from prefkit.core import ConfigError, DataError, project_root, read_jsonl, write_jsonl, write_text
 from prefkit.train.methods import methods
 from prefkit.runs.runner import open_run, run
-from prefkit.train.log import TIME_FIELDS
 from prefkit.train.saves import find_checkpoints
 
 ROOT = project_root()
@@ -80,17 +80,6 @@ def written(folder, stages, name="online"):
     return write_text(
         folder / f"{name}.yaml", json.dumps({"experiment": name, "seed": 1, "stages": stages})
     )
-
-
-def without_times(folder):
-    return [
-        {name: value for name, value in line.items() if name not in TIME_FIELDS}
-        for line in read_jsonl(folder / "metrics.jsonl")
-    ]
-
-
-def weights(folder):
-    return (folder / "checkpoint" / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.kills import alive
 from prefkit.runs.config import (
     Stage,
     check_parameters,
@@ -86,13 +87,6 @@ def start(*arguments):
 
 def trail(folder):
     return json.loads((folder / "trail.json").read_text())
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def wait_for(condition, seconds=60):

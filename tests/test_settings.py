@@ -9,12 +9,23 @@ from prefkit.train.loop import learning_rate_at
 from prefkit.train.schedule import learning_rate_factor
 from prefkit.train.settings import TrainSettings, total_steps
 
-# ---- what is refused (tests/test_train.py has the common mistakes)
+# ---- what is refused
 
 
 @pytest.mark.parametrize(
     "changes, match",
     [
+        ({"learning_rate": "1e-5"}, "write 1.0e-5"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"batch_size": True}, "batch_size"),
+        ({"lora": 1}, "lora"),
+        ({"schedule": "cosin"}, "schedule"),
+        ({"epochs": -1.0}, "epochs"),
+        ({"eval_steps": 0}, "eval_steps"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio"),
+        ({"warmup_ratio": 0.1, "warmup_steps": 5}, "Set one"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"epochs": 0.0}, "epochs"),
         ({"device": "gpu"}, "auto, cpu"),
         ({"layout": "padded"}, "packed"),
         ({"precision": "fp8"}, "bf16"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.kills import alive
 from prefkit.runs import studies
 from prefkit.core import ConfigError, project_root, read_jsonl, write_text
 from prefkit.runs.config import write_pipeline
@@ -39,13 +40,6 @@ def written(folder, text=CONFIG, **changes):
         folder / "toy.yaml",
         yaml.safe_dump({**yaml.safe_load(text), **changes}, sort_keys=False) if changes else text,
     )
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(

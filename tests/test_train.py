@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM, get_scheduler
 
 import prefkit.train.saves, prefkit.model.sampling
+from helpers.runs import timeless
 import prefkit.train.loop as train
 from prefkit.data.chat import pad_batch
 from prefkit.core import ConfigError, DataError, PrefkitError
@@ -25,7 +26,6 @@ from prefkit.train.settings import TrainSettings
 from prefkit.model.batches import batch_logps, collate, reference_logps
 from prefkit.train.saves import find_checkpoints
 
-torch.set_num_threads(1)
 VOCABULARY, END = 60, 0
 
 
@@ -104,10 +104,6 @@ def fit(
         sample_prompts,
         probe,
     )
-
-
-def timeless(lines):
-    return [{k: v for k, v in line.items() if k not in TIME_FIELDS} for line in lines]
 
 
 def steps_of(result, split="train"):
@@ -800,33 +796,6 @@ def test_unknown_methods_and_hyperparameters_are_named_with_the_nearest():
         get_method("dpo").hyperparameters({"betta": 1.0})
     with pytest.raises(ConfigError, match=r"beta is -1\.0, but must be"):
         get_method("dpo").hyperparameters({"beta": -1.0})
-
-
-@pytest.mark.parametrize(
-    "changes, match",
-    [
-        ({"learning_rate": "1e-5"}, "write 1.0e-5"),
-        ({"batch_size": 2.5}, "batch_size"),
-        ({"batch_size": True}, "batch_size"),
-        ({"lora": 1}, "lora"),
-        ({"schedule": "cosin"}, "schedule"),
-        ({"epochs": -1.0}, "epochs"),
-        ({"eval_steps": 0}, "eval_steps"),
-        ({"warmup_ratio": 1.5}, "warmup_ratio"),
-        ({"warmup_ratio": 0.1, "warmup_steps": 5}, "Set one"),
-        ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"epochs": 0.0}, "epochs"),
-    ],
-)
-def test_settings_of_a_wrong_type_or_out_of_range_are_refused(changes, match):
-    with pytest.raises(ConfigError, match=match):
-        TrainSettings(**changes)
-
-
-def test_settings_take_whole_numbers_for_floats():
-    assert TrainSettings(epochs=2).epochs == 2.0 and isinstance(
-        TrainSettings(epochs=2).epochs, float
-    )
 
 
 def test_rows_of_another_kind_are_refused(tmp_path):

@@ -190,7 +190,7 @@ class JsonLinesFile:
             self._mend()
             self._read(needed)
         except BaseException:
-            self.file.close()
+            self.file.close()  # and with it the lock; the error itself goes on
             raise
 
     def _lock(self):

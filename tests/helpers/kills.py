@@ -65,3 +65,11 @@ def instants(start, work):
             work(place)
         yield place
         instant += 1
+
+
+def alive(pid):
+    "Whether a process runs; one that has ended and waits for its parent does not."
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -23,9 +23,9 @@ def random_lengths(n, seed, answers=2):
     ]
 
 
-def random_logps(n, dtype, seed):
+def random_logps(n, dtype, seed, learned=0):
     """Four columns of sums as training sees them: lengths 1 to 512, a few nats a token, the policy
-    near the reference.
+    near the reference. The first so many ask for gradients.
     """
     generator = torch.Generator().manual_seed(seed + 1_000_000)
 
@@ -35,7 +35,34 @@ def random_logps(n, dtype, seed):
     lengths = random_lengths(n, seed)
     reference = [-4 * draw() * length for length in lengths]
     policy = [ref + (draw() - 0.5) * 0.4 * length for ref, length in zip(reference, lengths)]
-    return [x.clamp(max=0).to(dtype) for x in (*policy, *reference)]
+    columns = [x.clamp(max=0).to(dtype) for x in (*policy, *reference)]
+    return [x.requires_grad_(place < learned) for place, x in enumerate(columns)]
+
+
+def assert_equal_gradients(ours, theirs, learned, **tolerances):
+    "Two scalars, or sums of two columns, have the same gradients."
+    found = [torch.autograd.grad(loss.sum(), learned) for loss in (ours, theirs)]
+    torch.testing.assert_close(*found, **tolerances)
+
+
+def equals_transcription(loss_function, transcription, settings, rtol, dtype, sides):
+    """Value and gradients of 1000 batches are those of a transcription in NumPy; of the two columns
+    `sides`, between which the loss has a kink, either is the smaller one more than 1000 times.
+    """
+    below = above = 0
+    for seed in range(1000):
+        options = settings[seed % len(settings)]
+        logps = random_logps(1 + seed % 8, dtype, seed, learned=2)
+        loss = loss_function(*logps, **options)
+        found = (loss.detach(), *torch.autograd.grad(loss.sum(), logps[:2]))
+        numbers = [x.detach().double().numpy() for x in logps]
+        least = 1e-300 if dtype == torch.float64 else 1e-35
+        for ours, theirs in zip(found, transcription(*numbers, **options)):
+            theirs = torch.from_numpy(theirs)
+            torch.testing.assert_close(ours.double(), theirs, rtol=rtol, atol=least)
+        one, other = (numbers[side] for side in sides)
+        below, above = below + (one < other).sum(), above + (one > other).sum()
+    assert min(below, above) > 1000
 
 
 def finite_loss_and_gradients(loss_function, inputs, **hyperparameters):

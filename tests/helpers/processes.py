@@ -6,7 +6,6 @@ line all processes are killed, or `break_at`, the step that fails in the second 
 
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -16,15 +15,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.encoded import BASE, QUESTIONS, encoded_rows, prompts
 from prefkit.core import project_root
 from prefkit.judging.rewards import reward_source
-from prefkit.model.batches import ANSWERS
 from prefkit.train.loop import TrainResult, train_model
 from prefkit.train.methods import METHODS
 from prefkit.train.rounds import train_online
 from prefkit.train.settings import RolloutSettings, TrainSettings
 
-BASE = project_root() / "data/tiny/base"
 TESTS = Path(__file__).resolve().parents[1]
 COMMON = {
     "learning_rate": 1e-4,
@@ -36,34 +34,6 @@ COMMON = {
     "device": "cpu",
     "precision": "float32",
 }
-QUESTIONS = ["What colour is the fox?", "How much is 7 plus 5?", "What does the owl eat?"]
-
-
-def encoded_rows(number: int, kind: str, seed: int = 0) -> list[dict]:
-    "Rows of random tokens, as long as they come."
-    draw = random.Random(seed)
-
-    def ids():
-        return [draw.randrange(10, 200) for _ in range(draw.randint(3, 14))]
-
-    names = ("prompt_ids", *(f"{answer}_ids" for answer in ANSWERS[kind]))
-    rows = [{name: ids() for name in names} for _ in range(number)]
-    if kind == "binary":
-        rows = [{**row, "label": i % 3 > 0} for i, row in enumerate(rows)]
-    return rows
-
-
-def prompts(tokenizer, number: int) -> list[dict]:
-    "Prompts of the tiny world, some of them twice."
-    rows = []
-    for text in (QUESTIONS * number)[:number]:
-        asked = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)
-        answer = tokenizer("It is red.", add_special_tokens=False)["input_ids"]
-        answer = [*answer, tokenizer.eos_token_id]
-        row = {"prompt_ids": ids["input_ids"], "prompt": asked, "record": {"prompt": text}}
-        rows.append({**row, "response_ids": answer})
-    return rows
 
 
 def train(method: str, folder: Path, callbacks: tuple = (), model=None, **changes) -> TrainResult:
@@ -75,7 +45,8 @@ def train(method: str, folder: Path, callbacks: tuple = (), model=None, **change
         samples = len(row.writers) or 3
         options = {"batch_size": 3, "samples": samples, "max_new_tokens": 8, "max_steps": 4}
         settings = RolloutSettings(**{**COMMON, **options, **changes})
-        rows, source = prompts(tokenizer, 8), reward_source("gold")
+        rows = prompts(tokenizer, (QUESTIONS * 3)[:8])
+        source = reward_source("gold")
         options = {"settings": settings, "callbacks": callbacks}
         return train_online(model, tokenizer, method, rows, rows[:3], folder, source, **options)
     # KTO refuses a row that is alone
