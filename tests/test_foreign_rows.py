@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from prefkit.core import ConfigError, DataError, project_root, write_text
 from prefkit.data.records import encode_records, load_records, normalise
 from prefkit.judging.rewards import register_reward
-from prefkit.model.batches import learned_tokens
+from prefkit.model.loading import check_model, load_tokenizer, pinned
 from prefkit.runs.pipelines import (
     check_dataset,
     check_part,
@@ -56,7 +56,7 @@ def jsonl(folder, rows, name="rows.jsonl"):
 
 def learned_text(tokenizer, row, answer):
     "An answer's text with brackets around what is learned, ends of turns as a stroke."
-    pairs = zip(row[f"{answer}_ids"], learned_tokens(row, answer))
+    pairs = zip(row[f"{answer}_ids"], row.learned_of(answer))
     text = ""
     for learned, group in groupby(pairs, key=lambda pair: pair[1]):
         part = tokenizer.decode([token for token, _ in group])
@@ -144,6 +144,11 @@ USED = {
         "sft",
         {"instruction": "Say hi", "input": "", "output": "Hi", "history": []},
         ("user\nSay hi|\n", "[Hi|]"),
+    ),
+    "Alpaca's input and system text that begin like JSON": (
+        "sft",
+        {"instruction": "Sort", "input": "[3,1]", "output": "[1,3]", "system": "[INST] Sort."},
+        ("system\n[INST] Sort.|\nuser\nSort\n[3,1]|\n", "[[1,3]|]"),
     ),
     "Alpaca's pairs": (
         "pairs",
@@ -324,6 +329,18 @@ REFUSED = {  # kind, row, column or key, reason
         {"prompt": "a", "response": "b", "history": "before"},
         "history",
         "history is not a list of pairs",
+    ),
+    "history of numbers": (
+        "sft",
+        {"prompt": "a", "response": "b", "history": [[1, 2]]},
+        "history",
+        "history is not a list of pairs",
+    ),
+    "a system text that is none": (
+        "sft",
+        {"prompt": "a", "response": "b", "system": {"role": "x"}},
+        "system",
+        "column is not text",
     ),
     "history beside a conversation": (
         "sft",
@@ -892,3 +909,21 @@ def test_an_evaluation_maps_columns_and_refuses_tools(tmp_path):
     assert (caught.value.field, caught.value.reason) == ("tools", "tools in an evaluation")
     with pytest.raises(ConfigError, match="^dataset: columns: tiny-world .* no column 'question'"):
         check_dataset("tiny-world", kind="prompts", columns=mapping)
+
+
+def test_a_model_of_the_hub_is_read_at_its_revision(monkeypatch):
+    asked = []
+
+    def from_pretrained(*given, **options):
+        asked.append((given or options["pretrained_model_name_or_path"], options["revision"]))
+        return "found"
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    name = pinned("someone/model", "refs/pr/1")
+    check_model(name)
+    assert load_tokenizer(name) == "found" and asked == [("someone/model", "refs/pr/1")]
+    assert pinned("data/tiny/base", "") == "data/tiny/base"
+    for local in ("data/tiny/base", "stage:sft"):
+        with pytest.raises(ConfigError, match="only for the Hub") as caught:
+            pinned(local, "v1")
+        assert (caught.value.field, caught.value.reason) == ("revision", "only for the Hub")

@@ -5,7 +5,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.core import DataError
-from prefkit.losses import dpo_loss, orpo_loss, simpo_loss
+from prefkit.data.chat import pad_batch
+from prefkit.losses import dpo_loss, kto_loss, orpo_loss, simpo_loss
 from prefkit.model.batches import LAYOUTS, batch_logps, collate
 from prefkit.model.kernels import use_rows
 from prefkit.model.logps import response_lengths, sequence_logps
@@ -13,6 +14,7 @@ from prefkit.stats.text_metrics import perplexity
 from prefkit.train.loop import check_encoded
 
 PAD, YES, NO = 2, True, False
+KL = torch.tensor(0.3)
 ROWS = [
     {
         "prompt_ids": [5, 6, 7],
@@ -47,12 +49,10 @@ def model():
 
 def by_labels(model, row, answer):
     "An answer's log-prob and length from labels, one forward pass by itself."
-    ids = [*row["prompt_ids"], *row[f"{answer}_ids"]]
-    learned = row.get(f"{answer}_learned", [True] * len(row[f"{answer}_ids"]))
-    seen = [False] * len(row["prompt_ids"]) + learned
-    labels = torch.tensor([[token if mark else -100 for token, mark in zip(ids, seen)]])
-    logits = model(torch.tensor([ids])).logits
-    return sequence_logps(logits, labels)[0], response_lengths(labels)[0]
+    ids, learned = row[f"{answer}_ids"], row.get(f"{answer}_learned")
+    batch = pad_batch([row["prompt_ids"]], [ids], PAD, learned and [learned])
+    logits = model(batch["input_ids"]).logits
+    return sequence_logps(logits, batch["labels"])[0], response_lengths(batch["labels"])[0]
 
 
 def gradient(model, loss):
@@ -66,7 +66,17 @@ LOSSES = {
     "dpo": lambda logps, lengths: dpo_loss(*logps, *logps.detach()),
     "simpo": lambda logps, lengths: simpo_loss(*logps, *lengths),
     "orpo": lambda logps, lengths: orpo_loss(*logps, *lengths),
+    "kto": lambda logps, lengths: kto_loss(
+        logps.flatten(), logps.detach().flatten() + 0.5, torch.tensor([YES, YES, NO, NO]), KL
+    ),
 }
+
+
+def test_labels_are_minus_100_where_a_token_is_not_learned():
+    row = ROWS[0]
+    batch = pad_batch([row["prompt_ids"]], [row["chosen_ids"]], PAD, [row["chosen_learned"]])
+    assert batch["labels"].tolist() == [[-100, -100, -100, -100, 12, 13, -100, 2]]
+    assert batch["attention_mask"].all()  # it is read
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

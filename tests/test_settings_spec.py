@@ -155,14 +155,14 @@ def test_parts_of_the_data():
 
     data = SftData(validation_dataset="other", probe_dataset="pairs", probe_limit=8)
     assert place(data.part("train")) == ("tiny-world", "train", None)
-    assert place(data.part("validation")) == ("other", "validation", 32)
+    assert place(data.part("validation")) == ("other", "validation", None)
     assert place(data.part("probe")) == ("pairs", "validation", 8)
     assert (
         data.part("test") is None and DataSettings(validation_split="").part("validation") is None
     )
     assert SftData().part("probe") is None
     data = RewardModelData(validation_dataset="other")
-    assert place(data.part("test")) == ("other", "test", 64)
+    assert place(data.part("test")) == ("other", "test", None)
     assert RewardModelData(test_split="").part("test") is None
 
 

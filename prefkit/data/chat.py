@@ -625,9 +625,11 @@ def pad_batch(
     prompt_ids: list[list[int]],  # prompts
     response_ids: list[list[int]],  # their responses
     pad_token_id: int,  # the id that fills; it may be that of the end-of-turn token
+    # of each response which tokens are learned, the others being read only; None: all
+    learned: list[list[bool]] | None = None,
 ) -> dict:  # tensors input_ids, attention_mask, labels: (batch, length) int64
-    """Right-padded tensors; labels are -100 outside the response; masks come from lengths, never
-    from ids; raises `ValueError`.
+    """Right-padded tensors; labels are -100 outside the response, and where it is not learned;
+    masks come from lengths, never from ids; raises `ValueError`.
     """
     import torch  # takes a second, and nothing else here needs it
 
@@ -645,6 +647,8 @@ def pad_batch(
         input_ids[row, :end] = torch.tensor([*prompt, *response])
         attention_mask[row, :end] = 1
         labels[row, start:end] = torch.tensor(response)
+        if learned is not None:
+            labels[row, start:end][~torch.tensor(learned[row])] = -100
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 

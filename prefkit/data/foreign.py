@@ -58,10 +58,20 @@ class Columns:
         return next((name for name in names if name in self.values), None)
 
     def filled(self, name: str, fate: str):
-        "The value of a column, None where it is missing or empty; text of JSON is read."
+        "The value of a column, None where it is missing or empty; a text of JSON is read."
         if name not in self.values or is_empty(self.values[name]):
             return None
         return from_json(self.use(name, fate), name)
+
+    def text(self, name: str, fate: str) -> str | None:
+        "The text of a column as it stands, None where it is missing or empty; raises `DataError`."
+        if self.values.get(name) in (None, "", [], {}):
+            return None
+        text = self.use(name, fate)
+        if not isinstance(text, str):
+            found = f"{name} is of type {type(text).__name__}"
+            raise bad_row("column is not text", found, "Give text.", name)
+        return text
 
 
 @dataclass(frozen=True)
@@ -204,7 +214,7 @@ def framed(
     read,  # messages from a value and a role, as `read_messages` without the changes
 ) -> list[dict]:  # messages
     "A prompt behind the system's text and the earlier turns that have columns of their own."
-    given = [columns.filled(name, "system") for name in ("system", "system_prompt")]
+    given = [columns.text(name, "system") for name in ("system", "system_prompt")]
     systems = [text for text in given if text is not None]
     own = [turn["content"] for turn in prompt if turn["role"] == "system"]
     if any(text != other for text in systems for other in (*systems, *own)):
@@ -214,7 +224,7 @@ def framed(
             "Keep one of them.",
             "system",
         )
-    system = [] if own or not systems else read(systems[0], "system")
+    system = [] if own or not systems else [{"role": "system", "content": systems[0]}]
     turns = _history(columns.filled("history", "history"), read)
     if turns and len([turn for turn in prompt if turn["role"] != "system"]) > 1:
         raise bad_row(
@@ -234,7 +244,7 @@ def _history(history, read):
     if isinstance(history, (list, tuple)) and all(isinstance(turn, dict) for turn in history):
         return read(history, None)
     whole = isinstance(history, (list, tuple)) and all(
-        isinstance(turn, (list, tuple)) and len(turn) == 2 for turn in history
+        isinstance(turn, (list, tuple)) and list(map(type, turn)) == [str, str] for turn in history
     )
     if not whole:
         raise bad_row(
@@ -244,10 +254,9 @@ def _history(history, read):
             "history",
         )
     return [
-        message
+        {"role": role, "content": text}
         for turn in history
         for text, role in zip(turn, ("user", "assistant"))
-        for message in read(text, role)
     ]
 
 

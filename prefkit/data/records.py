@@ -44,7 +44,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -87,6 +87,7 @@ from prefkit.data.sources import (
     read_hub,
     read_source,
 )
+from .rows import Row
 from .splits import SPLITS
 from .turns import answer_texts, as_ids, asked_text, begun_in, learned_ids
 
@@ -483,7 +484,7 @@ def _prompt_of(columns):
     if "instruction" not in columns:
         return None
     with _column("instruction"):
-        more = columns.filled("input", "end of the prompt")
+        more = columns.text("input", "end of the prompt")
         asked = columns.use("instruction", "prompt")
         text = f"{asked}\n{more}" if more is not None and isinstance(asked, str) else asked
         return check_messages(read_messages(text, "user", columns.changes))
@@ -1193,7 +1194,7 @@ def _too_long(prompt, most):
 
 
 def _marks(kind, learned):
-    "`<answer>_learned` of the answers that hold tokens which are read and not learned."
+    "The marks of the answers that hold tokens which are read and not learned, by name."
     if not all(map(any, learned)):
         raise bad_row(
             "nothing that is learned is left",
@@ -1202,12 +1203,12 @@ def _marks(kind, learned):
             "max_length",
         )
     names = ANSWER_COLUMNS["pairs"] if kind == "pairs" else ("response",)
-    return {f"{name}_learned": marks for name, marks in zip(names, learned) if not all(marks)}
+    return {name: marks for name, marks in zip(names, learned) if not all(marks)}
 
 
 def _encoded_row(row, kind, prompt, answers, learned):
     "What a trainer reads of a row: ids, which of them are learned, and what is carried along."
-    encoded = {"prompt_ids": prompt} | _marks(kind, learned)
+    encoded = Row(prompt, learned=_marks(kind, learned))
     if kind == "pairs":
         chosen, rejected = answers
         if chosen == rejected:
@@ -1217,13 +1218,14 @@ def _encoded_row(row, kind, prompt, answers, learned):
                 "Raise max_length.",
                 "max_length",
             )
-        return encoded | {"chosen_ids": chosen, "rejected_ids": rejected}
+        return replace(encoded, answers={"chosen": chosen, "rejected": rejected})
+    encoded.answers = {"response": ids for ids in answers}
     if kind == "prompts":
-        beside = {"response_ids": ids for ids in answers}
-        return encoded | {"prompt": row["prompt"], "record": row.get("record", {})} | beside
-    carried = ("label", "group", "reward") if kind == "binary" else ()
-    kept = {name: row[name] for name in carried if name in row}
-    return encoded | {"response_ids": answers[0]} | kept
+        return replace(encoded, prompt=row["prompt"], record=row.get("record", {}))
+    if kind == "binary":
+        carried = {name: row.get(name) for name in ("label", "group", "reward")}
+        return replace(encoded, **carried)
+    return encoded
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #5e1f0c7a
@@ -1301,9 +1303,8 @@ def encode_records(
     min_response_tokens: int = 16,  # an answer that is cut must keep so many
     max_prompt_tokens: int | None = None,  # leave out rows with a longer prompt (ORPO: 1024)
     on_bad_rows: str = "drop",  # drop (and count) or error (stop at the first)
-    # rows of token ids (with label, group and reward, or prompt and record, where there are such),
-    # and the account up to here
-) -> tuple[list[dict], RowReport]:
+    # the rows as token ids, with what is carried along, and the account up to here
+) -> tuple[list[Row], RowReport]:
     """Token ids of prompt and answers, shortened by the rule; raises `DataError` at too many bad
     rows, `ConfigError` for bad arguments.
     """
@@ -1330,5 +1331,5 @@ def encode_records(
                 progress.update(min(512, len(rows) - start))
     report.kept = len(encoded)
     if kind == "binary":
-        report.desirable = sum(row["label"] for row in encoded)
+        report.desirable = sum(bool(row.label) for row in encoded)
     return encoded, check_kept(report)

@@ -2,9 +2,12 @@
 how far that has moved from a reference.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from prefkit.core import Progress
+from prefkit.data.rows import Row, as_rows
 from prefkit.model.batches import batch_logps, collate
 from prefkit.stats.intervals import mean_interval, share_interval
 
@@ -13,7 +16,7 @@ PAIR = ("chosen", "rejected")
 
 def score_pairs(
     model,  # a causal language model
-    rows: list[dict],  # encoded pairs: prompt_ids, chosen_ids, rejected_ids
+    rows: Sequence[Row | dict],  # encoded pairs: prompt_ids, chosen_ids, rejected_ids
     pad_token_id: int,  # any token
     batch_size: int = 4,  # pairs in one forward pass
     label: str = "scoring",  # for the progress bar
@@ -48,7 +51,7 @@ def margins(
 def pair_summary(
     scores: list[dict],  # of a model
     reference: list[dict] | None,  # None: the model is the reference itself
-    rows: list[dict],  # the encoded pairs
+    rows: Sequence[Row | dict],  # the encoded pairs
 ) -> dict:  # each estimate with _low and _high, 95 % over pairs; None where it means nothing
     """One row of a table: `likelier`, the share of pairs whose chosen answer has the higher
     log-prob per token; the mean log-ratios to the reference of both answers; their mean difference
@@ -59,11 +62,11 @@ def pair_summary(
         return dict(zip((name, f"{name}_low", f"{name}_high"), interval))
 
     def per_token(score, row, side):
-        return score[side] / len(row[f"{side}_ids"])
+        return score[side] / sum(row.learned_of(side))
 
     likelier = sum(
         per_token(score, row, "chosen") > per_token(score, row, "rejected")
-        for score, row in zip(scores, rows)
+        for score, row in zip(scores, as_rows(rows))
     )
     n, nothing = len(rows), (None, None, None)
     line = {"n": n, **estimate("likelier", share_interval(likelier, n))}

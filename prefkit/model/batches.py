@@ -12,7 +12,6 @@ __all__ = [
     "row_length",
     "share_segments",
     "segment_mask",
-    "learned_tokens",
     "scored_tokens",
     "Batch",
     "on_device",
@@ -38,6 +37,7 @@ __all__ = [
 
 # %% ../../nbs/lib/model/11_batches.ipynb #79c2f47f
 import math
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from itertools import compress
@@ -48,6 +48,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.chat import pad_batch
+from ..data.rows import Row, as_rows
 from ..core import ConfigError, NotFinite, Progress
 from prefkit.model.kernels import (
     attention_of,
@@ -67,18 +68,19 @@ ANSWERS = {"sft": ("response",), "pairs": ("chosen", "rejected"), "binary": ("re
 
 
 def row_length(
-    row: dict,  # an encoded row: prompt_ids and <answer>_ids for each answer
+    row: Row | dict,  # an encoded row: prompt_ids and <answer>_ids for each answer
     answers: tuple[str, ...],  # names of its answers
     layout: str = "apart",  # one of LAYOUTS
 ) -> int:  # tokens of its longest sequence
     "Number of columns that a row takes in a batch."
-    lengths = [len(row[f"{answer}_ids"]) for answer in answers]
-    return len(row["prompt_ids"]) + (max(lengths) if layout == "apart" else sum(lengths))
+    row = Row.of(row)
+    lengths = [len(row.answers[answer]) for answer in answers]
+    return len(row.prompt_ids) + (max(lengths) if layout == "apart" else sum(lengths))
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #94957fa5
 def share_segments(
-    rows: list[dict],  # encoded rows
+    rows: Sequence[Row | dict],  # encoded rows
     answers: tuple[str, ...],  # names of their answers, all after the one prompt
     pad_token_id: int,  # any token
     # input_ids, position_ids, segments: (rows, length); segment 0 is the prompt, k the k-th answer,
@@ -87,19 +89,20 @@ def share_segments(
     """Prompt and all its answers in one row each; positions start again after the prompt for each
     answer.
     """
+    rows = as_rows(rows)
     length = max(row_length(row, answers, "shared") for row in rows)
     ids, positions, segments = (
         torch.full((len(rows), length), fill) for fill in (pad_token_id, 0, -1)
     )
     for i, row in enumerate(rows):
-        start = end = len(row["prompt_ids"])
+        start = end = len(row.prompt_ids)
         ids[i, :end], positions[i, :end], segments[i, :end] = (
-            torch.tensor(row["prompt_ids"]),
+            torch.tensor(row.prompt_ids),
             torch.arange(end),
             0,
         )
         for number, answer in enumerate(answers, 1):
-            new = torch.tensor(row[f"{answer}_ids"])
+            new = torch.tensor(row.answers[answer])
             here, end = slice(end, end + len(new)), end + len(new)
             ids[i, here], positions[i, here], segments[i, here] = (
                 new,
@@ -122,37 +125,30 @@ def segment_mask(
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #753a6180
-def learned_tokens(
-    row: dict,  # an encoded row: <answer>_ids, perhaps <answer>_learned
-    answer: str,  # the name of an answer
-) -> list[bool]:  # (response tokens,)
-    "Which tokens of an answer are learned: all, unless the row says so of each."
-    return list(row.get(f"{answer}_learned") or [True] * len(row[f"{answer}_ids"]))
-
-
 def scored_tokens(
-    rows: list[dict],  # encoded rows
+    rows: Sequence[Row | dict],  # encoded rows
     answers: tuple[str, ...],  # names of their answers
     layout: str,  # one of LAYOUTS
     width: int,  # columns of the batch
     # (learned tokens,): place of its score in the flattened batch, id, number of its answer;
     # (answers,): place of its last token
 ) -> tuple[Tensor, ...]:
-    """Where the scores of the response tokens stand: of all, or of those that <answer>_learned
-    names. Answers are numbered answer * rows + row.
+    """Where the scores of the response tokens stand, of those that are learned. Answers are
+    numbered answer * rows + row.
     """
+    rows = as_rows(rows)
     places, targets, owners, ends, first = [], [], [], [0] * (len(rows) * len(answers)), 0
     for i, row in enumerate(rows):
-        start = before = len(row["prompt_ids"])
+        start = before = len(row.prompt_ids)
         for k, answer in enumerate(answers):
-            ids, owner = row[f"{answer}_ids"], k * len(rows) + i
+            ids, owner = row.answers[answer], k * len(rows) + i
             if layout != "packed":
                 first = width * (owner if layout == "apart" else i)
             if layout == "apart":
                 before = start
             # the first one is foretold by the prompt's last token
             found = [first + start - 1, *range(first + before, first + before + len(ids) - 1)]
-            learned = learned_tokens(row, answer)
+            learned = row.learned_of(answer)
             learned[0] &= start > 0  # ... if there is one
             places += compress(found, learned)
             targets += compress(ids, learned)
@@ -214,27 +210,28 @@ def logps_name(
 
 
 # %% ../../nbs/lib/model/11_batches.ipynb #b7d20c51
-def is_desirable(row: dict) -> bool:
+def is_desirable(row: Row) -> bool:
     "The label of a labelled answer, or whether its reward is not negative."
-    return bool(row["label"]) if row.get("label") is not None else row["reward"] >= 0
+    return bool(row.label) if row.label is not None else reward_of(row) >= 0
 
 
-def reward_of(row: dict) -> float:
+def reward_of(row: Row) -> float:
     "The reward of a labelled answer: 1 and -1 where it has only a label."
-    return float(row["reward"] if row.get("reward") is not None else 1 if row["label"] else -1)
+    return float(row.reward if row.reward is not None else 1 if row.label else -1)
 
 
 def collate(
     # encoded rows, see prefkit.data.records.encode_records; with reference log-probs if the method
     # needs them
-    rows: list[dict],
+    rows: Sequence[Row | dict],
     answers: tuple[str, ...],  # names of their answers, such as ("chosen", "rejected")
     pad_token_id: int,  # any token: what is padded is neither seen nor scored
     layout: str = "apart",  # one of LAYOUTS
 ) -> Batch:  # answers are numbered answer * rows + row
     "Rows as one batch: ids, where response tokens are scored, lengths, reference, labels."
-    prompts = [row["prompt_ids"] for row in rows]
-    responses = [row[f"{answer}_ids"] for answer in answers for row in rows]
+    rows = as_rows(rows)
+    prompts = [row.prompt_ids for row in rows]
+    responses = [row.answers[answer] for answer in answers for row in rows]
     if layout == "packed":
         reads = pack_rows(rows, answers)
     elif layout == "shared":
@@ -247,9 +244,9 @@ def collate(
     lengths = owners.bincount(minlength=len(responses))
     copies = len(answers) if layout == "apart" else 1  # of each prompt
     known = [logps_name("ref", answer) for answer in answers] + ["behaviour_logps"]
-    reference = {name: [row[name] for row in rows] for name in known if name in rows[0]}
+    reference = {name: [row.logps[name] for row in rows] for name in known if name in rows[0].logps}
     labels = {}
-    if rows[0].get("label") is not None or rows[0].get("reward") is not None:
+    if rows[0].label is not None or rows[0].reward is not None:
         labels["desirable"] = [is_desirable(row) for row in rows]
         labels["rewards"] = [reward_of(row) for row in rows]
     return Batch(
@@ -344,24 +341,27 @@ def same_numbers(
     return torch.allclose(found, wanted, equal_nan=True, **near)
 
 
-def trial_rows(rows: list[dict], answers: tuple[str, ...]) -> list[dict]:  # two, answers a and b
+def trial_rows(
+    rows: Sequence[Row | dict], answers: tuple[str, ...]
+) -> list[Row]:  # two, answers a and b
     """The longest and the shortest of encoded rows, each with its longest answer and with the
     other's: as long as anything that is going to be read.
     """
+    rows = as_rows(rows)
     short, long = (pick(rows, key=lambda row: row_length(row, answers)) for pick in (min, max))
 
     def longest(row):
-        return max((row[f"{answer}_ids"] for answer in answers), key=len)
+        return max((row.answers[answer] for answer in answers), key=len)
 
     return [
-        {"prompt_ids": one["prompt_ids"], "a_ids": longest(one), "b_ids": longest(other)}
+        Row(one.prompt_ids, {"a": longest(one), "b": longest(other)})
         for one, other in ((short, long), (long, short))
     ]
 
 
 def can_read(
     model,  # a causal language model
-    rows: list[dict],  # encoded rows; the shortest and the longest are tried
+    rows: Sequence[Row | dict],  # encoded rows; the shortest and the longest are tried
     answers: tuple[str, ...],  # names of their answers
     pad_token_id: int,  # any token
     layout: str,  # one of LAYOUTS
@@ -390,7 +390,7 @@ def _longest(rows):
 # %% ../../nbs/lib/model/11_batches.ipynb #23f89c08
 def choose_layout(
     model,  # a causal language model; told to read packed batches if it is to
-    rows: list[dict],  # encoded rows: all that are going to be read, validation included
+    rows: Sequence[Row | dict],  # encoded rows: all that are going to be read, validation included
     answers: tuple[str, ...],  # names of their answers
     pad_token_id: int,  # any token
     wanted: str = "packed",  # the layout to try first, one of LAYOUTS
@@ -458,12 +458,13 @@ def autocast(model, precision: str):
 
 # %% ../../nbs/lib/model/11_batches.ipynb #52d92374
 def length_batches(
-    rows: list[dict],  # encoded rows
+    rows: Sequence[Row | dict],  # encoded rows
     answers: tuple[str, ...],  # names of their answers
     batch_size: int,  # rows in a batch
     layout: str = "apart",  # as for `collate`
 ) -> list[list[int]]:  # row numbers, batch by batch, longest first: too large a batch fails at once
     "Batches of like length for passes that learn nothing, where the order does not matter."
+    rows = as_rows(rows)
     order = sorted(range(len(rows)), key=lambda i: -row_length(rows[i], answers, layout))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
@@ -482,7 +483,7 @@ def check_finite(logps: dict, row: int, label: str):  # log-probs of one row by 
 # %% ../../nbs/lib/model/11_batches.ipynb #a835fb3f
 def reference_logps(
     model,  # the model before training; with LoRA adapters: they are switched off
-    rows: list[dict],  # encoded rows
+    rows: Sequence[Row | dict],  # encoded rows
     answers: tuple[str, ...],  # names of their answers
     pad_token_id: int,  # any token
     *,
@@ -496,6 +497,7 @@ def reference_logps(
     """Log-probs of the data under the model as it is, once; the random state is not touched and no
     second model is needed.
     """
+    rows = as_rows(rows)
     names = [logps_name("ref", answer) for answer in answers]
     plain = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
     found: list[dict] = [{} for _ in rows]

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #c4b13031
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,6 +41,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ..core import ConfigError
+from ..data.rows import Row, as_rows
 from .limits import window_of
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #9aa59444
@@ -232,7 +234,7 @@ def blocks_of(
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #3b261b9e
 def pack_rows(
-    rows: list[dict],  # encoded rows: prompt_ids and <answer>_ids
+    rows: Sequence[Row | dict],  # encoded rows: prompt_ids and <answer>_ids
     answers: tuple[str, ...],  # names of their answers
     # input_ids, position_ids (1, tokens); blocks: list of (rows, length) places of tokens; back
     # (tokens,) where attention's output of each token stands
@@ -240,11 +242,11 @@ def pack_rows(
     "All tokens of a batch in one row, each prompt once, and where attention finds them."
     # a span: start of the prompt, its length, start of the answer, its length
     ids, positions, spans = [], [], []
-    for row in rows:
-        start, prompt = len(ids), row["prompt_ids"]
+    for row in as_rows(rows):
+        start, prompt = len(ids), row.prompt_ids
         ids += prompt
         positions += range(len(prompt))
-        for answer in (row[f"{name}_ids"] for name in answers):
+        for answer in (row.answers[name] for name in answers):
             spans.append((start, len(prompt), len(ids), len(answer)))
             ids += answer
             positions += range(len(prompt), len(prompt) + len(answer))

@@ -88,7 +88,7 @@ def check_model(
         check_gguf(folder, where, chat_template)
     elif folder.exists():
         refuse(f"{name} is a file, not a folder", "a file")
-    elif not is_hub_name(name):
+    elif not is_hub_name(name) and not _on_the_hub(name)[1]:
         refuse(f"{name} is no folder, and no name on the Hub", "not found")
 
 
@@ -100,11 +100,37 @@ def place_of(name: str) -> str:  # a path, or the name itself
     return str(input_path(name)) if input_path(name).exists() else name
 
 
+def pinned(
+    name: str,  # a folder, stage:NAME, or a name on the Hub
+    revision: str,  # a branch, tag or commit; "": the newest
+) -> str:  # the name, with @revision where one is given: every function here reads it so
+    "Pin a model on the Hub; raises `ConfigError` for one that is not from there."
+    if not revision:
+        return name
+    if not is_hub_name(name) or name.startswith("stage:"):
+        raise ConfigError(
+            f"revision {revision!r} is only for the Hub; {name} is not from there. Leave it out.",
+            field="revision",
+            reason="only for the Hub",
+        )
+    return f"{name}@{revision}"
+
+
+def _on_the_hub(name):
+    "Name and revision of what is no path on this machine; the revision None where none is pinned."
+    repository, at, revision = name.partition("@")
+    here = input_path(name).exists() or not is_hub_name(repository)
+    return (name, None) if here or not at else (repository, revision)
+
+
 def source_of(name: str) -> dict:  # arguments of `from_pretrained`
     "Where a model, its config and its tokenizer are read from: a folder, the Hub, a GGUF file."
     place = Path(place_of(name))
     if is_gguf(name) and place.is_file():
         return {"pretrained_model_name_or_path": str(place.parent), "gguf_file": place.name}
+    repository, revision = _on_the_hub(name)
+    if revision:
+        return {"pretrained_model_name_or_path": repository, "revision": revision}
     return {"pretrained_model_name_or_path": place_of(name)}
 
 
@@ -166,6 +192,9 @@ def adapter_config(name: str) -> str | None:  # path of a file
     if "gguf_file" in source_of(name):
         return None
     with _loading(name):
+        repository, revision = _on_the_hub(name)
+        if revision:
+            return find_adapter_config_file(repository, revision=revision)
         return find_adapter_config_file(place_of(name))
 
 
@@ -320,7 +349,9 @@ def merged_adapters(
             model = get_peft_model(load_language_model(base), config)
         except ConfigError as error:
             raise error.at(f"the base of the adapters {name}") from error
-        stored = load_peft_weights(place_of(name), device="cpu")
+        repository, revision = _on_the_hub(name)
+        place = repository if revision else place_of(name)
+        stored = load_peft_weights(place, device="cpu", revision=revision)
         embeddings = any("embed" in key for key in stored)
         mine = get_peft_model_state_dict(model, save_embedding_layers=embeddings)
         shapes = {

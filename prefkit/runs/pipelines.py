@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from prefkit.data.records import (
     load_records,
 )
 from prefkit.data.foreign import Carried
+from prefkit.data.rows import Row, as_rows
 from prefkit.data.thoughts import split_thought
 from prefkit.data.world import SPLITS, gold_reward, second_judge, tiny_records
 from prefkit.data.world import prompts as prompts_of
@@ -133,7 +134,7 @@ def encode_once(
     tokenizer,  # a transformers tokenizer with a chat template
     folder: Path | None = None,  # what was encoded before; None: data/cache/encoded
     **settings,  # of `encode_records`
-) -> tuple[list[dict], RowReport]:  # as from `encode_records`
+) -> tuple[list[Row], RowReport]:  # as from `encode_records`
     """`encode_records` on all cores; whoever has the same rows, tokenizer and settings again finds
     them on disk.
     """
@@ -156,12 +157,13 @@ def encode_once(
         return _rows_in(table), RowReport(**json.loads(table.schema.metadata[b"report"]))
     with all_cores():
         rows, report = encode_records(records, tokenizer, **settings)
-    names = dict.fromkeys(name for row in rows for name in row)  # not all rows have marks
-    kept = [dict.fromkeys(names) | _with_texts(row, json.dumps) for row in rows]
+    plain = [_with_texts(row.columns(), json.dumps) for row in rows]
+    names = dict.fromkeys(name for row in plain for name in row)  # not all rows have marks
+    kept = [dict.fromkeys(names) | row for row in plain]
     table = pyarrow.Table.from_pylist(kept)
     # what does not come back as it was is encoded each time: rows that are not alike, NaN, rows
     # that say of a column why it is not there
-    whole = not any(getattr(row.get("record"), "left_out", {}) for row in rows)
+    whole = not any(getattr(row.record, "left_out", {}) for row in rows)
     if whole and _rows_in(table) == rows:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
@@ -175,7 +177,7 @@ def encode_once(
 
 
 def _with_texts(row, change):
-    "An encoded row, changed in what has any shape, which the file has as a text of JSON."
+    "A plain row, changed in what has any shape, which the file has as a text of JSON."
     texts = {name: change(row[name]) for name in ("prompt", "record") if name in row}
     return {**row, **texts}
 
@@ -186,7 +188,7 @@ def _rows_in(table):
         {name: value for name, value in row.items() if value is not None}
         for row in table.to_pylist()
     ]
-    return [_with_texts(row, json.loads) for row in rows]
+    return [Row.of(_with_texts(row, json.loads)) for row in rows]
 
 
 @dataclass
@@ -194,7 +196,7 @@ class Rows:
     "A part of the data, read and encoded; all None where there is no such part."
 
     records: Records | None = None  # as they were read
-    encoded: list[dict] | None = None  # as token ids
+    encoded: list[Row] | None = None  # as token ids
     report: RowReport | None = None  # what became of them
 
 
@@ -298,10 +300,10 @@ LABELS = ("response", "response_without_end", "conversation")
 
 
 def label_tokens(
-    rows: list[dict],  # encoded, of kind sft: prompt_ids, response_ids
+    rows: Sequence[Row | dict],  # encoded, of kind sft: prompt_ids, response_ids
     labels: str,  # one of `LABELS`
     end: int,  # id of the token that ends a turn
-) -> list[dict]:  # the same rows, parted anew
+) -> list[Row]:  # the same rows, parted anew
     """Which tokens SFT learns. response: the answer and its end. The two ways of the comparison
     report (section 4.3; which reading of v1.2 is likelier is argued in the lesson on SFT):
     response_without_end, its v1.2, and conversation, its v2.6, prompt and answer.
@@ -312,32 +314,38 @@ def label_tokens(
             field="labels",
             reason="no such choice",
         )
+    rows = as_rows(rows)
     if labels == "response":
         return rows
     if labels == "conversation":
         return [_whole_conversation(row) for row in rows]
     bare = [_without_ends(row, end) for row in rows]
-    return [row for row in bare if any(row.get("response_learned", row["response_ids"]))]
+    return [row for row in bare if any(row.learned_of("response"))]
 
 
 def _whole_conversation(row):
     "A row of which all is learned but its first token and what is marked in the answer."
-    prompt, answer = row["prompt_ids"], row["response_ids"]
-    found = {**row, "prompt_ids": prompt[:1], "response_ids": [*prompt[1:], *answer]}
-    if "response_learned" in row:
-        found["response_learned"] = [True] * len(prompt[1:]) + row["response_learned"]
-    return found
+    first, more = row.prompt_ids[:1], row.prompt_ids[1:]
+    return _parted(
+        row,
+        first,
+        [*more, *row.answers["response"]],
+        [True] * len(more) + row.learned_of("response"),
+    )
 
 
 def _without_ends(row, end):
     "A row of which no end of a turn is learned."
-    ids = row["response_ids"]
-    marks = row.get("response_learned") or [True] * len(ids)
-    learned = [mark and token != end for mark, token in zip(marks, ids)]
+    ids = row.answers["response"]
+    learned = [mark and token != end for mark, token in zip(row.learned_of("response"), ids)]
     cut = len(ids) - (ids[-1] == end)
-    found = {name: row[name] for name in row if name != "response_learned"}
-    found["response_ids"] = ids[:cut]
-    return found | ({} if all(learned[:cut]) else {"response_learned": learned[:cut]})
+    return _parted(row, row.prompt_ids, ids[:cut], learned[:cut])
+
+
+def _parted(row, prompt, answer, learned):
+    "A row with its tokens parted anew."
+    marks = {} if all(learned) else {"response": learned}
+    return replace(row, prompt_ids=prompt, answers={"response": answer}, learned=marks)
 
 
 def check_training(

@@ -35,6 +35,7 @@ from prefkit.runs.config import Stage, load_config
 from prefkit.core import ConfigError, resolve_path
 from prefkit.data.chat import use_template
 from prefkit.data.records import DATASETS, encode_records, kind_to_read, load_records
+from prefkit.data.rows import Row
 from prefkit.model.kernels import assume_halves, use_rows
 from prefkit.model.loading import load_tokenizer, model_config
 from prefkit.data.sources import is_hub_name, parse_split
@@ -185,7 +186,7 @@ def step_memory(
 
 def count_memory(
     config,  # of the model, from transformers
-    rows: list[dict],  # one batch, encoded
+    rows: list[Row],  # one batch, encoded
     answers: tuple[str, ...],  # names of their answers
     settings,  # TrainSettings: lora, gradient_checkpointing, layout
     precision: str = "float32",  # or bf16
@@ -285,20 +286,17 @@ def _lengths(data, kind: str, place: str):
     use_template(tokenizer, data.chat_template)
     rows, _ = encode_records(records, tokenizer, kind=kind, **given)
     return [
-        (len(row["prompt_ids"]), *(len(row[f"{name}_ids"]) for name in ANSWERS.get(kind, ())))
+        (len(row.prompt_ids), *(len(row.answers[name]) for name in ANSWERS.get(kind, ())))
         for row in rows
     ], len(rows) / max(1, len(records))
 
 
 def batch_of(
     lengths: list[tuple], names: tuple[str, ...]
-) -> list[dict]:  # encoded rows of one token again and again
+) -> list[Row]:  # of one token again and again
     "Rows of these lengths."
     return [
-        {
-            "prompt_ids": [3] * prompt,
-            **{f"{name}_ids": [3] * length for name, length in zip(names, answers)},
-        }
+        Row([3] * prompt, {name: [3] * length for name, length in zip(names, answers)})
         for prompt, *answers in lengths
     ]
 

@@ -31,6 +31,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -39,6 +40,7 @@ from itertools import zip_longest
 import numpy as np
 
 from ..core import ConfigError, DataError, Progress, derive_seed
+from ..data.rows import Row, as_rows
 from ..data.world import WORDINGS
 from .intervals import ratio_interval, share_interval
 
@@ -93,7 +95,8 @@ def perplexity_of(
 # %% ../../nbs/lib/stats/57_text_metrics.ipynb #d12a2118
 def perplexity(
     model,  # a causal language model, adapters and all; its mode is put back
-    rows: list[dict],  # held-out rows from `prefkit.data.records.encode_records`
+    # held-out rows from `prefkit.data.records.encode_records`
+    rows: Sequence[Row | dict],
     pad_token_id: int,  # any token
     *,
     answer: str = "response",  # or chosen, rejected
@@ -109,7 +112,6 @@ def perplexity(
         check_finite,
         collate,
         evaluating,
-        learned_tokens,
         length_batches,
     )
 
@@ -119,15 +121,16 @@ def perplexity(
             field="rows",
             reason="empty",
         )
-    if f"{answer}_ids" not in rows[0]:
-        names = [name for name in rows[0] if name.endswith("_ids")]
+    rows = as_rows(rows)
+    if answer not in rows[0].answers:
+        names = ", ".join(f"{name}_ids" for name in ("prompt", *rows[0].answers))
         raise DataError(
-            f"rows have no {answer}_ids, but {', '.join(names)}. Name one of them as `answer`.",
+            f"rows have no {answer}_ids, but {names}. Name one of them as `answer`.",
             field="answer",
             reason="missing",
         )
     logps, device = np.zeros(len(rows)), next(model.parameters()).device
-    tokens = [sum(learned_tokens(row, answer)) for row in rows]
+    tokens = [sum(row.learned_of(answer)) for row in rows]
     with evaluating(model, precision), Progress(len(rows), "perplexity") as progress:
         for numbers in length_batches(rows, (answer,), batch_size):
             batch = collate([rows[i] for i in numbers], (answer,), pad_token_id).to(device)

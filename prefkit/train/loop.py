@@ -7,7 +7,7 @@ and `prefkit.train.rounds.Rounds` of the model's own samples.
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -30,6 +30,7 @@ from prefkit.core import (
     set_seed,
     write_json,
 )
+from prefkit.data.rows import Row, as_rows
 from prefkit.data.thoughts import split_thought
 from prefkit.model.batches import (
     ANSWERS,
@@ -39,7 +40,6 @@ from prefkit.model.batches import (
     choose_layout,
     Batch,
     collate,
-    learned_tokens,
     row_length,
     simpler_layout,
 )
@@ -322,9 +322,9 @@ class Epochs:
     method: Method
     hyperparameters: dict  # all of the loss's
     settings: TrainSettings
-    rows: list[dict]  # encoded, with reference log-probs where the method needs them
-    validation: list[dict] = field(default_factory=list)
-    probe: list[dict] = field(default_factory=list)  # pairs whose log-probs are watched
+    rows: list[Row]  # encoded, with reference log-probs where the method needs them
+    validation: list[Row] = field(default_factory=list)
+    probe: list[Row] = field(default_factory=list)  # pairs whose log-probs are watched
     sample_prompts: list = field(default_factory=list)  # answered at every validation
     layout: str = "apart"
     precision: str = "float32"
@@ -435,7 +435,7 @@ class Epochs:
             numbers |= {name: x for name, x in found.items() if name.startswith("logps_")}
         return Validation(numbers, self._sample(), numbers.get("loss"))
 
-    def _measure(self, rows: list[dict], method: Method, hyperparameters: dict) -> dict:
+    def _measure(self, rows: list[Row], method: Method, hyperparameters: dict) -> dict:
         return measure(
             self.model,
             rows,
@@ -526,32 +526,30 @@ class TrainResult:
 
 
 def check_encoded(
-    rows: list[dict] | None,  # encoded rows
+    rows: Iterable[Row | dict] | None,  # encoded rows
     kind: str,  # of data that is needed
     name: str,  # what to call them
 ):
     "Raise `DataError` unless the rows are encoded and of the right kind."
-    for number, row in enumerate(rows or []):
-        missing = [
-            key
-            for key in ("prompt_ids", *(f"{answer}_ids" for answer in ANSWERS[kind]))
-            if not row.get(key)
-        ]
-        if kind == "binary" and row.get("label") is None and row.get("reward") is None:
+    for number, row in enumerate(as_rows(rows, name)):
+        missing = [] if row.prompt_ids else ["prompt_ids"]
+        missing += [f"{answer}_ids" for answer in ANSWERS[kind] if not row.answers.get(answer)]
+        if kind == "binary" and row.label is None and row.reward is None:
             missing.append("label")
         if missing:
+            given = ", ".join(key for key, value in row.items() if value != [])
             raise DataError(
                 f"{name}, row {number}: {', '.join(missing)} missing or empty; there is "
-                f"{', '.join(row)}. Data of kind {kind} are needed, as "
+                f"{given}. Data of kind {kind} are needed, as "
                 "prefkit.data.records.encode_records makes them."
             )
         check_learned(row, ANSWERS[kind], f"{name}, row {number}")
 
 
-def check_learned(row: dict, answers: tuple[str, ...], place: str):
+def check_learned(row: Row, answers: tuple[str, ...], place: str):
     "Raise `DataError` unless `<answer>_learned` fits the answer and leaves something to learn."
     for answer in answers:
-        marks, tokens = learned_tokens(row, answer), len(row[f"{answer}_ids"])
+        marks, tokens = row.learned_of(answer), len(row.answers[answer])
         if len(marks) != tokens:
             raise DataError(
                 f"{place}: {answer}_learned has {len(marks)} marks for {tokens} tokens. Give one "
@@ -593,7 +591,7 @@ def check_output(
     model,  # that training starts from
     method: Method,  # of the table
     pad_token_id: int,  # that batches are filled with
-    sets: dict[str, list[dict]],  # encoded rows
+    sets: dict[str, list[Row]],  # encoded rows
 ):
     """Raise `ConfigError` where model and method do not fit, or where a classifier would take an
     answer's last token for padding.
@@ -622,7 +620,7 @@ def check_output(
             "padding."
         )
     if any(
-        row[f"{answer}_ids"][-1] == pad_token_id
+        row.answers[answer][-1] == pad_token_id
         for rows in sets.values()
         for row in rows
         for answer in ANSWERS[method.kind]
@@ -633,7 +631,7 @@ def check_output(
         )
 
 
-def sequence_lengths(rows: list[dict] | None, answers: tuple[str, ...]) -> list[int]:
+def sequence_lengths(rows: list[Row] | None, answers: tuple[str, ...]) -> list[int]:
     "Tokens of each row's longest sequence."
     return [row_length(row, answers) for row in rows or []]
 
@@ -641,19 +639,19 @@ def sequence_lengths(rows: list[dict] | None, answers: tuple[str, ...]) -> list[
 def check_readable_rows(
     model,  # that training starts from
     tokenizer,  # to name tokens
-    sets: Mapping[str, tuple[list[dict] | None, tuple[str, ...]]],  # rows, names of their answers
+    sets: Mapping[str, tuple[list[Row] | None, tuple[str, ...]]],  # rows, names of their answers
 ) -> list[str]:  # notes for the account
     "Raise `DataError` for rows with tokens or a length that the model cannot read."
     rows = embedding_rows(model)
     for name, (some, answers) in sets.items():
-        keys = ("prompt_ids", *(f"{answer}_ids" for answer in answers))
-        named = ((f"{name}, row {i}", row[key]) for i, row in enumerate(some or []) for key in keys)
-        check_ids(named, rows, tokenizer)
+        for i, row in enumerate(some or []):
+            parts = [row.prompt_ids, *(row.answers[answer] for answer in answers)]
+            check_ids([(f"{name}, row {i}", ids) for ids in parts], rows, tokenizer)
     lengths = {name: sequence_lengths(*part) for name, part in sets.items()}
     return check_lengths(model.config, lengths, "Set max_length: {most}.")
 
 
-def all_rows(sets: dict[str, list[dict]], probe: list[dict], method: Method) -> list[dict]:
+def all_rows(sets: dict[str, list[Row]], probe: list[Row], method: Method) -> list[Row]:
     """Prompt and answers of every row that is going to be read, its longest answer in the place of
     those that are still to be drawn, which are no longer than the longest row.
     """
@@ -661,9 +659,9 @@ def all_rows(sets: dict[str, list[dict]], probe: list[dict], method: Method) -> 
     found = []
     for rows, answers in [*parts, (probe, ANSWERS["pairs"])]:
         for row in rows:
-            longest = max((row[f"{answer}_ids"] for answer in answers), key=len)
-            ids = {f"{name}_ids": row.get(f"{name}_ids", longest) for name in method.answers()}
-            found.append({"prompt_ids": row["prompt_ids"], **ids})
+            longest = max((row.answers[answer] for answer in answers), key=len)
+            ids = {name: row.answers.get(name, longest) for name in method.answers()}
+            found.append(Row(row.prompt_ids, ids))
     return found
 
 
@@ -671,12 +669,12 @@ def prepare_rows(
     model,  # before training
     tokenizer,  # for the ids of padding and stop tokens
     method: Method,  # of the table
-    sets: dict[str, list[dict]],  # name -> encoded rows
+    sets: dict[str, list[Row]],  # name -> encoded rows
     run: "TrainingRun",  # folder, settings, precision
-    probe: list[dict],  # encoded pairs that are read along
+    probe: list[Row],  # encoded pairs that are read along
     cache: Path | None = None,  # where other runs find the reference's log-probs
     # the rows with what the method needs beside them; the layout of their batches
-) -> tuple[dict[str, list[dict]], str]:
+) -> tuple[dict[str, list[Row]], str]:
     """Log-probs of the reference, answers that the data do not have, and a look which layout of
     batches this model can read.
     """
@@ -712,14 +710,14 @@ def train_model(
     model,
     tokenizer,  # stored with the model; its pad token and end of turn are used
     method: str,  # a name in the method table
-    train_rows: list[dict],  # encoded rows of the method's kind
-    validation_rows: list[dict] | None,  # encoded rows, or None for no validation
+    train_rows: Sequence[Row | dict],  # encoded rows of the method's kind
+    validation_rows: Sequence[Row | dict] | None,  # encoded rows, or None for no validation
     output_dir: str | Path,  # metrics.jsonl, samples.jsonl, checkpoints/, checkpoint/ and adapter/
     settings: TrainSettings | None = None,  # defaults if None
     hyperparameters: dict | None = None,  # of the loss, over the method's defaults
     sample_prompts: list | None = None,  # prompts (message lists) answered at every validation
     # encoded pairs whose log-probs are watched, whatever the method
-    probe_rows: list[dict] | None = None,
+    probe_rows: Sequence[Row | dict] | None = None,
     # a folder in which runs with the same model and data share the reference's log-probs
     cache: Path | None = None,
     callbacks: tuple[Callable, ...] = (),  # each gets every line of metrics.jsonl; True: stop
@@ -729,22 +727,24 @@ def train_model(
     """
     row, settings = get_method(method, online=False), settings or TrainSettings()
     hyperparameters = row.hyperparameters(hyperparameters)
-    check_run(row, settings, train_rows, validation_rows, probe_rows)
-    sets = {"train": train_rows, "validation": validation_rows or []}
+    sets = {"train": as_rows(train_rows, "train_rows")}
+    sets["validation"] = as_rows(validation_rows, "validation_rows")
+    probe = as_rows(probe_rows, "probe_rows")
+    check_run(row, settings, *sets.values(), probe)
     check_output(model, row, filling_of(model, tokenizer), sets)
     given = {f"{name}_rows": (rows, ANSWERS[row.kind]) for name, rows in sets.items()}
-    given |= {"probe_rows": (probe_rows or [], ANSWERS["pairs"])}
+    given |= {"probe_rows": (probe, ANSWERS["pairs"])}
     run = TrainingRun(Path(output_dir), settings)
     run.note(*check_readable_rows(model, tokenizer, given))
     told = {"method": method, "hyperparameters": hyperparameters}
-    told["steps"] = total_steps(len(train_rows), settings)
+    told["steps"] = total_steps(len(sets["train"]), settings)
     told["data"] = {name: rows_fingerprint(rows) for name, rows in sets.items()}
     if run.is_done(model, told):
         return run.result(type(model))
-    run.begin(method, len(train_rows), told["steps"])
+    run.begin(method, len(sets["train"]), told["steps"])
     run.place(model)
     with run.accelerator.main_process_first():  # the others find what it has left in the folder
-        sets, layout = prepare_rows(model, tokenizer, row, sets, run, probe_rows or [], cache)
+        sets, layout = prepare_rows(model, tokenizer, row, sets, run, probe, cache)
     source = Epochs(
         run.with_adapters(model),
         tokenizer,
@@ -753,7 +753,7 @@ def train_model(
         settings,
         sets["train"],
         sets["validation"],
-        probe_rows or [],
+        probe,
         sample_prompts or [],
         layout,
         run.precision,

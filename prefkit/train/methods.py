@@ -6,13 +6,14 @@ that are there, and those that learn from their own samples.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from prefkit.core import ConfigError, nearest
+from prefkit.data.rows import Row, as_rows
 from prefkit.losses import (
     clipped_share,
     derangement,
@@ -53,6 +54,7 @@ from prefkit.model.batches import (
     evaluating,
     length_batches,
     logps_name,
+    row_length,
 )
 from prefkit.model.sampling import sample_ids
 from prefkit.train.devices import Share
@@ -438,7 +440,7 @@ def watch_pairs(inputs: dict, hyperparameters: dict) -> dict:
 
 def mismatched_answers(
     model,  # not used
-    rows: list[dict],  # encoded rows of kind binary
+    rows: Sequence[Row | dict],  # encoded rows of kind binary
     *,
     seed: int,  # of the run
     **options,  # not used
@@ -446,22 +448,23 @@ def mismatched_answers(
     """Each prompt with another prompt's answer (KTO's z0), cut to the longest row's room; raises
     `ConfigError` where all prompts are one.
     """
+    rows = as_rows(rows)
     # rows from pairs say which prompt they are of
-    groups = [row.get("group", tuple(row["prompt_ids"])) for row in rows]
+    groups = [tuple(row.prompt_ids) if row.group is None else row.group for row in rows]
     try:
         partners = derangement(groups, seed=seed)
     except ValueError as error:
         raise ConfigError(f"kto: {error} Give more data, with different prompts.") from error
-    room = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
+    room = max(row_length(row, ANSWERS["binary"]) for row in rows)
     return [
-        rows[j]["response_ids"][: max(1, room - len(row["prompt_ids"]))]
+        rows[j].answers["response"][: max(1, room - len(row.prompt_ids))]
         for row, j in zip(rows, partners)
     ]
 
 
 def explore_answers(
     model,  # the reference
-    rows: list[dict],  # encoded rows of kind pairs
+    rows: Sequence[Row | dict],  # encoded rows of kind pairs
     *,
     seed: int,  # of the run
     stop_ids: list[int],  # tokens that end an answer
@@ -472,10 +475,11 @@ def explore_answers(
     """One sample of the reference for each prompt (offline XPO), as long as the longest answer in
     the data at most, and cut to the longest row's room.
     """
-    longest = max(len(row[f"{side}_ids"]) for row in rows for side in ANSWERS["pairs"])
+    rows = as_rows(rows)
+    longest = max(len(row.answers[side]) for row in rows for side in ANSWERS["pairs"])
     samples = sample_ids(
         model,
-        [row["prompt_ids"] for row in rows],
+        [row.prompt_ids for row in rows],
         stop_ids=stop_ids,
         pad_token_id=pad_token_id,
         max_new_tokens=longest,
@@ -485,14 +489,8 @@ def explore_answers(
         vocabulary=vocabulary,
         label="samples of the reference",
     )
-    room = max(
-        len(row["prompt_ids"]) + len(row[f"{side}_ids"])
-        for row in rows
-        for side in ANSWERS["pairs"]
-    )
-    return [
-        ids[: max(1, room - len(row["prompt_ids"]))] for row, (ids, ended) in zip(rows, samples)
-    ]
+    room = max(row_length(row, ANSWERS["pairs"]) for row in rows)
+    return [ids[: max(1, room - len(row.prompt_ids))] for row, (ids, ended) in zip(rows, samples)]
 
 
 EXTRA_ANSWERS |= {"mismatched": mismatched_answers, "explore": explore_answers}
@@ -1121,7 +1119,8 @@ def own_metrics(
 
 def measure(
     model,  # to be judged; its mode and the random state are left as they are
-    rows: list[dict],  # encoded rows, with reference log-probs if the method needs them
+    # encoded rows, with reference log-probs if the method needs them
+    rows: Sequence[Row | dict],
     method: Method,  # a row of the table
     hyperparameters: dict,  # of the loss
     pad_token_id: int,  # any token
@@ -1132,7 +1131,7 @@ def measure(
     share: Share = Share(),  # each process measures its share of the batches
 ) -> dict[str, float]:  # name -> mean over all rows; "loss" by tokens where the method counts so
     "Loss and watched values of a whole data set, without keeping any logits."
-    averages, device = Averages(), next(model.parameters()).device
+    averages, device, rows = Averages(), next(model.parameters()).device, as_rows(rows)
     batches = length_batches(rows, method.answers(), batch_size, layout)
     with evaluating(model, precision):
         for numbers in share.mine(batches):

@@ -24,12 +24,14 @@ __all__ = [
 
 # %% ../../nbs/lib/train/45_rollout.ipynb #ec5759b6
 import copy
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..data.rows import Row, as_rows
 from ..data.thoughts import whole_text
 from ..model.batches import Batch, collate, evaluating, scored_logps
 from ..core import DataError, NotFinite
@@ -147,18 +149,15 @@ def _sample(tokenizer, prompt_ids, found, row, n, stops, temperature, by):
 
 # %% ../../nbs/lib/train/45_rollout.ipynb #5c133278
 def sample_rows(
-    rows: list[dict],  # with prompt_ids, and response_ids where there is a demonstration
+    rows: Sequence[Row | dict],  # prompts, with response_ids where there is a demonstration
     samples: list[list[Sample]],  # of each row
-) -> list[dict]:  # rows for `collate`: prompt_ids, s0_ids, s1_ids, ...
+) -> list[Row]:  # rows for `collate`, whose answers are s0, s1, ... and the demonstration
     "Prompts with their sampled answers as the answers of a row."
-    return [
-        {
-            "prompt_ids": row["prompt_ids"],
-            **{name: row[name] for name in ("response_ids", "response_learned") if name in row},
-            **{f"s{j}_ids": sample.ids for j, sample in enumerate(group)},
-        }
-        for row, group in zip(rows, samples)
-    ]
+    found = []
+    for row, group in zip(as_rows(rows), samples):
+        sampled = {f"s{j}": sample.ids for j, sample in enumerate(group)}
+        found.append(Row(row.prompt_ids, row.answers | sampled, row.learned))
+    return found
 
 
 def sample_names(k: int) -> tuple[str, ...]:  # s0, s1, ...
@@ -193,7 +192,7 @@ def token_mask(batch: Batch) -> Tensor:  # (answers, longest) bool
 # %% ../../nbs/lib/train/45_rollout.ipynb #b9fd7f18
 def score_tokens(
     model,  # a causal language model
-    rows: list[dict],  # from `sample_rows`
+    rows: Sequence[Row | dict],  # from `sample_rows`
     names: tuple[str, ...],  # of the answers that are scored
     pad_token_id: int,  # any token
     *,
@@ -204,6 +203,7 @@ def score_tokens(
     # for each row and answer the log-probs of its tokens; with a head, pairs (log-probs, numbers)
 ) -> list[list[list]]:
     "Log-probs of every token of every answer by a fresh forward pass, no gradient."
+    rows = as_rows(rows)
     found: list[list[list]] = [[] for _ in rows]
     device = next(model.parameters()).device
     with evaluating(model, precision):
@@ -217,7 +217,7 @@ def score_tokens(
             for i, row in enumerate(part):
                 answers = []
                 for j, name in enumerate(names):
-                    n = len(row[f"{name}_ids"])
+                    n = len(row.answers[name])
                     told = [column[j * len(part) + i][:n] for column in columns]
                     answers.append(told if head is not None else told[0])
                 found[start + i] = answers
@@ -277,7 +277,7 @@ class Watched:
                 kl = {"log_ratio": sum(s.model_logps) - sum(s.ref_logps)} if s.ref_logps else {}
                 lines.append(
                     {
-                        "prompt": row["prompt"][-1]["content"] if "prompt" in row else i,
+                        "prompt": row.prompt[-1]["content"] if row.prompt else i,
                         "answer": s.text,
                         "by": s.by,
                         "tokens": len(s.ids),
@@ -322,10 +322,13 @@ class Rollouts(Watched):
     "The buffer of one round: prompts, and k samples for each."
 
     round: int  # which one, from 0
-    rows: list[dict]  # prompt rows: prompt_ids, prompt, record, perhaps response_ids
+    rows: list[Row]  # prompts, with the record that rewards read; plain rows are made some
     samples: list[list[Sample]]  # k for each row
     # what the method made of the rewards, such as advantages: (prompts, k) or (prompts, k, longest)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.rows = as_rows(self.rows)
 
     def rewards(self) -> Tensor:  # (prompts, k) float64
         "The rewards, one row a prompt."
@@ -333,7 +336,7 @@ class Rollouts(Watched):
             [[sample.reward for sample in group] for group in self.samples], dtype=torch.float64
         )
 
-    def asked(self) -> tuple[list[dict], list[dict]]:  # a row for each answer, and the answers
+    def asked(self) -> tuple[list[Row], list[dict]]:  # a row for each answer, and the answers
         "The samples as rewards and judges are asked about them."
         rows = [row for row, group in zip(self.rows, self.samples) for _ in group]
         flat = [sample for group in self.samples for sample in group]
@@ -343,7 +346,7 @@ class Rollouts(Watched):
         "For a checkpoint; `Rollouts.load` takes it back to the last bit."
         return {
             "round": self.round,
-            "rows": self.rows,
+            "rows": [row.columns() for row in self.rows],
             "samples": [[asdict(s) for s in group] for group in self.samples],
             "tensors": {
                 name: {"dtype": str(value.dtype).split(".")[1], "values": value.tolist()}

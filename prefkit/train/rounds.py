@@ -4,7 +4,7 @@ Drawing answers, the reference, the buffer, steps, logs and checkpoints are the 
 them: `Rounds` is the source of the loop's batches, and `train_online` what is called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 import inspect
 from dataclasses import dataclass, field, fields
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prefkit.core import ConfigError, DataError, PrefkitError, derive_seed
 from prefkit.losses import adapt_kl
+from prefkit.data.rows import Row, as_rows
 from prefkit.data.thoughts import split_thought
 from prefkit.model.batches import (
     Batch,
@@ -180,10 +181,10 @@ class Rounds:
     method: Method
     hyperparameters: dict  # all of the method's
     settings: RolloutSettings
-    rows: list[dict]  # prompts: prompt_ids, prompt, record; response_ids where it imitates as well
+    rows: list[Row]  # prompts with their record; response_ids where it imitates as well
     rewards: Callable  # rows and answers -> scores
     reference: Reference
-    validation: list[dict] = field(default_factory=list)
+    validation: list[Row] = field(default_factory=list)
     judges: list = field(default_factory=list)  # further rewards, asked at validation only
     sample_table: int = 8  # validation answers that are kept
     layout: str = "apart"
@@ -292,10 +293,10 @@ class Rounds:
             found.append(self.order[1][i])
         return found
 
-    def _write_answers(self, rows: list[dict], numbers: list[int], number: int) -> list[list]:
+    def _write_answers(self, rows: list[Row], numbers: list[int], number: int) -> list[list]:
         "Samples of the policy, or of whoever the method names for each place."
         s, writers = self.settings, self.method.writers
-        prompts = [rows[i]["prompt_ids"] for i in numbers]
+        prompts = [rows[i].prompt_ids for i in numbers]
         options: dict[str, Any] = dict(
             top_p=s.top_p, max_new_tokens=s.max_new_tokens, precision=self.precision
         )
@@ -483,7 +484,7 @@ class Rounds:
         samples = sample_answers(
             self.model,
             self.tokenizer,
-            [row["prompt_ids"] for row in rows],
+            [row.prompt_ids for row in rows],
             temperatures=s.eval_temperature,
             max_new_tokens=s.max_new_tokens,
             seed=derive_seed(s.seed, "validation"),
@@ -542,10 +543,10 @@ def value_head(model) -> torch.nn.Linear:  # hidden states -> one number
     return head.to(next(model.parameters()).device)
 
 
-def sample_record(row: dict, sample) -> dict:
+def sample_record(row: Row, sample) -> dict:
     "A validation answer for samples.jsonl."
     return {
-        "prompt": row["prompt"],
+        "prompt": row.prompt,
         **split_thought(sample.text).to_dict(),
         "tokens": len(sample.ids),
         "ended": sample.ended,
@@ -582,21 +583,21 @@ def online_steps(rows: int, settings: RolloutSettings) -> int:
     return max(1, rounds) * settings.steps_per_round()
 
 
-def check_prompts(method: Method, rows: list[dict], validation: list[dict] | None):
+def check_prompts(method: Method, rows: list[Row], validation: list[Row]):
     """Raise `DataError` unless there are encoded prompts, with answers to imitate where the method
     does.
     """
     if not rows:
         raise DataError("there are no prompts to train on.")
-    for name, part in (("rows", rows), ("validation", validation or [])):
+    for name, part in (("rows", rows), ("validation", validation)):
         for number, row in enumerate(part):
-            if not row.get("prompt_ids"):
+            if not row.prompt_ids:
                 raise DataError(
                     f"{name}, row {number}: prompt_ids missing or empty; there is "
-                    f"{', '.join(row)}. Encode them with "
+                    f"{', '.join([*row][1:])}. Encode them with "
                     'prefkit.data.records.encode_records(kind="prompts").'
                 )
-            if name == "rows" and method.demonstrations and not row.get("response_ids"):
+            if name == "rows" and method.demonstrations and not row.answers.get("response"):
                 raise DataError(
                     f"{name}, row {number}: {method.name} needs an answer to imitate "
                     "(response_ids). Take a data set of kind sft."
@@ -638,49 +639,49 @@ def check_online(method: Method, settings: RolloutSettings, validation: bool = T
 
 
 def prompt_layout(
-    model, rows: list[dict], validation: list[dict] | None, tokenizer, settings: RolloutSettings
+    model, rows: list[Row], validation: list[Row], tokenizer, settings: RolloutSettings
 ) -> str:
     """Which layout of batches can this model read? Tried on the longest and the shortest prompt,
     with answers, made of their tokens, as long as any can be.
     """
     few = []
-    for row in [*rows, *(validation or [])]:
-        ids, most = row["prompt_ids"], settings.max_new_tokens
+    for row in [*rows, *validation]:
+        ids, most = row.prompt_ids, settings.max_new_tokens
         answer = (ids * (most // len(ids) + 1))[:most]
-        more = max(answer, row.get("response_ids") or [], key=len)
-        few.append({"prompt_ids": ids, "response_ids": more, "other_ids": answer})
+        more = max(answer, row.answers.get("response", []), key=len)
+        few.append(Row(ids, {"response": more, "other": answer}))
     pad = filling_of(model, tokenizer)
     return choose_layout(model, few, ("response", "other"), pad, settings.layout)
 
 
 def check_online_lengths(
-    model, tokenizer, rows: list[dict], validation: list[dict] | None, settings: RolloutSettings
+    model, tokenizer, rows: list[Row], validation: list[Row], settings: RolloutSettings
 ) -> list[str]:  # notes for the account
     "Raise `DataError` for prompts that the model, with its answers, has no positions or rows for."
     notes = []
-    for name, part in (("rows", rows), ("validation", validation or [])):
-        prompts = {f"{i} of {name}": row["prompt_ids"] for i, row in enumerate(part)}
+    for name, part in (("rows", rows), ("validation", validation)):
+        prompts = {f"{i} of {name}": row.prompt_ids for i, row in enumerate(part)}
         check_readable(model, prompts, settings.max_new_tokens, tokenizer)
         lengths = [len(ids) + settings.max_new_tokens for ids in prompts.values()]
         notes += check_lengths(model.config, {f"{name} with their answers": lengths})
-        shown = {name: (part, ("response",))} if part and "response_ids" in part[0] else {}
+        shown = {name: (part, ("response",))} if part and "response" in part[0].answers else {}
         notes += check_readable_rows(model, tokenizer, shown)
     return notes
 
 
-def prompts_fingerprint(rows: list[dict] | None) -> str:
+def prompts_fingerprint(rows: list[Row]) -> str:
     "What a run's prompts are known by: their tokens, and what rewards read of them."
     known = ("prompt_ids", "response_ids", "response_learned", "record")
-    plain = [{name: row[name] for name in known if name in row} for row in rows or []]
-    return rows_fingerprint(plain)
+    return rows_fingerprint([{name: row[name] for name in known if name in row} for row in rows])
 
 
 def train_online(
     model,  # where training starts, and the reference: changed in place
     tokenizer,  # for padding, sampling and decoding; stored with the model
     method: str,  # a name in the method table
-    rows: list[dict],  # prompts: prompt_ids, prompt, record; response_ids where it imitates as well
-    validation: list[dict] | None,  # prompts on which it is judged on the way, or None
+    # prompts: prompt_ids, prompt, record; response_ids where it imitates as well
+    rows: Sequence[Row | dict],
+    validation: Sequence[Row | dict] | None,  # prompts on which it is judged on the way, or None
     output_dir: str | Path,  # metrics.jsonl, samples.jsonl, checkpoints/, checkpoint/
     source,  # of rewards, from `prefkit.judging.rewards.reward_source`
     settings: RolloutSettings | None = None,  # defaults if None
@@ -695,25 +696,24 @@ def train_online(
     row, settings = get_method(method, online=True), settings or RolloutSettings()
     hyperparameters = row.hyperparameters(hyperparameters)
     check_online(row, settings, bool(validation))
-    check_prompts(row, rows, validation)
+    prompts, asked = as_rows(rows, "rows"), as_rows(validation, "validation")
+    check_prompts(row, prompts, asked)
     check_output(model, row, filling_of(model, tokenizer), {})
     run = TrainingRun(Path(output_dir), settings)
-    run.note(*check_online_lengths(model, tokenizer, rows, validation, settings))
+    run.note(*check_online_lengths(model, tokenizer, prompts, asked, settings))
     told = {"method": method, "hyperparameters": hyperparameters}
-    told["steps"] = online_steps(len(rows), settings)
+    told["steps"] = online_steps(len(prompts), settings)
     told["reward"] = source.fingerprint()
     told["judges"] = [judge.fingerprint() for judge in judges]
-    told["data"] = {
-        "train": prompts_fingerprint(rows),
-        "validation": prompts_fingerprint(validation),
-    }
+    parts = {"train": prompts, "validation": asked}
+    told["data"] = {name: prompts_fingerprint(part) for name, part in parts.items()}
     if run.is_done(model, told):
         return run.result(type(model))
-    run.begin(method, len(rows), told["steps"])
+    run.begin(method, len(prompts), told["steps"])
     run.place(model)
-    layout = prompt_layout(model, rows, validation, tokenizer, settings)
+    layout = prompt_layout(model, prompts, asked, tokenizer, settings)
     run.note_layout(layout)
-    run.note_way(model, [row["prompt_ids"] for row in [*rows, *(validation or [])]], tokenizer)
+    run.note_way(model, [row.prompt_ids for row in [*prompts, *asked]], tokenizer)
     reference = Reference(None if settings.lora else model)
     rounds = Rounds(
         run.with_adapters(model),
@@ -721,10 +721,10 @@ def train_online(
         row,
         hyperparameters,
         settings,
-        rows,
+        prompts,
         source,
         reference,
-        validation or [],
+        asked,
         list(judges),
         sample_table,
         layout,

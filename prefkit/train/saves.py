@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -40,6 +40,7 @@ from prefkit.core import (
     write_json,
     write_jsonl,
 )
+from prefkit.data.rows import Row, as_rows
 from prefkit.model.batches import reference_logps
 from prefkit.model.loading import model_fingerprint
 from prefkit.train.devices import Share
@@ -296,19 +297,13 @@ def cut_lines(
     write_jsonl(path, kept)
 
 
-def rows_fingerprint(rows: list[dict]) -> str:
+def rows_fingerprint(rows: Iterable[Row | dict] | None) -> str:
     "A short name for encoded rows."
     digest = hashlib.sha256()
-    for row in rows or []:
-        for name in sorted(row):
-            digest.update(
-                name.encode()
-                + (
-                    array("q", row[name]).tobytes()
-                    if isinstance(row[name], list)
-                    else str(row[name]).encode()
-                )
-            )
+    for row in as_rows(rows):
+        for name, value in sorted(row.columns().items()):
+            told = array("q", value).tobytes() if isinstance(value, list) else str(value).encode()
+            digest.update(name.encode() + told)
     return digest.hexdigest()[:16]
 
 
@@ -375,7 +370,7 @@ def read_stored(
         return {}
 
 
-def draw_answers(model, rows: list[dict], extra: dict[str, Callable]) -> list[dict]:
+def draw_answers(model, rows: list[Row], extra: dict[str, Callable]) -> list[dict]:
     "For each row the ids of its extra answers, by column."
     made = {name: make(model, rows) for name, make in extra.items()} if rows else {}
     return [{f"{name}_ids": ids[i] for name, ids in made.items()} for i in range(len(rows))]
@@ -383,7 +378,7 @@ def draw_answers(model, rows: list[dict], extra: dict[str, Callable]) -> list[di
 
 def with_reference(
     model,  # before training
-    sets: dict[str, list[dict]],  # name -> encoded rows
+    sets: dict[str, list[Row]],  # name -> encoded rows
     answers: tuple[str, ...],  # names of their answers, those of `extra` too
     pad_token_id: int,  # any token
     folder: Path,  # where reference.json is kept
@@ -394,11 +389,12 @@ def with_reference(
     # `extra`
     cache: Path | None = None,
     **options,  # batch_size, precision, layout: as for `reference_logps`
-) -> dict[str, list[dict]]:  # the same rows with reference log-probs, and with the extra answers
+) -> dict[str, list[Row]]:  # the same rows with reference log-probs, and with the extra answers
     """Rows with what the model before training says of them: from the run's folder if it is there
     for these rows and weights, else computed.
     """
     path = folder / "reference.json"
+    sets = {name: as_rows(rows) for name, rows in sets.items()}
     key = {
         "model": model_fingerprint(model),
         "config": model_settings(model),
@@ -414,13 +410,12 @@ def with_reference(
         stored = {"key": key}
         for name, rows in sets.items():
             added = draw_answers(model, rows, extra)
-            whole = [{**row, **more} for row, more in zip(rows, added)]
+            whole = [row | more for row, more in zip(rows, added)]
             logps = reference_logps(model, whole, answers, pad_token_id, **options)
             stored[name] = [{**more, **ref} for more, ref in zip(added, logps)]
     for place, one in zip((path, shared), found):
         if place and one.get("key") != key:
             write_json(place, stored)
     return {
-        name: [{**row, **logps} for row, logps in zip(rows, stored[name])]
-        for name, rows in sets.items()
+        name: [row | logps for row, logps in zip(rows, stored[name])] for name, rows in sets.items()
     }

@@ -335,6 +335,7 @@ class DataSettings(Settings):
     validation_split: str = setting("validation", '"": no validation')
     validation_limit: int | None = setting(None, "rows to read; null: all")
     data_seed: int | None = setting(None, "of the tiny world's draw; null: as seed")
+    revision: str = setting("", 'of the model on the Hub: a branch, tag or commit; "": the newest')
     chat_template: str = setting(
         "",
         "in place of the tokenizer's own: the name of a shipped template or of one of the "
