@@ -14,7 +14,7 @@ ready := $(VENV)/.ready
 .PHONY: help install report lint quick test slow full seeds base instruct smollm2 bench export readme map docs clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
 install: $(ready) ## the environment alone
 

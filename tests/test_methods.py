@@ -13,6 +13,7 @@ from prefkit.core import ConfigError, PrefkitError, project_root
 from prefkit.data.records import encode_records, load_records
 from prefkit.model.kernels import use_rows
 from prefkit.losses import dpo_loss
+from prefkit.train.inputs import BinaryInputs
 from prefkit.train.methods import (
     EXTRA_ANSWERS,
     METHODS,
@@ -144,7 +145,7 @@ def test_a_made_up_method_takes_five_lines(tmp_path, tokenizer, rows):
             "pairs",
             reference=True,
             defaults={"beta": 0.1},
-            watch=lambda inputs, hyper: {"answers": inputs["chosen_lengths"]},
+            watch=lambda inputs, hyper: {"answers": inputs.chosen_lengths},
         )
     )
     try:
@@ -205,7 +206,7 @@ def test_z0_is_the_mean_over_mismatched_answers_and_takes_no_gradient(tokenizer,
     # as if the policy had moved by half a nat on every answer
     values = batch_logps(model, batch) + 0.5
     inputs = loss_inputs(method, batch, values)
-    assert inputs["kl"].item() == pytest.approx(0.5, abs=1e-3) and not inputs["kl"].requires_grad
+    assert inputs.kl.item() == pytest.approx(0.5, abs=1e-3) and not inputs.kl.requires_grad
 
 
 def test_kto_refuses_a_batch_of_one(tmp_path, tokenizer, rows):
@@ -285,7 +286,7 @@ def test_dpo_by_way_of_the_table_is_the_loss_itself(tokenizer, rows):
     values = batch_logps(model, batch)
     inputs = loss_inputs(get_method("dpo"), batch, values)
     torch.testing.assert_close(
-        dpo_loss(*(inputs[name] for name in get_method("dpo").inputs())),
+        dpo_loss(*inputs.asked(get_method("dpo").inputs()).values()),
         dpo_loss(
             *values.chunk(2),
             batch.reference["ref_chosen_logps"],
@@ -367,11 +368,11 @@ def test_log_probs_of_the_reference_are_shared_among_runs_and_never_confused(
 )
 def test_share_clipped_counts_negative_answers_whose_ratio_was_changed(high, low, share):
     ratio = torch.tensor([4.0, 0.1, 9.0])
-    inputs = {
-        "policy_logps": ratio.log() - 5,
-        "behaviour_logps": torch.full((3,), -5.0),
-        "rewards": torch.tensor([-1.0, -1.0, 1.0]),
-    }
+    inputs = BinaryInputs(
+        policy_logps=ratio.log() - 5,
+        behaviour_logps=torch.full((3,), -5.0),
+        rewards=torch.tensor([-1.0, -1.0, 1.0]),
+    )
     values, weights = get_method("topr").watch(inputs, {"ratio_low": low, "ratio_high": high})[
         "share_clipped"
     ]

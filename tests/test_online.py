@@ -368,8 +368,8 @@ def test_xpo_takes_the_second_answer_from_the_reference_and_pushes_it_away(
         assert abs(sum(group[0].logps) - sum(group[0].ref_logps)) > 1e-2
     logps, _ = scored_logps(source.model, batch.batch)
     inputs = round_inputs(batch, padded(logps, batch.batch))
-    first, second = inputs["policy_logps"].chunk(2)
-    assert torch.equal(inputs["explore_logps"], second)
+    first, second = inputs.policy_logps.chunk(2)
+    assert torch.equal(inputs.explore_logps, second)
     of_first, of_second = batch.rewards.chunk(2)  # prompts in the order of the batch
     assert (
         sorted(of_first.tolist())
@@ -379,8 +379,8 @@ def test_xpo_takes_the_second_answer_from_the_reference_and_pushes_it_away(
     for i in (of_first != of_second).nonzero().flatten().tolist():
         better, worse = (first, second) if of_first[i] > of_second[i] else (second, first)
         assert (
-            inputs["policy_chosen_logps"][i] == better[i]
-            and inputs["policy_rejected_logps"][i] == worse[i]
+            inputs.policy_chosen_logps[i] == better[i]
+            and inputs.policy_rejected_logps[i] == worse[i]
         )
 
 
@@ -397,7 +397,7 @@ def test_temperature_is_accounted_for_unless_told_otherwise(tmp_path, tokenizer,
         assert [s.temperature for s in source.rollouts.samples[0]] == [0.5, 1.0, 1.5]
         logps, _ = scored_logps(source.model, batch.batch)
         inputs = round_inputs(batch, padded(logps, batch.batch))
-        ratio = (inputs["policy_logps"] - inputs["old_logps"]).exp().reshape(3, -1)
+        ratio = (inputs.policy_logps - inputs.old_logps).exp().reshape(3, -1)
         assert torch.allclose(ratio[1], torch.ones(2), atol=1e-4) and (
             torch.allclose(ratio, torch.ones(3, 2), atol=1e-4) != correct
         )

@@ -118,7 +118,7 @@ def pinned(
 
 def _on_the_hub(name):
     "Name and revision of what is no path on this machine; the revision None where none is pinned."
-    repository, at, revision = name.partition("@")
+    repository, at, revision = str(name).partition("@")
     here = input_path(name).exists() or not is_hub_name(repository)
     return (name, None) if here or not at else (repository, revision)
 

@@ -296,7 +296,7 @@ def given_parameters(
     path = find_pipeline(pipeline, Path())
     known, whole = read_pipeline(path), read_pipeline(path, full=True)
     default = {name: one.default for name, one in (known.parameters | known.cell).items()}
-    injected = injected_names(names)
+    injected = injected_names(names, default)
     # a person has changed the cell, or has set another setting
     changed = {name for name in default if name in names and names[name] != default[name]}
     given = {name: names[name] for name in [*default, *injected] if name in injected | changed}
@@ -311,9 +311,10 @@ def given_parameters(
     return Given(known, values, **made, cut=cut)
 
 
-def injected_names(names: dict) -> set[str]:
+def injected_names(names: dict, default: dict) -> set[str]:
     """Which of a notebook's globals papermill has set: those of the cell that it puts behind the
-    parameters. Without IPython, which remembers cells, all plain values are such.
+    parameters. Without IPython, which remembers cells, all plain values are such that are not what
+    the cell of the parameters says.
     """
     if "In" not in names:
         plain = (str, int, float, list, dict, type(None))
@@ -321,6 +322,7 @@ def injected_names(names: dict) -> set[str]:
             name
             for name, value in names.items()
             if isinstance(value, plain) and not name.startswith("_")
+            if name not in default or default[name] != value
         }
     cells = [ast.parse(cell) for cell in names["In"] if cell.startswith("# Parameters\n")]
     assigned = [node.targets[0] for cell in cells for node in cell.body]

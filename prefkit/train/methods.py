@@ -58,57 +58,18 @@ from prefkit.model.batches import (
 )
 from prefkit.model.sampling import sample_ids
 from prefkit.train.devices import Share
+from prefkit.train.inputs import (
+    FROM_REFERENCE,
+    INPUTS,
+    BinaryInputs,
+    LossInputs,
+    PairInputs,
+    SampleInputs,
+    SftInputs,
+)
 from prefkit.train.log import Averages
 
 # ---- the table
-
-INPUTS = {  # what a loss may ask for, by the kind of its data
-    "sft": ("policy_logps", "ref_logps", "lengths"),
-    "pairs": (
-        "policy_chosen_logps",
-        "policy_rejected_logps",
-        "ref_chosen_logps",
-        "ref_rejected_logps",
-        "chosen_lengths",
-        "rejected_lengths",
-        "explore_logps",
-        "chosen_rewards",
-        "rejected_rewards",
-    ),
-    "binary": (
-        "policy_logps",
-        "ref_logps",
-        "behaviour_logps",
-        "desirable",
-        "rewards",
-        "kl",
-        "lengths",
-    ),
-    "prompts": (
-        "policy_logps",
-        "old_logps",
-        "behaviour_logps",
-        "ref_logps",
-        "rewards",
-        "lengths",
-        "advantages",
-        "token_logps",
-        "old_token_logps",
-        "ref_token_logps",
-        "mask",
-        "values",
-        "old_values",
-        "returns",
-        "policy_chosen_logps",
-        "policy_rejected_logps",
-        "ref_chosen_logps",
-        "ref_rejected_logps",
-        "explore_logps",
-        "sampled_logps",
-        "sampled_lengths",
-    ),
-}
-FROM_REFERENCE = ("behaviour_logps", "kl")  # inputs that need it, besides ref_...
 
 
 @dataclass(frozen=True)
@@ -129,7 +90,7 @@ class Method:
     reduction: str = "examples"
     optional_inputs: tuple = ()  # inputs with a default that this row fills all the same
     extra: tuple = ()  # answers that are added to each row before training: keys of EXTRA_ANSWERS
-    # (inputs, hyperparameters) -> {name: (rows,) values, or (values, weights)} to be logged
+    # (`LossInputs`, hyperparameters) -> {name: (rows,) values, or (values, weights)} to be logged
     watch: Callable | None = None
     output: str = "logps"  # of the model: of answers, or "rewards" of a model with a scalar head
     # of prompts alone: (tensors of a round, hyper-parameters) -> further tensors
@@ -149,8 +110,8 @@ class Method:
 
     def inputs(self) -> list[str]:  # names of the tensors that the loss is called with
         "Inputs without a default, and those of `optional_inputs`."
-        asked = inspect.signature(self.loss).parameters
-        return [name for name in asked if name in INPUTS[self.kind] and self._fills(asked[name])]
+        asked, known = inspect.signature(self.loss).parameters, INPUTS[self.kind].names()
+        return [name for name in asked if name in known and self._fills(asked[name])]
 
     def _fills(self, parameter: inspect.Parameter) -> bool:
         needed = parameter.default is inspect.Parameter.empty
@@ -248,7 +209,7 @@ def add_method(
         refuse(f"reduction {method.reduction!r} is neither examples nor tokens.", "reduction")
     if method.online != (method.prepare is not None):
         refuse("a method has `prepare` exactly if it learns from prompts.", "prepare")
-    inputs, known = method.inputs(), ", ".join(INPUTS[method.kind])
+    inputs, known = method.inputs(), ", ".join(INPUTS[method.kind].names())
     for name, p in inspect.signature(method.loss).parameters.items():
         if p.default is p.empty and name not in inputs and name not in method.defaults:
             have = "samples have" if method.online else f"{method.kind} data do not have; they have"
@@ -309,14 +270,10 @@ def try_method(method: Method, hyperparameters: dict):
             "generator": torch.Generator().manual_seed(0),
         }
         made = {name: answer_major(value) for name, value in method.prepare(seen, **own).items()}
-    per_token = {"mask": torch.ones(4, 2, dtype=torch.bool)}
-    per_token |= {name: torch.zeros(4, 2) for name in INPUTS["prompts"] if "token" in name}
-    per_token |= {name: torch.zeros(4, 2) for name in ("values", "old_values")}
-    special = {"kl": torch.ones(()), "desirable": torch.ones(4, dtype=torch.bool)}
-    special |= {"sampled_logps": torch.zeros(4, 2), "sampled_lengths": torch.ones(4, 2)}
-    known = {**per_token, **special, **made}
-    inputs = {name: known.get(name, torch.ones(4)) for name in method.inputs()}
-    method.loss(**inputs, **of_loss)
+    sizes = dict(rows=4, answers=4, prompts=4, samples=2, longest=2)
+    asked = INPUTS[method.kind].trial(**sizes).asked(method.inputs())
+    asked |= {name: value for name, value in made.items() if name in asked}
+    method.loss(**asked, **of_loss)
 
 
 def answer_major(values: Tensor) -> Tensor:  # (prompts, k, ...) -> (k * prompts, ...)
@@ -328,15 +285,13 @@ def answer_major(values: Tensor) -> Tensor:  # (prompts, k, ...) -> (k * prompts
 
 
 def watch_averages(
-    inputs: dict, hyperparameters: dict
+    inputs: PairInputs, hyperparameters: dict
 ) -> dict:  # for methods that divide by the length
     """Log-prob per token of both answers, their difference, and how often it is in favour of the
     chosen one.
     """
-    chosen, rejected = (
-        inputs[f"policy_{side}_logps"] / inputs[f"{side}_lengths"]
-        for side in ("chosen", "rejected")
-    )
+    chosen = inputs.policy_chosen_logps / inputs.chosen_lengths
+    rejected = inputs.policy_rejected_logps / inputs.rejected_lengths
     return {
         "per_token_chosen": chosen,
         "per_token_rejected": rejected,
@@ -345,93 +300,79 @@ def watch_averages(
     }
 
 
-def watch_odds(inputs: dict, hyperparameters: dict) -> dict:  # for orpo and its ablation
+def watch_odds(inputs: PairInputs, hyperparameters: dict) -> dict:  # for orpo and its ablation
     "The log odds ratio of the answers' averages, beside `watch_averages`."
     names = ("policy_chosen_logps", "policy_rejected_logps", "chosen_lengths", "rejected_lengths")
     return {
-        "log_odds_ratio": log_odds_ratio(*(inputs[name] for name in names)),
+        "log_odds_ratio": log_odds_ratio(*inputs.asked(names).values()),
         **watch_averages(inputs, hyperparameters),
     }
 
 
-def watch_bonus(inputs: dict, hyperparameters: dict) -> dict:  # for xpo
+def watch_bonus(inputs: PairInputs, hyperparameters: dict) -> dict:  # for xpo
     "The bonus in the loss, and how far the reference's samples have moved."
-    explore = inputs["explore_logps"]
+    explore = inputs.explore_logps
     return {
         "bonus": hyperparameters["alpha"] * explore,
-        "logratio_explore": explore - inputs["ref_explore_logps"],
+        "logratio_explore": explore - inputs.ref_explore_logps,
     }
 
 
-def watch_kl(inputs: dict, hyperparameters: dict) -> dict:  # for kto
+def watch_kl(inputs: BinaryInputs, hyperparameters: dict) -> dict:  # for kto
     "z0, the reference point: the batch's mean log-ratio of mismatched answers, at least 0."
-    return {"kl": inputs["kl"].expand(len(inputs["policy_logps"]))}
+    return {"kl": inputs.kl.expand(len(inputs.policy_logps))}
 
 
-def watch_taper(inputs: dict, hyperparameters: dict) -> dict:  # for topr
+def watch_taper(inputs: BinaryInputs, hyperparameters: dict) -> dict:  # for topr
     "The taper's weight and the share clipped, of answers with a negative reward."
     limits = {name: hyperparameters[name] for name in ("ratio_low", "ratio_high")}
-    weight = topr_weight(
-        inputs["policy_logps"], inputs["behaviour_logps"], inputs["rewards"], **limits
-    )
-    # a limit that no ratio reaches
-    plain = topr_weight(
-        inputs["policy_logps"],
-        inputs["behaviour_logps"],
-        inputs["rewards"],
-        ratio_low=0.0,
-        ratio_high=1e30,
-    )
-    negative = (inputs["rewards"] < 0).float()
+    read = (inputs.policy_logps, inputs.behaviour_logps, inputs.rewards)
+    weight = topr_weight(*read, **limits)
+    plain = topr_weight(*read, ratio_low=0.0, ratio_high=1e30)  # a limit that no ratio reaches
+    negative = (inputs.rewards < 0).float()
     clipped = (plain > limits["ratio_high"]) | (plain < limits["ratio_low"])
     return {"weight": (weight, negative), "share_clipped": (clipped.float(), negative)}
 
 
-def watch_tokens(inputs: dict, hyperparameters: dict) -> dict:  # for losses of token ratios
+def watch_tokens(inputs: SampleInputs, hyperparameters: dict) -> dict:  # for losses of token ratios
     "Share of tokens whose ratio is cut."
-    share = clipped_share if inputs["advantages"].dim() == 1 else ppo_clipped_share
+    share = clipped_share if inputs.advantages.dim() == 1 else ppo_clipped_share
     return {
         "ratio_clipped": share(
-            inputs["token_logps"],
-            inputs["old_token_logps"],
-            inputs["mask"],
-            inputs["advantages"],
+            inputs.token_logps,
+            inputs.old_token_logps,
+            inputs.mask,
+            inputs.advantages,
             clip=hyperparameters["clip"],
         )
     }
 
 
-def watch_sequences(inputs: dict, hyperparameters: dict) -> dict:  # for losses of sequence ratios
-    "Share of answers whose ratio is cut."
-    clip, ratio = (
-        hyperparameters.get("clip"),
-        (inputs["policy_logps"] - inputs["old_logps"]).clamp(max=60).exp(),
-    )
+def watch_sequences(inputs: SampleInputs, hyperparameters: dict) -> dict:
+    "Share of answers whose ratio is cut, for losses of sequence ratios."
+    clip, advantages = hyperparameters.get("clip"), inputs.advantages
+    ratio = (inputs.policy_logps - inputs.old_logps).clamp(max=60).exp()
     if clip is None:
         return {"ratio": ratio}
-    cut = torch.where(inputs["advantages"] > 0, ratio > 1 + clip, ratio < 1 - clip) & (
-        inputs["advantages"] != 0
-    )
+    cut = torch.where(advantages > 0, ratio > 1 + clip, ratio < 1 - clip) & (advantages != 0)
     return {"ratio": ratio, "ratio_clipped": cut.float()}
 
 
-def watch_ppo(inputs: dict, hyperparameters: dict) -> dict:
+def watch_ppo(inputs: SampleInputs, hyperparameters: dict) -> dict:
     "Share of tokens whose ratio is cut, and how far the value head is from the returns."
-    mask, error = inputs["mask"], (inputs["values"] - inputs["returns"]).square()
+    mask, error = inputs.mask, (inputs.values - inputs.returns).square()
     return {
         **watch_tokens(inputs, hyperparameters),
         "value_error": torch.where(mask, error, 0).sum(-1) / mask.sum(-1).clamp(min=1),
     }
 
 
-def watch_pairs(inputs: dict, hyperparameters: dict) -> dict:
+def watch_pairs(inputs: SampleInputs, hyperparameters: dict) -> dict:
     "Log-ratios of the chosen and the rejected answer, and the bonus."
     return {
-        **{
-            f"logratio_{side}": inputs[f"policy_{side}_logps"] - inputs[f"ref_{side}_logps"]
-            for side in ("chosen", "rejected")
-        },
-        "bonus": hyperparameters["alpha"] * inputs["explore_logps"],
+        "logratio_chosen": inputs.policy_chosen_logps - inputs.ref_chosen_logps,
+        "logratio_rejected": inputs.policy_rejected_logps - inputs.ref_rejected_logps,
+        "bonus": hyperparameters["alpha"] * inputs.explore_logps,
     }
 
 
@@ -927,23 +868,23 @@ def loss_inputs(
     batch: Batch,
     values: Tensor,  # (answers,) from `batch_logps`, or rewards
     share: Share = Share(),  # of several processes: KTO's z0 is a mean over all of them
-) -> dict:  # every tensor that a loss of this kind may ask for, (rows,); kl is one number, ()
+) -> LossInputs:  # of the kind of the method's data
     "The batch's log-probs, lengths, labels and rewards by the names that losses give them."
     answers = method.answers()
     columns = dict(zip(answers, values.chunk(len(answers))))
     lengths = dict(zip(answers, batch.lengths.chunk(len(answers))))
-    inputs = {logps_name("policy", name): column for name, column in columns.items()}
-    inputs |= {lengths_name(name): column for name, column in lengths.items()}
-    inputs |= batch.reference | batch.labels
+    known = {logps_name("policy", name): column for name, column in columns.items()}
+    known |= {lengths_name(name): column for name, column in lengths.items()}
+    known |= batch.reference | batch.labels
     if method.output == "rewards":
-        inputs |= {f"{side}_rewards": columns[side] for side in ANSWERS["pairs"]}
+        known |= {f"{side}_rewards": columns[side] for side in ANSWERS["pairs"]}
     if "explore" in method.extra:
-        inputs["explore_logps"] = columns["explore"]
+        known["explore_logps"] = columns["explore"]
     if "mismatched" in method.extra:
-        inputs["kl"] = mean_kl(columns["mismatched"], inputs["ref_mismatched_logps"], share)
+        known["kl"] = mean_kl(columns["mismatched"], known["ref_mismatched_logps"], share)
     if method.kind == "binary" and method.reference:
-        inputs.setdefault("behaviour_logps", inputs["ref_logps"])
-    return inputs
+        known.setdefault("behaviour_logps", known["ref_logps"])
+    return INPUTS[method.kind].of(known)
 
 
 def lengths_name(answer: str) -> str:  # as `logps_name`
@@ -963,33 +904,26 @@ def mean_kl(policy_logps: Tensor, ref_logps: Tensor, share: Share) -> Tensor:  #
 
 def watch_answers(
     method: Method,  # a row of the table
-    inputs: dict,  # from `loss_inputs`
+    inputs: LossInputs,  # from `loss_inputs`
 ) -> dict:  # name -> (rows,), or (values, weights) for what only some rows have
     """Log-probs, log-ratios to the reference and lengths of chosen and rejected answers; desirable
     and undesirable ones go by the same names.
     """
     if method.output == "rewards":
         return {}
-    if method.kind == "sft":
-        return {"logps": inputs["policy_logps"], "length": inputs["lengths"]}
-    if method.kind == "pairs":
-        seen = {
-            side: (
-                inputs[f"policy_{side}_logps"],
-                inputs.get(f"ref_{side}_logps"),
-                inputs[f"{side}_lengths"],
-                None,
-            )
-            for side in ANSWERS["pairs"]
-        }
+    if isinstance(inputs, SftInputs):
+        return {"logps": inputs.policy_logps, "length": inputs.lengths}
+    if isinstance(inputs, PairInputs):
+        x = inputs
+        chosen = (x.policy_chosen_logps, x.ref_chosen_logps, x.chosen_lengths, None)
+        rejected = (x.policy_rejected_logps, x.ref_rejected_logps, x.rejected_lengths, None)
     else:
-        wanted = inputs["desirable"].float()
-        seen = {
-            side: (inputs["policy_logps"], inputs.get("ref_logps"), inputs["lengths"], weight)
-            for side, weight in (("chosen", wanted), ("rejected", 1 - wanted))
-        }
+        assert isinstance(inputs, BinaryInputs)  # samples are watched by `Rounds`
+        wanted = inputs.desirable.float()
+        answer = (inputs.policy_logps, inputs.ref_logps, inputs.lengths)
+        chosen, rejected = (*answer, wanted), (*answer, 1 - wanted)
     watched = {}
-    for side, (logps, ref, length, weight) in seen.items():
+    for side, (logps, ref, length, weight) in (("chosen", chosen), ("rejected", rejected)):
         values = {
             f"logps_{side}": logps,
             f"length_{side}": length,
@@ -1003,7 +937,7 @@ def watch_answers(
 
 def watch_rewards(
     method: Method,  # a row of the table
-    inputs: dict,  # from `loss_inputs`
+    inputs: LossInputs,  # from `loss_inputs`
     hyperparameters: dict,  # of the loss
 ) -> dict:  # name -> (rows,)
     """Rewards of pairs, their margin, and the share of pairs whose chosen answer has the larger
@@ -1011,22 +945,21 @@ def watch_rewards(
     """
     if method.kind == "sft" or not (method.reference or method.output == "rewards"):
         return {}
-    if method.kind == "binary":  # each answer has one side, so there is no margin
-        scale, wanted = hyperparameters.get("beta"), inputs["desirable"].float()
-        reward = (inputs["policy_logps"] - inputs["ref_logps"]) * (scale or 0.0)
+    if isinstance(inputs, BinaryInputs):  # each answer has one side, so there is no margin
+        scale, wanted = hyperparameters.get("beta"), inputs.desirable.float()
+        reward = (inputs.policy_logps - inputs.ref_logps) * (scale or 0.0)
         return (
             {"reward_chosen": (reward, wanted), "reward_rejected": (reward, 1 - wanted)}
             if scale
             else {}
         )
+    assert isinstance(inputs, PairInputs)
     if method.output == "rewards":
-        chosen, rejected = inputs["chosen_rewards"], inputs["rejected_rewards"]
+        chosen, rejected = inputs.chosen_rewards, inputs.rejected_rewards
     else:
-        chosen, rejected = (
-            hyperparameters.get("beta", hyperparameters.get("tau", 1.0))
-            * (inputs[f"policy_{side}_logps"] - inputs[f"ref_{side}_logps"])
-            for side in ANSWERS["pairs"]
-        )
+        scale = hyperparameters.get("beta", hyperparameters.get("tau", 1.0))
+        chosen = scale * (inputs.policy_chosen_logps - inputs.ref_chosen_logps)
+        rejected = scale * (inputs.policy_rejected_logps - inputs.ref_rejected_logps)
     return {
         "reward_chosen": chosen,
         "reward_rejected": rejected,
@@ -1046,8 +979,8 @@ def method_losses(
 ) -> tuple[Tensor, dict]:
     "Loss of each row and the values that are watched."
     inputs = loss_inputs(method, batch, values, share)
-    losses = method.loss(**{name: inputs[name] for name in method.inputs()}, **hyperparameters)
-    inputs = {name: value.detach() for name, value in inputs.items()}
+    losses = method.loss(**inputs.asked(method.inputs()), **hyperparameters)
+    inputs = inputs.detach()
     own = method.watch(inputs, hyperparameters) if method.watch else {}
     return losses, {
         **watch_answers(method, inputs),

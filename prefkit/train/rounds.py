@@ -31,6 +31,7 @@ from prefkit.model.batches import (
 from prefkit.model.limits import check_lengths, filling_of
 from prefkit.model.sampling import check_readable
 from prefkit.train.devices import Share
+from prefkit.train.inputs import SampleInputs
 from prefkit.train.loop import (
     Learner,
     TrainingRun,
@@ -109,10 +110,8 @@ def round_inputs(
     batch: RoundBatch,
     logps: Tensor,  # (answers and demonstrations, longest) of the policy's tokens, with gradient
     values: Tensor | None = None,  # (answers, longest) of the value head
-) -> dict[str, Tensor | None]:  # every tensor that a loss may ask for
-    """Tensors by the names that losses give them; answers are (k * prompts,), pairs and
-    demonstrations (prompts,).
-    """
+) -> SampleInputs:
+    "What a loss may ask for of samples, pairs of them, or demonstrations beside them."
     answers, mask = len(batch.rewards), batch.mask
     token_logps, demonstrations = logps[:answers], logps[answers:]
 
@@ -120,7 +119,7 @@ def round_inputs(
         return torch.where(mask, tokens, 0).sum(-1)
 
     old_logps = sums(batch.old_token_logps)
-    inputs = {
+    known = {
         "token_logps": token_logps,
         "policy_logps": sums(token_logps),
         "mask": mask,
@@ -135,22 +134,22 @@ def round_inputs(
         **batch.made,
     }
     if "first_chosen" in batch.made:
-        inputs |= pair_inputs(inputs, batch.made["first_chosen"])
+        known |= pair_inputs(known, batch.made["first_chosen"])
     if len(demonstrations):
-        inputs["sampled_logps"] = inputs["policy_logps"].reshape(batch.samples, -1).T
-        inputs["sampled_lengths"] = batch.lengths.reshape(batch.samples, -1).T
-        inputs["policy_logps"] = demonstrations.sum(-1)
-        inputs["lengths"] = batch.batch.lengths[answers:]
-    return inputs
+        known["sampled_logps"] = known["policy_logps"].reshape(batch.samples, -1).T
+        known["sampled_lengths"] = batch.lengths.reshape(batch.samples, -1).T
+        known["policy_logps"] = demonstrations.sum(-1)
+        known["lengths"] = batch.batch.lengths[answers:]
+    return SampleInputs.of(known)
 
 
-def pair_inputs(inputs: dict, first_chosen: Tensor) -> dict[str, Tensor]:  # (prompts,) each
+def pair_inputs(known: dict, first_chosen: Tensor) -> dict[str, Tensor]:  # (prompts,) each
     """Chosen and rejected of two answers; the second one, which the reference wrote, is what XPO's
     bonus pushes away.
     """
-    found = {"explore_logps": inputs["policy_logps"].chunk(2)[1]}
+    found = {"explore_logps": known["policy_logps"].chunk(2)[1]}
     for who in ("policy", "ref"):
-        first, second = inputs[f"{who}_logps"].chunk(2)
+        first, second = known[f"{who}_logps"].chunk(2)
         found[f"{who}_chosen_logps"] = torch.where(first_chosen, first, second)
         found[f"{who}_rejected_logps"] = torch.where(first_chosen, second, first)
     return found
@@ -193,6 +192,7 @@ class Rounds:
     share: Share = Share()
 
     def __post_init__(self):
+        self.rows, self.validation = as_rows(self.rows), as_rows(self.validation)
         head = {"value_head": value_head(self.model)} if self.method.values else {}
         self.learner = Learner(self._read, self.model, **head)
         self.pad, self.steps = (
@@ -407,17 +407,16 @@ class Rounds:
     def losses(self, learner, batch: RoundBatch) -> tuple[Tensor, dict]:
         "Loss of each answer, or of each prompt where it is one of a pair or a demonstration."
         inputs = round_inputs(batch, *learner(batch))
-        asked = {name: inputs[name] for name in self.method.inputs()}
-        losses = self.method.loss(**asked, **self.of_loss)
+        losses = self.method.loss(**inputs.asked(self.method.inputs()), **self.of_loss)
         if not batch.counts:
             return losses * 0, {}
-        inputs = {name: x.detach() for name, x in inputs.items() if x is not None}
-        self.seen.append((inputs["token_logps"], losses.detach()))
+        inputs = inputs.detach()
+        self.seen.append((inputs.token_logps, losses.detach()))
         watch, hyperparameters = self.method.watch, {**self.hyperparameters, **self.adapted}
         watched = {"loss": losses.detach(), **(watch(inputs, hyperparameters) if watch else {})}
         sums = {name: (values.sum(), len(values)) for name, values in watched.items()}
         if batch.first and not self.dropout:
-            sums["logps_gap"] = largest_gap(inputs["token_logps"], batch), 1
+            sums["logps_gap"] = largest_gap(inputs.token_logps, batch), 1
         sums |= {
             name: (torch.tensor(x, dtype=torch.float64), 1)
             for name, x in self.round_metrics.items()

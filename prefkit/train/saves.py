@@ -42,6 +42,7 @@ from prefkit.core import (
 )
 from prefkit.data.rows import Row, as_rows
 from prefkit.model.batches import reference_logps
+from prefkit.model.kernels import attention_of
 from prefkit.model.loading import model_fingerprint
 from prefkit.train.devices import Share
 
@@ -353,7 +354,7 @@ def model_settings(model) -> dict:
     }
     return {
         **json.loads(json.dumps(config, default=str), parse_constant=str),  # Bamba has an infinity
-        "attention": getattr(model.config, "_attn_implementation", None),
+        "attention": attention_of(model),
         "device": model.device.type,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
