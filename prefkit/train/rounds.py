@@ -479,7 +479,8 @@ class Rounds:
     def _validation_round(self) -> Rollouts:
         "One answer to each validation prompt, with reference log-probs and rewards."
         s, mine = self.settings, self.share.mine(list(range(len(self.validation))))
-        rows = [self.validation[i] for i in mine]
+        validation = as_rows(self.validation)  # plain ones are taken as well
+        rows = [validation[i] for i in mine]
         samples = sample_answers(
             self.model,
             self.tokenizer,
