@@ -244,7 +244,7 @@ def test_the_end_of_an_answer_is_learned_though_it_is_the_padding_token(real):
     prompt, response = encode_response(tokenizer, QUESTION, answer)
     assert response[-1] == end and tokenizer.decode(response) == "Paris.<|im_end|>"
     assert tokenizer.decode(prompt).count("You are a helpful AI assistant named SmolLM") == 1
-    assert end in stop_tokens(tokenizer)
+    assert end in stop_tokens(tokenizer, model)
     rows = [{"prompt_ids": prompt, "response_ids": response}]
     for layout in ("apart", "shared", "packed"):
         assert collate(rows, ("response",), end, layout).targets.tolist() == response, layout

@@ -183,6 +183,19 @@ def test_generation_stops_where_the_generation_config_says_and_not_at_padding():
         assert (made["ended"], made["tokens"]) == (True, 4)
 
 
+def test_without_a_template_an_answer_ends_with_the_sequence():
+    tokenizer = imitation("llama3")
+    eos, model = tokenizer.eos_token_id, generation_config(tokenizer, "llama3")
+    tokenizer.chat_template = None
+    assert stop_tokens(tokenizer, model) == sorted({eos, *model.generation_config.eos_token_id})
+    model.generation_config.eos_token_id = None
+    assert stop_tokens(tokenizer, model) == [eos]
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="no answer would end") as caught:
+        stop_tokens(tokenizer, model)
+    assert (caught.value.field, caught.value.reason) == ("eos_token", "no end")
+
+
 # ---- others as oracles
 
 IN_TRL = {

@@ -16,6 +16,7 @@ __all__ = [
     "shipped_templates",
     "render",
     "Turn",
+    "named_ends",
     "turn_of",
     "end_of_turn_id",
     "Rendered",
@@ -225,6 +226,12 @@ class Turn:
 _TURNS = WeakKeyDictionary()  # tokenizer -> {template and end of sequence: Turn}
 
 
+def named_ends(model) -> list[int]:  # ids
+    "The tokens that a model's `generation_config` names as ends."
+    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+
+
 def turn_of(
     tokenizer,  # a transformers tokenizer with a chat template
     model=None,  # its `generation_config` may name more tokens to stop at
@@ -237,11 +244,8 @@ def turn_of(
     if key not in known:
         known[key] = _seen_turn(tokenizer)
     turn = known[key]
-    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if given is None:
-        return turn
-    more = given if isinstance(given, (list, tuple)) else [given]
-    return replace(turn, stops=tuple(sorted({*turn.stops, *more})))
+    more = named_ends(model)
+    return replace(turn, stops=tuple(sorted({*turn.stops, *more}))) if more else turn
 
 
 # words that stand nowhere else

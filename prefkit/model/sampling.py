@@ -44,7 +44,13 @@ import torch
 from transformers import Cache, GenerationConfig
 
 from ..core import ConfigError, DataError, Progress, check_number, derive_seed
-from ..data.chat import check_messages, render_prompt, special_texts, turn_of
+from prefkit.data.chat import (
+    check_messages,
+    named_ends,
+    render_prompt,
+    special_texts,
+    turn_of,
+)
 from .batches import evaluating, same_numbers
 from prefkit.model.limits import (
     check_ids,
@@ -449,13 +455,24 @@ def check_draws(k: int, temperatures: list[float], top_p: float, max_new_tokens:
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #c9dac0d1
 def stop_tokens(
-    tokenizer,  # of a chat model
+    tokenizer,  # of a chat model, or of one without a template that goes on with a text
     model,  # it, for its `generation_config`
 ) -> list[int]:  # ids
     """The tokens that end an answer: those with which the chat template ends a turn, end of
     sequence, and the ends that `generation_config` names; padding is none unless it is one of them.
+    Raises `ConfigError` where nothing does.
     """
-    return list(turn_of(tokenizer, model).stops)
+    if tokenizer.chat_template:
+        return list(turn_of(tokenizer, model).stops)
+    stops = sorted({*named_ends(model), tokenizer.eos_token_id} - {None})
+    if not stops:
+        raise ConfigError(
+            "the tokenizer has neither a chat template nor an end of sequence, and the model's "
+            "generation_config names none, so that no answer would end. Set tokenizer.eos_token.",
+            field="eos_token",
+            reason="no end",
+        )
+    return stops
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #a1d82ca3
