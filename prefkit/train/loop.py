@@ -76,7 +76,7 @@ from prefkit.train.saves import (
     save_folder,
     with_reference,
 )
-from prefkit.model.loading import check_loaded, model_fingerprint, read_weights
+from prefkit.model.loading import check_loaded, model_config, model_fingerprint, read_weights
 from prefkit.train.schedule import epoch_batches, learning_rate_factor
 from prefkit.train.settings import TrainSettings, run_line, total_steps
 
@@ -863,12 +863,10 @@ class TrainingRun:
 
 def stored_dtype(model) -> torch.dtype:
     "The precision of the files that a model was read from; of a model of no files, its own."
-    from transformers import AutoConfig
-
     name = model.config.name_or_path
     try:
-        stated = AutoConfig.from_pretrained(name).dtype if name else None
-    except (OSError, ValueError):
+        stated = model_config(name).dtype if name else None
+    except ConfigError:
         stated = None  # the name is of no files, or they are gone
     return stated or model.dtype
 
