@@ -18,7 +18,8 @@ from prefkit.model.batches import batch_logps, choose_layout, collate
 from prefkit.model.limits import dropout_of
 from prefkit.model.loading import load_model
 from prefkit.model.sampling import beam_ids, generate, reading_way, sample_ids
-from prefkit.runs.pipelines import check_prompts_fit
+from prefkit.data.records import Records, RowReport
+from prefkit.runs.pipelines import prompts_that_fit
 from prefkit.train.loop import train_model
 from prefkit.train.rollout import sample_answers
 from prefkit.train.rounds import train_online
@@ -253,13 +254,25 @@ def test_an_evaluation_names_the_prompt_before_any_model_answers(tmp_path):
             ("gpt2", "n_positions", 64),
         )
     }
-    prompts = {"p1": "Count!", "p2": "Where does the owl live? " * 9}
-    asked = [{"prompt_id": name, "prompt": text} for name, text in prompts.items()]
-    check_prompts_fit({"llama": folders["llama"]}, asked, [{"max_new_tokens": 8}])
-    with pytest.raises(DataError, match="models, gpt2: prompt p2: it has .* positions for 64"):
-        check_prompts_fit(folders, asked, [{"max_new_tokens": 8}, {"max_new_tokens": 2}])
-    with pytest.raises(DataError, match="prompt p1"):  # it fits, with no answer
-        check_prompts_fit(folders, asked[:1], [{"max_new_tokens": 60}])
+    texts = {"p0": "Where does the owl live? " * 9} | {f"p{n}": f"Count {n}!" for n in range(1, 21)}
+    rows = [{"prompt_id": name, "prompt": text} for name, text in texts.items()]
+    asked = Records(rows, RowReport("asked.jsonl", read=len(rows), kept=len(rows)))
+    short = [{"max_new_tokens": 8}, {"max_new_tokens": 2}]
+    alone = prompts_that_fit(asked, {"llama": folders["llama"]}, short)
+    assert len(alone) == 21 and not alone.report.dropped
+
+    fitting = prompts_that_fit(asked, folders, short)
+    assert [row["prompt_id"] for row in fitting] == [*texts][1:]
+    [(reason, entry)] = fitting.report.dropped.items()
+    assert reason == "beyond the positions" and not entry["asked"]
+    assert "prompt p0: models, gpt2: prompt p0: it has" in entry["examples"][0]
+    assert asked.report.kept == 21  # the account of what was read stays as it was
+
+    with pytest.raises(DataError, match="prompt p0: models, gpt2: .* Or let bad rows go"):
+        prompts_that_fit(asked, folders, short, on_bad_rows="error")
+    with pytest.raises(DataError, match="no row is left") as error:  # they fit, with no answer
+        prompts_that_fit(asked, folders, [{"max_new_tokens": 60}])
+    assert error.value.reason == "no row is left"
 
 
 def test_rows_beyond_learned_positions_are_refused_and_beyond_rotary_ones_noted(tmp_path):

@@ -155,6 +155,24 @@ class RowReport:
         if len(entry["examples"]) < 3:
             entry["examples"].append(f"{row}: {error}")
 
+    def bad(
+        self,
+        row: str,  # the row's name
+        error: DataError,  # what is wrong with it
+        on_bad_rows: str,  # drop or error
+    ):
+        """Count a bad row, or raise `DataError` at it; one that its data do not want learned is no
+        fault.
+        """
+        unwanted = error.reason == NOT_LEARNED
+        if on_bad_rows == "error" and not unwanted:
+            raise DataError(
+                f"{row}: {error} Or let bad rows go with on_bad_rows=drop.",
+                field=error.field,
+                reason=error.reason,
+            ) from error
+        self.drop(row, error, asked=unwanted)
+
     def to_dict(self) -> dict:
         return {**asdict(self), "dropped_rows": self.dropped_rows, "text": str(self)}
 
@@ -954,18 +972,6 @@ def _check_wanted(kind, limit, skip, from_pairs):
         )
 
 
-def _bad(report, row, error, on_bad_rows):
-    "Count a bad row, or stop at it; one that its data do not want learned is no fault."
-    unwanted = error.reason == NOT_LEARNED
-    if on_bad_rows == "error" and not unwanted:
-        raise DataError(
-            f"{row}: {error} Or let bad rows go with on_bad_rows=drop.",
-            field=error.field,
-            reason=error.reason,
-        ) from error
-    report.drop(row, error, asked=unwanted)
-
-
 # %% ../../nbs/lib/data/02_records.ipynb #41d7b502
 def load_records(
     # a name of DATASETS, owner/name on the Hub, a datasets folder, or a .jsonl, .json, .parquet,
@@ -1105,7 +1111,7 @@ def _normalise_all(rows, label, kind, on_bad_rows, zero_shot, mapping):
         try:
             row, columns, changes = _read_line(line, kind, zero_shot, mapping, place)
         except DataError as error:
-            _bad(report, place, error, on_bad_rows)
+            report.bad(place, error, on_bad_rows)
             continue
         kept.append({**row, "row": place})
         changed.update(set(changes))
@@ -1251,7 +1257,7 @@ class _Encoder:
             try:
                 found = _texts(row, self.tokenizer, self.kind, self.special_tokens)
             except DataError as error:
-                _bad(self.report, place, error, self.on_bad_rows)
+                self.report.bad(place, error, self.on_bad_rows)
                 continue
             ready.append((place, row, *found[1:]))
             flat = [text for pieces in found[1] for piece in pieces for text in piece]
@@ -1268,7 +1274,7 @@ class _Encoder:
             try:
                 encoded.append(self.shorten(row, prompt, encoded_answers))
             except DataError as error:
-                _bad(self.report, place, error, self.on_bad_rows)
+                self.report.bad(place, error, self.on_bad_rows)
                 continue
             for change in changes:
                 self.report.changed[change] = self.report.changed.get(change, 0) + 1

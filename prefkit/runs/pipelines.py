@@ -4,6 +4,7 @@ evaluation asks.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from prefkit.data.records import (
     DATASETS,
     Records,
     RowReport,
+    check_kept,
     encode_records,
     kind_to_read,
     load_records,
@@ -475,14 +477,16 @@ def evaluation_prompts(
     prompts_seed: int = 0,  # which draw of the tiny world's
     columns: dict | None = None,  # as `load_records` takes them
     dataset_revision: str = "",  # as `load_records` takes it
+    on_bad_rows: str = "drop",  # as `load_records` takes it
     # prompt_id and prompt; of the tiny world also kind and held_out; of others the row's own
-    # columns under record
-) -> list[dict]:
+    # columns under record; and the account
+) -> Records:
     "The prompts that every model answers; raises `DataError` where there are fewer."
     if dataset == "tiny-world":
         if prompts is None:
             prompts = 1000 if split == "train" else min(1000, len(prompts_of(split)))
-        return tiny_records("prompts", split, prompts, prompts_seed)
+        made = tiny_records("prompts", split, prompts, prompts_seed)
+        return Records(made, RowReport(f"{dataset} ({split})", read=len(made), kept=len(made)))
     rows = load_records(
         dataset,
         kind="prompts",
@@ -490,6 +494,7 @@ def evaluation_prompts(
         limit=prompts,
         columns=columns,
         dataset_revision=dataset_revision,
+        on_bad_rows=on_bad_rows,
     )
     _check_no_tools(rows)
     if prompts is not None and len(rows) < prompts:
@@ -499,7 +504,7 @@ def evaluation_prompts(
             field="prompts",
             reason="out of range",
         )
-    return [
+    asked = [
         {
             "prompt_id": str(row.get("record", {}).get("prompt_id", number)),
             "prompt": row["prompt"],
@@ -507,36 +512,67 @@ def evaluation_prompts(
         }
         for number, row in enumerate(rows)
     ]
+    return Records(asked, rows.report)
 
 
-def check_prompts_fit(
+def prompts_that_fit(
+    asked: Records,  # as `evaluation_prompts` gives them
     models: dict,  # name -> checkpoint, or a server's settings: it knows its own limits
-    asked: list[dict],  # as `evaluation_prompts` gives them
     ways: list[dict],  # settings of sampling
     chat_template: str = "",  # of all models, in place of their own
-):
-    """Raise `DataError` for prompts that a model has no positions or no tokens for, before any of
-    the models answers.
+    on_bad_rows: str = "drop",  # or error
+) -> Records:
+    """The prompts that every model can be asked, before any of them answers: one that a model has
+    no positions or no tokens for, or whose template loses a part of it, is a bad row. Raises
+    `DataError` as `load_records` does.
     """
     from prefkit.judging.asking import prompt_records
-    from prefkit.model.limits import check_ids, check_prompt_lengths
-    from prefkit.model.sampling import encode_prompts
 
-    records, chats = prompt_records(asked)
+    records, chats = prompt_records(asked.rows)
     most = max(way["max_new_tokens"] for way in ways)
-    for model, source in models.items():
-        if isinstance(source, dict):
-            continue
-        config, tokenizer = model_config(source), load_tokenizer(source)
-        use_template(tokenizer, chat_template)
-        ids = encode_prompts(tokenizer, chats)
-        prompts = {record["prompt_id"]: each for record, each in zip(records, ids)}
-        named = [(f"prompt {name}", each) for name, each in prompts.items()]
+    readers = {
+        model: _Reader.of(source, chat_template)
+        for model, source in models.items()
+        if not isinstance(source, dict)
+    }
+    report, kept = copy.deepcopy(asked.report), []
+    for row, record, chat in zip(asked.rows, records, chats):
         try:
-            check_ids(named, config.get_text_config().vocab_size, tokenizer)
-            check_prompt_lengths(config, prompts, most)
+            for model, reader in readers.items():
+                reader.check(f"models, {model}", record["prompt_id"], chat, most)
         except DataError as error:
-            raise error.at(f"models, {model}") from error
+            report.bad(f"prompt {record['prompt_id']}", error, on_bad_rows)
+            continue
+        kept.append(row)
+    report.kept = len(kept)
+    return Records(kept, check_kept(report))
+
+
+@dataclass
+class _Reader:
+    "What a model can be asked, by its config and its tokenizer."
+
+    config: Any
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, source: str, chat_template: str):
+        tokenizer = load_tokenizer(source)
+        use_template(tokenizer, chat_template)
+        return cls(model_config(source), tokenizer)
+
+    def check(self, where: str, name: str, chat: list[dict], max_new_tokens: int):
+        "Raise `DataError` for a prompt that cannot be asked."
+        from prefkit.model.limits import check_ids, check_prompt_lengths
+        from prefkit.model.sampling import encode_prompts
+
+        try:
+            [ids] = encode_prompts(self.tokenizer, [chat])
+            rows = self.config.get_text_config().vocab_size
+            check_ids([(f"prompt {name}", ids)], rows, self.tokenizer)
+            check_prompt_lengths(self.config, {name: ids}, max_new_tokens)
+        except DataError as error:
+            raise error.at(where) from error
 
 
 def _check_no_tools(rows):
@@ -564,13 +600,18 @@ def check_evaluation(
     chat_template: str = "",  # of all models, in place of their own
     columns: dict | None = None,  # as `load_records` takes them
     dataset_revision: str = "",  # as `load_records` takes it
+    on_bad_rows: str = "drop",  # as `load_records` takes it
     **ways,  # of `decoding_ways`
 ) -> list[dict]:  # what `decoding_ways` returns
     """Raise `ConfigError` or `DataError` for what an evaluation could not do; nothing is loaded or
     asked.
     """
     check_models(models, references, chat_template)
-    reading: dict[str, Any] = {"columns": columns or {}, "dataset_revision": dataset_revision}
+    reading: dict[str, Any] = {
+        "columns": columns or {},
+        "dataset_revision": dataset_revision,
+        "on_bad_rows": on_bad_rows,
+    }
     if dataset == "tiny-world":
         check_dataset(dataset, kind="prompts", **reading)
         check_sampling(
