@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from prefkit.core import ConfigError, DataError, project_root, write_text
 from prefkit.data.records import encode_records, load_records, normalise
 from prefkit.judging.rewards import register_reward
-from prefkit.model.loading import check_model, load_tokenizer, pinned
+from prefkit.model.loading import hub_commit, check_model, load_tokenizer, pinned
 from prefkit.runs.pipelines import (
     check_dataset,
     check_part,
@@ -465,6 +465,7 @@ CALL = {"type": "function", "function": {"name": "w", "arguments": {"c": "x"}}}
 ASKED = [user("weather?"), {"role": "assistant", "content": "", "tool_calls": [CALL]}]
 SUNNY = [*ASKED, {"role": "tool", "content": "sun"}, assistant("It is sunny.")]
 THOUGHT = [user("Hi"), {**assistant("Ho"), "reasoning_content": "be brief"}]
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 TOOL = {"type": "function", "function": {"name": "w", "parameters": {"type": "object"}}}
 BEFORE = 'user\nweather?|\nassistant\n<tool_call>w {"c": "x"}|\ntool\nsun|\n'
 
@@ -883,6 +884,26 @@ def test_a_revision_is_asked_of_the_hub_and_stands_in_the_account(monkeypatch):
     assert asked == [("someone/pairs", "train", "v1.0"), ("Anthropic/hh-rlhf", "test", "abc")]
 
 
+@pytest.mark.parametrize(
+    "revision, source",
+    [
+        ("", f"someone/pairs@{COMMIT}"),
+        ("v1.0", f"someone/pairs@v1.0, commit {COMMIT}"),
+        (COMMIT, f"someone/pairs@{COMMIT}"),
+    ],
+)
+def test_the_commit_that_was_read_stands_in_the_account(monkeypatch, revision, source):
+    def load_dataset(path, name=None, *, split, revision=None):
+        data = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+        file = f"hf://datasets/{path}@{COMMIT}/data/train.parquet"
+        data.info.download_checksums = {file: {"num_bytes": 9, "checksum": None}}
+        return data
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = load_records("someone/pairs", kind="pairs", dataset_revision=revision)
+    assert found.report.source == source
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "tiny-world"])
 def test_a_revision_of_what_is_not_on_the_hub_is_an_error(tmp_path, name):
     jsonl(tmp_path, [{"prompt": "a", "chosen": "b", "rejected": "c"}])
@@ -909,6 +930,16 @@ def test_an_evaluation_maps_columns_and_refuses_tools(tmp_path):
     assert (caught.value.field, caught.value.reason) == ("tools", "tools in an evaluation")
     with pytest.raises(ConfigError, match="^dataset: columns: tiny-world .* no column 'question'"):
         check_dataset("tiny-world", kind="prompts", columns=mapping)
+
+
+def test_the_commit_of_a_model_is_that_of_the_folder_it_lies_in(monkeypatch, tmp_path):
+    folder = tmp_path / "models--someone--model"
+    for file in ("refs/main", f"snapshots/{COMMIT}/config.json"):
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).write_text(COMMIT if file == "refs/main" else "{}")
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert hub_commit("someone/model") == hub_commit("someone/model@main") == COMMIT
+    assert hub_commit("someone/other") == hub_commit("data/tiny/base") == ""
 
 
 def test_a_model_of_the_hub_is_read_at_its_revision(monkeypatch):

@@ -476,11 +476,11 @@ def test_killed_half_way_it_goes_on_and_makes_nothing_twice(model, tmp_path, mon
     )
     original = prefkit.judging.asking.decode_answer
 
-    def dies(tokenizer, ids, ended):
+    def dies(*args):
         if len(made) == 5:
             raise KeyboardInterrupt
-        made.append(ids)
-        return original(tokenizer, ids, ended)
+        made.append(args)
+        return original(*args)
 
     monkeypatch.setattr(prefkit.judging.asking, "decode_answer", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -24,6 +24,7 @@ from prefkit.judging.rewards import FunctionReward, reward_source
 from prefkit.judging.served import Reply, Served, ask_all
 from prefkit.judging.votes import write_ballot
 from prefkit.model.loading import load_model
+from prefkit.model.sampling import decode_answer
 from prefkit.runs.runner import open_run, run
 from prefkit.train.rollout import sample_answers
 
@@ -395,6 +396,11 @@ def test_tokens_are_those_of_answers():
     made = answer_apart(tokenizer, [], ids, True)
     answer = len(tokenizer("red", add_special_tokens=False)["input_ids"]) + 1
     assert (made["tokens"], made["reasoning_tokens"]) == (answer, len(ids) - answer)
+    whole = decode_answer(tokenizer, ids, True)["text"]  # what `generate` gives keeps the marks
+    assert split_thought(whole) == Said("red", "red or grey")
+    asked = tokenizer("red[THINK]")["input_ids"]  # a template that begins the thought
+    begun = tokenizer("red or[/THINK]grey")["input_ids"] + [end]
+    assert split_thought(decode_answer(tokenizer, begun, True, asked)["text"]).answer == "grey"
     plain = answer_apart(tokenizer, [], ids[-answer:], True)
     assert plain == {"text": "red", "tokens": answer, "ended": True}
 

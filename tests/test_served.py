@@ -430,16 +430,19 @@ def test_another_request_under_the_same_id_is_asked(faulty, tmp_path):
     assert faulty.asked["a"] == 4, "another model is another request"
 
 
-def test_a_torn_line_is_dropped_and_a_broken_one_named(faulty, tmp_path):
+def test_a_torn_line_is_dropped_and_said_and_a_broken_one_named(faulty, tmp_path, capsys):
     store, requests = tmp_path / "s.jsonl", asking("a", "b", "c")
     ask(faulty.client(concurrency=1), requests, store)
     whole = store.read_bytes()
-    for cut in (len(whole) - 1, len(whole) - 20):  # the line without its end; the line torn
+    # the line without its end; the line torn
+    for cut, said in ((len(whole) - 1, 0), (len(whole) - 20, 1)):
         store.write_bytes(whole[:cut])
+        capsys.readouterr()
         assert (
             list(ask(faulty.client(), requests, store)[0]) == ["a", "b", "c"]
             and len(read_jsonl(store)) == 3
         )
+        assert capsys.readouterr().out.count("s.jsonl: its last line was torn off") == said
     assert faulty.asked == {"a": 1, "b": 1, "c": 2}
     store.write_bytes(whole.replace(b'{"id": "b"', b'"id": "b"'))
     with pytest.raises(DataError, match="line 2"):

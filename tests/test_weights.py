@@ -17,10 +17,12 @@ from prefkit.judging.reward_model import filling_token, scalar_head, sequence_re
 from prefkit.judging.rewards import reward_source
 from prefkit.model.limits import filling_id, filling_of, vocabulary_of
 from prefkit.model.loading import (
+    describe_model,
     load_language_model,
     load_model,
     load_reward_model,
     model_fingerprint,
+    said_of_weights,
 )
 from prefkit.model.sampling import generate, sample_ids
 from prefkit.train.loop import train_model
@@ -282,6 +284,17 @@ def test_whole_models_are_loaded_as_they_are_tied_or_in_shards_or_as_pickles(who
     half = saved(tmp_path / "half", build("llama").bfloat16())
     loaded = load_model(half)[0]
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
+
+
+def test_weights_that_float32_cannot_hold_are_said_to_be_rounded(tmp_path, capsys):
+    folder = str(saved(tmp_path / "double", build("llama").double()))
+    model = load_language_model(folder)
+    said = "weights were rounded from float64 to float32"
+    assert model.dtype == torch.float32 and capsys.readouterr().out == f"{folder}: its {said}\n"
+    assert said_of_weights(folder) == describe_model(model, folder)["weights"] == said
+    half = str(saved(tmp_path / "half", build("llama").half()))  # float32 holds them exactly
+    assert load_language_model(half).dtype == torch.float32
+    assert capsys.readouterr().out == said_of_weights(half) == ""
 
 
 def test_a_head_that_is_tied_by_the_config_and_another_in_the_file_is_said(whole, tmp_path, capsys):

@@ -901,12 +901,12 @@ def _read_registered(name, kind, split, seed, start, stop, revision):
         raise no_split(name, split, source.splits)
     if source.hub:
         hub_split, first, last = parse_split(source.splits[split])
-        at = f"@{revision}" if revision else ""
-        rows = islice(read_hub(source.hub, hub_split, source.config, revision), first, last)
+        label, lines = read_hub(source.hub, hub_split, source.config, revision)
+        rows = islice(lines, first, last)
         if not source.parted:
-            return f"{source.hub}{at} ({source.splits[split]})", rows
+            return f"{label} ({source.splits[split]})", rows
         part = (line for line in rows if part_of(line.record) == split)
-        return f"{source.hub}{at} ({hub_split}, its {split} part)", part
+        return f"{label} ({hub_split}, its {split} part)", part
     check_revision(name, revision)
     if start:
         raise ConfigError(

@@ -288,8 +288,9 @@ def read_hub(
     split: str,  # a split's name on the Hub
     config: str | None = None,  # the Hub's name for a part of the data set
     revision: str = "",  # a branch, tag or commit; "": the newest
-) -> Iterator[Line]:
-    """Lines of a data set on the Hub, which is downloaded once and then read from the cache; raises
+    # owner/name@revision, with the commit that was read where it is known; and lines
+) -> tuple[str, Iterator[Line]]:
+    """A data set on the Hub, which is downloaded once and then read from the cache; raises
     `DataError`.
     """
     import datasets
@@ -306,7 +307,16 @@ def read_hub(
             field="name",
             reason="cannot be loaded",
         ) from error
-    return numbered(_as_stored(data))
+    commit = _commit_of(data)
+    named = [revision] if revision else []
+    named += [commit] if commit and commit != revision else []
+    return "@".join([hub, ", commit ".join(named)] if named else [hub]), numbered(_as_stored(data))
+
+
+def _commit_of(data) -> str:  # "" where it is not known
+    "The commit that a data set was downloaded at: it stands in the addresses of its files."
+    found = re.search(r"@([0-9a-f]{40})/", " ".join(data.info.download_checksums or {}))
+    return found[1] if found else ""
 
 
 def is_hub_name(
@@ -337,8 +347,7 @@ def read_source(
             reason="empty",
         )
     if is_hub_name(name):
-        at = f"@{revision}" if revision else ""
-        return f"{name}{at}", read_hub(str(name), split, revision=revision)
+        return read_hub(str(name), split, revision=revision)
     check_revision(name, revision)
     path, label = input_path(name), Path(name).name
     if path.is_dir():

@@ -37,7 +37,7 @@ from prefkit.core import (
     write_json,
     write_jsonl,
 )
-from ..data.thoughts import closes_first, split_thought, whole_text
+from ..data.thoughts import closes_first, split_thought
 from .records import without_thought, without_thoughts
 from .served import JsonLinesFile, Served, ask_all
 from ..model.limits import embedding_rows, filling_of, vocabulary_of
@@ -239,8 +239,8 @@ def answer_apart(
     ended: bool,  # False: cut off
 ) -> dict:  # text, tokens, ended; where there is a thought: reasoning, reasoning_tokens
     "An answer as a record, the thought before it apart, one that the template has begun as well."
-    made = decode_answer(tokenizer, ids, ended)
-    said = split_thought(whole_text(tokenizer, prompt_ids, ids[: len(ids) - ended]))
+    made = decode_answer(tokenizer, ids, ended, prompt_ids)
+    said = split_thought(made["text"])
     if said.reasoning is None:
         return made
     answer = len(tokenizer(said.answer, add_special_tokens=False)["input_ids"])

@@ -17,6 +17,7 @@ from prefkit.core import (
     DataError,
     PrefkitError,
     Progress,
+    announce,
     check_number,
     fingerprint,
     iter_jsonl,
@@ -223,7 +224,7 @@ class JsonLinesFile:
 
     def _mend(self):
         """A last line without its end was torn when the process died: kept where it is whole, else
-        dropped.
+        dropped, which is said.
         """
         self.file.seek(0)
         whole, found, last = self.file.read().rpartition(b"\n")
@@ -237,6 +238,10 @@ class JsonLinesFile:
             self.file.write(b"\n")
         else:
             self.file.truncate(len(whole) + len(found))
+            announce(
+                f"{self.path}: its last line was torn off when a run was killed. It is dropped; "
+                "what it stood for is made again."
+            )
         self.file.flush()
 
     def append(self, *records: dict):

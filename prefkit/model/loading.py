@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
-from prefkit.core import ConfigError, check_number, input_path
+from prefkit.core import ConfigError, announce, check_number, input_path
 from prefkit.data.chat import check_template, render
 from prefkit.data.sources import is_hub_name
 from prefkit.model.gguf import check_gguf, is_gguf, rounded_weights
@@ -212,7 +212,17 @@ def read_weights(
         options |= {"quantization_config": GgufConfig(dequantize=True)}
     with _loading(name):
         model, info = kind.from_pretrained(output_loading_info=True, **options)
+    if told := _narrowed(name):
+        announce(f"{name}: its {told}")
     return model, {key: set(found) for key, found in info.items() if key != "error_msgs"}
+
+
+def _narrowed(name: str) -> str:  # "" where float32 holds what is stored
+    "What is lost where a model is read in float32, as it always is."
+    import torch
+
+    stored = model_config(name).dtype
+    return "weights were rounded from float64 to float32" if stored == torch.float64 else ""
 
 
 # what stands in the names of weights that were saved from a wrapped model, and the way out
@@ -434,26 +444,52 @@ def describe_model(
     name: str,  # as it was asked for
     tokenizer=None,  # its own, with a chat template
 ) -> dict:  # for run.json
-    """Name, type and size of a model, what had been done to its weights where that is known, and
-    what its template puts around a question (`prompt`), a system prompt of its own among it.
+    """Name, type and size of a model, its commit on the Hub, what had been done to its weights
+    where that is known, and what its template puts around a question (`prompt`), a system prompt of
+    its own among it.
     """
-    told = said_of_weights(name)
+    told, commit = said_of_weights(name), hub_commit(name)
     asked = [{"role": "user", "content": "..."}]
     frame = tokenizer and render(tokenizer, asked, generation_prompt=True)
     return {
         "start": name,
         "type": model.config.model_type,
         "parameters": sum(weight.numel() for weight in model.parameters()),
+        **({"commit": commit} if commit else {}),
         **({"weights": told} if told else {}),
         **({"prompt": frame} if frame else {}),
     }
 
 
+def hub_commit(
+    name: str,  # of a model that has been loaded
+) -> str:  # 40 hexadecimal digits; "" for one that is not from the Hub
+    "The commit at which a model on the Hub was read: its files lie in a folder of that name."
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
+
+    repository, revision = _on_the_hub(name)
+    if not is_hub_name(repository):
+        return ""
+    for config in ("config.json", "adapter_config.json"):
+        found = cached_file(
+            repository,
+            config,
+            revision=revision,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        if found:
+            return extract_commit_hash(found, None) or ""
+    return ""
+
+
 def said_of_weights(
     name: str,  # of a model, as it was asked for
 ) -> str:  # such as "weights were rounded to four bits (Q4_1)"; "" where nothing is known
-    """What was lost before the kit saw a model: told by a GGUF file, by the provenance in a
-    model's folder, and by the run that a checkpoint comes from about the model that it began with.
+    """What was lost before the kit saw a model, or as it read it: told by a GGUF file, by the
+    provenance in a model's folder, by the run that a checkpoint comes from about the model that it
+    began with, and by the type of its numbers.
     """
     place = input_path(name)
     if is_gguf(name) and place.is_file():
@@ -464,7 +500,7 @@ def said_of_weights(
     if run.is_file():
         about = json.loads(run.read_text(encoding="utf-8")).get("model") or {}
         return about.get("weights", "") if isinstance(about, dict) else ""
-    return ""
+    return _narrowed(name) if (place / "config.json").is_file() else ""
 
 
 def said_of_models(

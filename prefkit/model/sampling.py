@@ -51,6 +51,7 @@ from prefkit.data.chat import (
     special_texts,
     turn_of,
 )
+from ..data.thoughts import whole_text
 from .batches import evaluating, same_numbers
 from prefkit.model.limits import (
     check_ids,
@@ -497,10 +498,11 @@ def decode_answer(
     tokenizer,  # of the model
     ids: list[int],  # of the answer, end token included
     ended: bool,  # False: cut off
-) -> dict:  # text, tokens (number, end token included), ended
+    prompt_ids: list[int] | None = None,  # what it was asked: it may have begun a thought
+) -> dict:  # text (`split_thought` finds the thought in it), tokens (end token included), ended
     "An answer as a record."
     return {
-        "text": tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=True).strip(),
+        "text": whole_text(tokenizer, prompt_ids or [], ids[: len(ids) - ended]),
         "tokens": len(ids),
         "ended": ended,
     }
@@ -528,7 +530,7 @@ def generate(
         vocabulary=vocabulary_of(tokenizer, rows),
         **options,
     )
-    return [decode_answer(tokenizer, *one) for one in made]
+    return [decode_answer(tokenizer, *one, asked) for one, asked in zip(made, prompt_ids)]
 
 
 # %% ../../nbs/lib/model/13_sampling.ipynb #3e665eb4
