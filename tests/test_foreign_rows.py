@@ -210,6 +210,32 @@ USED = {
         },
         ("user\na|\n", "[b|]\nuser\nc|\nassistant\nd|\nuser\ne|\nassistant\n[f|]"),
     ),
+    "OpenAI's and Gemini's names of roles": (
+        "sft",
+        {
+            "messages": [
+                {"role": "developer", "content": "Be brief."},
+                user("sun?"),
+                {"role": "function", "name": "w", "content": "yes"},
+                {"role": "model", "content": "Yes."},
+            ]
+        },
+        ("system\nBe brief.|\nuser\nsun?|\ntool\nyes|\n", "[Yes.|]"),
+    ),
+    "Axolotl's mark on a turn on the way": (
+        "sft",
+        {
+            "messages": [
+                user("a"),
+                {**assistant("b"), "train_on_turn": True},
+                user("c"),
+                {**assistant("d"), "train_on_turn": False},
+                user("e"),
+                {**assistant("f"), "train_on_turn": True},
+            ]
+        },
+        ("user\na|\n", "[b|]\nuser\nc|\nassistant\nd|\nuser\ne|\nassistant\n[f|]"),
+    ),
     "the last turn masked": (
         "sft",
         {
@@ -377,6 +403,36 @@ REFUSED = {  # kind, row, column or key, reason
         {"conversations": [SAID, {"from": "gpt", "value": "bad", "train": False}]},
         "conversations",
         "marked as not to be learned",
+    ),
+    "Axolotl's mark on a turn": (
+        "sft",
+        {"messages": [user("Hi"), {**assistant("bad"), "train_on_turn": False}]},
+        "messages",
+        "marked as not to be learned",
+    ),
+    "a mark on a row, as a table of text has it": (
+        "sft",
+        {"prompt": "Hi", "completion": "bad", "train": "False"},
+        "weight",
+        "marked as not to be learned",
+    ),
+    "a mark on a row as a number": (
+        "binary",
+        {"prompt": "Hi", "completion": "bad", "label": False, "masked": 1},
+        "weight",
+        "marked as not to be learned",
+    ),
+    "marks within a turn": (
+        "sft",
+        {"messages": [user("Hi"), {**assistant("bad"), "train_detail": [{"train": False}]}]},
+        "messages",
+        "a mark of what is learned that is not known",
+    ),
+    "a weight of a loss": (
+        "sft",
+        {"messages": [user("Hi"), {**assistant("Ho"), "loss_weight": 0.5}]},
+        "messages",
+        "a mark of what is learned that is not known",
     ),
     "a row of weight 0": (
         "pairs",
@@ -627,6 +683,22 @@ def test_keys_of_messages_that_mean_nothing_here_are_named(tmp_path):
         "key timestamp of a message ignored": 2,
         "key id of a message ignored": 2,
     }
+
+
+def test_other_names_of_roles_are_told(tmp_path):
+    turns = [{"role": "developer", "content": "S"}, user("Hi"), {"role": "model", "content": "Ho"}]
+    report = load_records(jsonl(tmp_path, [{"messages": turns}] * 2), kind="sft").report
+    assert report.changed == {
+        "role developer read as system": 2,
+        "role model read as assistant": 2,
+    }
+
+
+@pytest.mark.parametrize("value", [0.0, 1, 2.3, "low"])
+def test_a_loss_that_was_measured_is_no_mark(tmp_path, value):
+    row = {"prompt": "Hi", "completion": "Ho", "loss": value}
+    report = load_records(jsonl(tmp_path, [row] * 2), kind="sft").report
+    assert report.kept == 2 and report.columns["loss"] == {"carried along": 2}
 
 
 def test_a_column_that_stands_twice_is_refused_where_it_is_used(tmp_path):

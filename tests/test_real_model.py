@@ -226,7 +226,8 @@ def test_what_was_not_run_is_named_by_its_command_and_not_drawn(tmp_path):
     draw_report("real_model", **none, output_dir=str(tmp_path / "out"))
     check_page(tmp_path / "out", [])
     words = words_of(tmp_path / "out")
-    assert words.count("prefkit seeds data/configs/real/smollm2_pairs.yaml --seeds 0,1,2") == 2
+    assert words.count("prefkit seeds data/configs/real/smollm2_pairs.yaml --seeds 0,1,2") == 1
+    assert sections_of(tmp_path / "out") == ["The model", "What has not been run yet"]
     assert "four bits" in words and "Nothing of it has been run yet." in words
     one = results("smollm2_countdown", {0: of_countdown()})
     some = {**none, "countdown": str(write_json(tmp_path / "countdown.json", one))}

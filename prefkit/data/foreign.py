@@ -18,10 +18,21 @@ from prefkit.core import ConfigError, DataError, nearest
 from prefkit.data.chat import ROLES, bad_row
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
+# what others call the same: OpenAI now and formerly, Gemini, Llama 3, Hermes
+OTHER_ROLES = {
+    "developer": "system",
+    "model": "assistant",
+    **dict.fromkeys(("function", "ipython", "function_response", "tool_response"), "tool"),
+}
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 # says of a turn, or of a row, whether it is learned -> what it is where it is learned
-FLAGS = {"weight": 1, "train": 1, "trainable": 1, "loss": 1, "masked": 0, "mask": 0}
+FLAGS = {
+    **dict.fromkeys(("weight", "train", "training", "trainable", "train_on_turn", "loss"), 1),
+    **dict.fromkeys(("mask", "masked"), 0),
+}
+# what may say the same in a message, in words that are not known here
+MARK = re.compile(r"(^|_)(train\w*|loss\w*|mask\w*|weights?|learn\w*)(_|$)", re.I)
 CALL = "function_call"  # ShareGPT's role of a turn that calls a tool, and OpenAI's former key
 NOT_LEARNED = "marked as not to be learned"
 DEEPEST = 64  # a value that is nested deeper is not carried along
@@ -162,16 +173,22 @@ def _media(name, where):
 def refuse_unlearned(columns: Columns):
     """Raise `DataError` for a row that is marked as not to be learned, or to be learned by a share.
 
-    A column `weight` is such a mark; the other flags are where they are true or false.
+    A column `weight` is such a mark; the other flags are where they say yes or no.
     """
-    values = columns.values
     flags = {
         name: columns.use(name, "mark of what is learned")
         for name in FLAGS
-        if isinstance(values.get(name), bool) or (name == "weight" and name in values)
+        if name in columns and (name == "weight" or _says_yes_or_no(name, columns.values[name]))
     }
     if is_learned(flags, "the row") is False:
         raise not_learned("the row is")
+
+
+def _says_yes_or_no(name: str, value) -> bool:
+    "Whether a column's value is a truth value, in a table of text too; a loss may be 0 or 1."
+    if isinstance(value, str):
+        return value.lower() in ("true", "false")
+    return isinstance(value, bool) or (name != "loss" and type(value) is int and value in (0, 1))
 
 
 def not_learned(who: str) -> DataError:
@@ -308,7 +325,7 @@ def messages_in_text(
     turns = found if isinstance(found, list) else [found]
     keys = ({"role", "content"}, {"from", "value"}, {"role", "tool_calls"})
     alike = all(isinstance(turn, dict) and any(key <= set(turn) for key in keys) for turn in turns)
-    known = {*ROLES, *SHAREGPT_ROLES, CALL}
+    known = {*ROLES, *SHAREGPT_ROLES, *OTHER_ROLES, CALL}
     if isinstance(found, dict) and alike and found.get("role", found.get("from")) not in known:
         return None  # an answer that is an object of JSON
     return found if alike else None
@@ -323,10 +340,13 @@ def read_turn(
         return turn
     kept = {name: value for name, value in turn.items() if value is not None}
     if {"from", "value"} <= set(turn):
-        role = turn["from"]
-        kept["role"] = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
-        kept["content"] = turn["value"]
+        kept["role"], kept["content"] = turn["from"], turn["value"]
         del kept["from"], kept["value"]
+        if isinstance(kept["role"], str):
+            kept["role"] = SHAREGPT_ROLES.get(kept["role"], kept["role"])
+    if isinstance(role := kept.get("role"), str) and role in OTHER_ROLES:
+        kept["role"] = OTHER_ROLES[role]
+        changes.append(f"role {role} read as {kept['role']}")
     if kept.get("role") == CALL:
         kept |= {"role": "assistant", "content": "", "tool_calls": kept["content"]}
     if CALL in kept:
@@ -358,7 +378,17 @@ def _other_keys(message, kept, changes):
         found["weight"] = int(learned)
     elif learned:
         changes.append(f"mark that a turn of the {message['role']} is learned ignored")
-    changes += [f"key {name} of a message ignored" for name in kept if not is_empty(kept[name])]
+    unread = [name for name in kept if not is_empty(kept[name])]
+    for name in unread:
+        if MARK.search(str(name)):
+            raise bad_row(
+                "a mark of what is learned that is not known",
+                f"a message of the {message['role']} has {name} {str(kept[name])[:60]}, which may "
+                "say what of it is learned",
+                f"Say it with one of {', '.join(FLAGS)}, or take the key out.",
+                name,
+            )
+    changes += [f"key {name} of a message ignored" for name in unread]
     return found
 
 
