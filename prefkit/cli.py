@@ -155,6 +155,9 @@ def seeds(
     lines: Annotated[
         bool, typer.Option("--lines", help="Keep the course of training too, for pictures of it.")
     ] = False,
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep the seeds that FILE holds, and do not run them.")
+    ] = False,
 ):
     """Run an experiment for several seeds and gather what its evaluations found."""
     from prefkit.runs.seeds import run_seeds
@@ -164,7 +167,7 @@ def seeds(
             f"{seeds!r}: numbers with commas between, such as 0,1,2.", param_hint="--seeds"
         )
     numbers = [int(word) for word in seeds.split(",")]
-    options = (tuple(settings), output_root, "auto", jobs, lines)
+    options = (tuple(settings), output_root, "auto", jobs, lines, add)
     print(f"the results: {_carry_out(run_seeds, config, numbers, output, *options)}")
 
 

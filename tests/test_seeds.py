@@ -119,6 +119,52 @@ def test_jobs_fill_across_seeds_and_another_seed_runs_alone(tmp_path, capsys, mo
     ]
 
 
+def toy(tmp_path, text="0.5"):
+    "A config whose one stage says at once what its rate is."
+    write_pipeline(
+        tmp_path / "say.ipynb",
+        'start: float = 0.0\nseed: int = 0\noutput_dir: str = ""',
+        "from prefkit.runs.stage import finish",
+        "rate = {'model': 'dpo', 'reference': 'sft', 'judge': 'gold', 'rate': start + seed / 10}\n"
+        "finish(output_dir, metrics={'win_rates': [rate]})",
+    )
+    stages = {"say": {"pipeline": "say.ipynb", "parameters": {"start": float(text)}}}
+    return write_text(tmp_path / "toy.yaml", json.dumps({"experiment": "toy", "stages": stages}))
+
+
+def test_seeds_are_added_to_those_that_a_file_holds_wherever_they_were_run(tmp_path):
+    config, output = toy(tmp_path), tmp_path / "out.json"
+    seeds.run_seeds(config, [0], output, (), tmp_path / "here", "quiet")
+    first = json.loads(output.read_text())
+    seeds.run_seeds(config, [1, 0], output, (), tmp_path / "there", "quiet", add=True)
+    both = json.loads(output.read_text())
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["toy-seed1"]
+    assert both["seeds"]["0"] == first["seeds"]["0"] and list(both["seeds"]) == ["0", "1"]
+    assert both["seeds"]["1"]["made"]["versions"] == both["versions"]
+    assert "--seeds 0,1" in both["command"] and "--add" not in both["command"]
+    [line] = both["over_seeds"]["win_rates"]
+    assert line["rate"]["mean"] == pytest.approx(0.55) and line["rate"]["seeds"] == 2
+    seeds.run_seeds(config, [1], output, (), tmp_path / "no", "quiet", add=True)  # nothing is left
+    assert json.loads(output.read_text()) == both and not (tmp_path / "no").exists()
+
+
+def test_seeds_of_another_config_or_file_are_not_added_to(tmp_path):
+    output = tmp_path / "out.json"
+    seeds.run_seeds(toy(tmp_path), [0], output, (), tmp_path / "runs", "quiet")
+    held = output.read_text()
+    for text, settings in (("0.7", ()), ("0.5", ("say.start=0.6",))):
+        config = toy(tmp_path, text)
+        with pytest.raises(ConfigError, match="another config") as caught:
+            seeds.run_seeds(config, [1], output, settings, tmp_path / "runs", "quiet", add=True)
+        assert (caught.value.field, caught.value.reason) == ("add", "another config")
+    assert output.read_text() == held
+    for broken in ("{", "[]", '{"seeds": {}}'):
+        output.write_text(broken)
+        with pytest.raises(ConfigError, match="no seeds can be added") as caught:
+            seeds.run_seeds(toy(tmp_path), [1], output, (), tmp_path / "runs", "quiet", add=True)
+        assert caught.value.reason == "no results of seeds" and output.read_text() == broken
+
+
 def test_refuses_no_seeds_and_the_same_seed_twice(tmp_path):
     for wrong in ([], [1, 1]):
         with pytest.raises(ConfigError, match="different whole numbers"):

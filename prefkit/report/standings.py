@@ -51,12 +51,17 @@ def made_by(
     packages: tuple[str, ...] = ("python", "torch", "transformers"),  # whose versions are told
     **more,  # columns between the device and the versions
 ) -> dict:  # one row of a table
-    "When, by which revision and on which machine results were made."
+    """When, by which revision and on which machine results were made; seeds that were added later
+    have their own dates and revisions.
+    """
     versions, told = results["versions"], weights_words(results)
+    pieces = [one["made"] for one in results.get("seeds", {}).values() if "made" in one]
+    pieces = pieces or [results]
+    revisions = [(piece["git"]["revision"] or "")[:12] for piece in pieces]
     return {
-        "date": results["date"],
-        "revision": (results["git"]["revision"] or "")[:12],
-        "changed files": results["git"]["dirty"],
+        "date": ", ".join(dict.fromkeys(piece["date"] for piece in pieces)),
+        "revision": ", ".join(dict.fromkeys(revisions)),
+        "changed files": any(piece["git"]["dirty"] for piece in pieces),
         "device": results.get("device"),
         **({"weights": told} if told else {}),
         **more,

@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -149,7 +151,7 @@ def last_answers(samples: list[dict]) -> list[dict]:  # the lines of samples.jso
     ]
 
 
-def over_seeds(found: dict[int, dict]) -> dict:
+def over_seeds(found: Mapping[Any, dict]) -> dict:
     "Means over seeds of every number in every table, with intervals."
 
     def gathered(table, keys):
@@ -196,6 +198,7 @@ def run_seeds(
     progress: str = "auto",  # bar | lines | quiet
     jobs: int = 1,  # stages at a time, of whichever seed
     lines: bool = False,  # keep the course of training too: for pictures of it
+    add: bool = False,  # to the seeds that the JSON holds, which are not run again
 ) -> Path:  # the JSON
     """Run an experiment for each seed (finished stages are skipped) and write what was found;
     raises `PrefkitError`s.
@@ -210,33 +213,64 @@ def run_seeds(
         or (yaml.safe_load(text) or {}).get("experiment")
         or "seeds"
     )
+    output = Path(output or project_root() / "data/results/seeds" / f"{name}.json")
+    made_from = fingerprint([text, *settings] if settings else text)
+    found = _found_before(output, made_from) if add else {}
+    wanted = [seed for seed in seeds if str(seed) not in found]
     checked = [
         load_config(config, (*settings, f"seed={seed}", f"experiment={name}-seed{seed}"))
-        for seed in seeds
+        for seed in wanted
     ]
     experiments = [open_experiment(one, output_root) for one in checked]
-    folders = carry_out(experiments, progress, jobs)
-    found = {seed: findings(of_seed, lines) for seed, of_seed in zip(seeds, folders)}
-    info = open_run(next(iter(folders[-1].values()))).info
+    folders = carry_out(experiments, progress, jobs) if wanted else []
+    for seed, runs in zip(wanted, folders):
+        found[str(seed)] = findings(runs, lines) | {"made": _made(runs)}
+    found = {seed: found[seed] for seed in sorted(found, key=int)}
     made = {
-        "command": shlex.join(
-            [
-                "prefkit",
-                "seeds",
-                str(config),
-                "--seeds",
-                ",".join(map(str, seeds)),
-                *(word for setting in settings for word in ("--set", setting)),
-                *(["--lines"] if lines else []),
-            ]
-        ),
-        "date": time.strftime("%Y-%m-%d"),
-        "config": fingerprint(text),
-        **{key: info[key] for key in ("git", "versions", "device", "threads") if key in info},
+        "command": _command(config, found, settings, lines),
+        "config": made_from,
+        **list(found.values())[-1]["made"],
         "over_seeds": over_seeds(found),
-        "seeds": {str(seed): value for seed, value in found.items()},
+        "seeds": found,
     }
-    return write_json(output or project_root() / "data/results/seeds" / f"{name}.json", made)
+    return write_json(output, made)
+
+
+def _found_before(output: Path, made_from: str) -> dict[str, dict]:
+    "The seeds that a file holds; raises `ConfigError` where another config made them."
+    if not output.exists():
+        return {}
+    try:
+        held = json.loads(output.read_text(encoding="utf-8"))
+        same = held["config"] == made_from and all("made" in one for one in held["seeds"].values())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{output}: no seeds can be added to it ({error!r}). Leave --add out to write it anew.",
+            field="add",
+            reason="no results of seeds",
+        ) from error
+    if not same:
+        raise ConfigError(
+            f"{output}: its seeds were made from another config, or before their origin was kept, "
+            "and cannot stand beside new ones. Leave --add out to run all of them anew.",
+            field="add",
+            reason="another config",
+        )
+    return held["seeds"]
+
+
+def _made(runs: dict) -> dict:
+    "When, where and by what the stages of a seed were made: by its last."
+    info = open_run(list(runs.values())[-1]).info
+    told = {key: info[key] for key in ("git", "versions", "device", "threads") if key in info}
+    return {"date": time.strftime("%Y-%m-%d"), **told}
+
+
+def _command(config, found: dict, settings: tuple, lines: bool) -> str:
+    "The command that makes a file, in one go."
+    seeds = ("--seeds", ",".join(found))
+    more = [word for setting in settings for word in ("--set", setting)]
+    return shlex.join(["prefkit", "seeds", str(config), *seeds, *more, *(["--lines"] * lines)])
 
 
 def open_results(
