@@ -155,15 +155,8 @@ class RowReport:
         if len(entry["examples"]) < 3:
             entry["examples"].append(f"{row}: {error}")
 
-    def bad(
-        self,
-        row: str,  # the row's name
-        error: DataError,  # what is wrong with it
-        on_bad_rows: str,  # drop or error
-    ):
-        """Count a bad row, or raise `DataError` at it; one that its data do not want learned is no
-        fault.
-        """
+    def bad(self, row: str, error: DataError, on_bad_rows: str):
+        "Count a bad row, or raise at it; one that its data do not want learned is no fault."
         unwanted = error.reason == NOT_LEARNED
         if on_bad_rows == "error" and not unwanted:
             raise DataError(
