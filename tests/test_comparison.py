@@ -5,6 +5,7 @@ for two steps on stand-ins, and the page on run folders whose numbers are invent
 import html
 import itertools
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from matplotlib import pyplot as plt
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from prefkit.report import figures
@@ -825,6 +826,16 @@ def test_the_verdicts_are_what_the_intervals_say(drawn):
     )
     table = pd.read_csv(output / "tables/claims.csv")
     assert list(table["seed 0"]) == list(found.values()) and "3 seeds" in table
+    view = names["views"][1]
+    told = table["told from, 3 seeds (points)"]
+    assert "told from, seed 0 (points)" not in table and '"Told from": the smallest' in text
+    for claim, points in zip(names["report"].claims, told):
+        kind = len(claim.judge(view.difference)[1])
+        alike = [each for one in names["report"].claims for each in one.comparisons]
+        values = np.array([view.in_seeds(each) for each in alike if len(each) == kind])
+        spread = math.sqrt(values.var(axis=1, ddof=1).mean())
+        multiple = t.ppf(0.975, 2) + t.ppf(0.8, 2)
+        assert points == pytest.approx(100 * multiple * spread / math.sqrt(3), abs=0.051)
 
 
 def test_a_claim_that_is_wrong_here_does_not_hold(tmp_path):

@@ -50,6 +50,24 @@ def test_over_seeds_gathers_every_comparison():
     ] == pytest.approx(0.85)
 
 
+def test_what_could_have_been_told_is_pooled_over_models():
+    "By hand: two models, two seeds each, so one degree of freedom for the test and two for s."
+    rates = {"dpo": (0.60, 0.70), "kto": (0.50, 0.52)}
+    rows = [
+        [
+            {"model": model, "reference": "sft", "judge": "gold", "rate": values[seed], "n": 9}
+            for model, values in rates.items()
+        ]
+        for seed in (0, 1)
+    ]
+    made = seeds.over_seeds({seed: {"win_rates": rows[seed]} for seed in (0, 1)})["win_rates"]
+    spread = ((0.1**2 / 2 + 0.02**2 / 2) / 2) ** 0.5
+    expected = (12.7062047 + 1.3763819) * spread / 2**0.5  # quantiles of Student's t, one degree
+    assert [row["rate"]["detectable"] for row in made] == pytest.approx([expected] * 2)
+    alone = seeds.over_seeds({0: {"win_rates": rows[0]}})["win_rates"]
+    assert [row["rate"]["detectable"] for row in alone] == [None, None]
+
+
 def test_each_seed_is_an_experiment_of_its_own_and_the_file_says_how_it_was_made(
     tmp_path, monkeypatch
 ):

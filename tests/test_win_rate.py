@@ -21,7 +21,7 @@ from scipy.optimize import brentq
 
 from prefkit.runs import seeds
 from prefkit.core import ConfigError, DataError, project_root
-from prefkit.stats.intervals import mean_interval, wilson
+from prefkit.stats.intervals import mean_interval, pooled_spread, smallest_detectable, wilson
 from prefkit.stats.win_rate import (
     Estimate,
     hierarchical_interval,
@@ -901,3 +901,26 @@ def test_an_interval_holds_its_own_rate_to_the_last_bit(share):
     for n in range(1, 400):
         found = preference_rate([share] * n)
         assert 0 <= found.low <= found.rate <= found.high <= 1, n
+
+
+# ---- what could have been told
+
+
+@pytest.mark.parametrize("n", [3, 5, 8, 30])
+@pytest.mark.parametrize("power", [0.8, 0.9])
+def test_the_smallest_detectable_effect_is_found_about_so_often(n, power):
+    "By the noncentral t, which the sum of two quantiles only comes near."
+    effect = smallest_detectable(2.0, n, power)
+    shift, critical = effect / (2.0 / math.sqrt(n)), scipy.stats.t.ppf(0.975, n - 1)
+    found = scipy.stats.nct.sf(critical, n - 1, shift)
+    assert found == pytest.approx(power, abs=0.06)
+
+
+def test_a_spread_is_pooled_by_degrees_of_freedom_and_needs_two_values():
+    groups = [[0.1, 0.3], [0.5, 0.4, 0.9], [7.0]]
+    expected = (1 * np.var(groups[0], ddof=1) + 2 * np.var(groups[1], ddof=1)) / 3
+    assert pooled_spread(groups) == pytest.approx(math.sqrt(expected))
+    assert math.isnan(pooled_spread([[1.0], []])) and math.isnan(smallest_detectable(1.0, 1))
+    with pytest.raises(ConfigError, match="power") as error:
+        smallest_detectable(1.0, 5, power=1.0)
+    assert (error.value.field, error.value.reason) == ("power", "out of range")

@@ -98,8 +98,10 @@ class Reported:
         return "; ".join(said)
 
     def claim_table(self, views: list[View]) -> pd.DataFrame:
-        "All claims with their verdicts, and what decides them."
-        rows = []
+        """All claims with their verdicts, and what decides them; over seeds with the smallest
+        difference that they would have told, the spread pooled over comparisons of the same kind.
+        """
+        rows, told = [], {view: self.detectable(view) for view in views if view.several}
         for claim in self.claims:
             found = {view: claim.judge(view.difference) for view in views}
             count = f"of {len(claim.comparisons)}: " if len(claim.comparisons) > 1 else ""
@@ -112,9 +114,24 @@ class Reported:
                         f"what decides, {view.name}": count + self.say_compared(view, names)
                         for view, (_, names) in found.items()
                     },
+                    **{
+                        f"told from, {view.name} (points)": round(100 * told[view][len(names)], 1)
+                        for view, (_, names) in found.items()
+                        if view in told
+                    },
                 }
             )
         return pd.DataFrame(rows)
+
+    def detectable(self, view: View) -> dict[int, float]:
+        """The smallest difference that a view tells from none in four cases of five: of a win rate
+        from one half (2 models), of two win rates (3).
+        """
+        kinds = {2: [], 3: []}
+        for claim in self.claims:
+            for names in claim.comparisons:
+                kinds[len(names)].append(names)
+        return {kind: view.detectable(named) for kind, named in kinds.items()}
 
     def verdicts(
         self, view: View, judge: str = "gold", decoding: str | None = None

@@ -15,6 +15,7 @@ from prefkit.report.claims import exact_p, rank_correlation
 from prefkit.report.curves import course, curve, mean_curve
 from prefkit.report.figures import mean_interval, say_interval
 from prefkit.report.standings import clipped
+from prefkit.stats.intervals import pooled_spread, smallest_detectable
 from prefkit.stats.win_rate import outcomes, paired_bootstrap, win_rate_difference
 
 __all__ = ["OneRun", "OverSeeds", "View", "answer_scores", "several_seeds"]
@@ -129,6 +130,26 @@ class View(ABC):
             return self.gap(*names, judge, decoding)
         value, low, high = self.win(*names, judge, decoding)
         return value - 0.5, low - 0.5, high - 0.5
+
+    def in_seeds(
+        self, names: tuple[str, ...], judge: str = "gold", decoding: str | None = None
+    ) -> list[float]:
+        "A comparison in each seed, as a difference from no difference."
+        *models, reference = names
+        rates = [self.rows(model, reference, judge, decoding) for model in models]
+        if len(rates) == 1:
+            return [row["rate"] - 0.5 for row in rates[0]]
+        return [one["rate"] - two["rate"] for one, two in zip(*rates)]
+
+    def detectable(
+        self,
+        comparisons: list[tuple[str, ...]],  # of one kind: their spread between seeds is pooled
+        judge: str = "gold",
+        decoding: str | None = None,
+    ) -> float:  # NaN with one seed
+        "The smallest difference that so many seeds tell from none in four cases of five."
+        spread = pooled_spread([self.in_seeds(names, judge, decoding) for names in comparisons])
+        return smallest_detectable(spread, len(self.found))
 
     def agreement(
         self,
@@ -276,11 +297,7 @@ class OverSeeds(View):
 
     def gap(self, model, other, reference, judge="gold", decoding=None):
         "Win rate of one model less that of another, against one reference, paired by seed."
-        pairs = zip(
-            self.rows(model, reference, judge, decoding),
-            self.rows(other, reference, judge, decoding),
-        )
-        return mean_interval([one["rate"] - two["rate"] for one, two in pairs])
+        return mean_interval(self.in_seeds((model, other, reference), judge, decoding))
 
     def order(self, theirs, reference, judge, decoding):
         "The mean of the seeds' rank correlations."

@@ -5,6 +5,7 @@ say how far seeds differ.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import yaml
 from prefkit.core import ConfigError, fingerprint, project_root, resolve_path, write_json
 from prefkit.runs.config import load_config
 from prefkit.runs.runner import carry_out, open_experiment, open_run
-from prefkit.stats.intervals import mean_interval
+from prefkit.stats.intervals import mean_interval, pooled_spread, smallest_detectable
 
 
 def mean_over_seeds(values: list[float]) -> dict:
@@ -152,41 +153,48 @@ def last_answers(samples: list[dict]) -> list[dict]:  # the lines of samples.jso
 
 
 def over_seeds(found: Mapping[Any, dict]) -> dict:
-    "Means over seeds of every number in every table, with intervals."
-
-    def gathered(table, keys):
-        rows = {}
-        for seed in found.values():
-            for row in seed.get(table, []):
-                rows.setdefault(
-                    tuple((key, row[key]) for key in (*keys, *WAYS) if key in row), []
-                ).append(row)
-        return [
-            {
-                **dict(name),
-                **{
-                    # a fit that separates has no standard error in that seed
-                    column: mean_over_seeds([x for row in group if (x := row[column]) is not None])
-                    for column in numbers(group[0])
-                },
-            }
-            for name, group in rows.items()
-        ]
-
-    def numbers(row):
-        return [
-            name
-            for name, value in row.items()
-            if isinstance(value, (int, float))
-            and name not in (*WITHIN, *WAYS)
-            and not name.endswith(("low", "high"))
-        ]
-
+    """Means over seeds of every number in every table, with intervals, and the smallest difference
+    that so many seeds tell from none in four cases of five (`detectable`), the spread between seeds
+    pooled over the rows that differ in their first column only: models, for instance.
+    """
     return {
-        table: gathered(table, keys)
+        table: _gathered([row for seed in found.values() for row in seed.get(table, [])], keys)
         for table, keys in TABLES.items()
         if any(table in seed for seed in found.values())
     }
+
+
+def _gathered(rows: list[dict], keys: tuple[str, ...]) -> list[dict]:
+    "The rows of a table in all seeds, one for each name of a row."
+    named = {}
+    for row in rows:
+        name = tuple((key, row[key]) for key in (*keys, *WAYS) if key in row)
+        for column in _numbers(row):
+            named.setdefault(name, {}).setdefault(column, []).append(row[column])
+
+    def over(name, column):
+        arms = [other.get(column, []) for one, other in named.items() if one[1:] == name[1:]]
+        own = named[name][column]
+        told = smallest_detectable(pooled_spread(arms), len(own))
+        return mean_over_seeds(own) | {"detectable": None if math.isnan(told) else told}
+
+    return [
+        {**dict(name), **{column: over(name, column) for column in columns}}
+        for name, columns in named.items()
+    ]
+
+
+def _numbers(row: dict) -> list[str]:
+    """The columns of a row that are numbers of their own. One may be None in a seed, as a standard
+    error is where a fit separates.
+    """
+    return [
+        name
+        for name, value in row.items()
+        if isinstance(value, (int, float))
+        and name not in (*WITHIN, *WAYS)
+        and not name.endswith(("low", "high"))
+    ]
 
 
 def run_seeds(

@@ -150,6 +150,39 @@ def mean_interval(
     return mean, mean - half, mean + half
 
 
+def pooled_spread(
+    groups,  # of values, such as those of one comparison in each seed
+) -> float:  # NaN where no group has two values
+    "Standard deviation within groups, pooled over them by their degrees of freedom."
+    known = [np.asarray(group, dtype=np.float64) for group in groups if len(group) > 1]
+    if not known:
+        return math.nan
+    free = sum(len(group) - 1 for group in known)
+    return math.sqrt(sum((len(group) - 1) * group.var(ddof=1) for group in known) / free)
+
+
+def smallest_detectable(
+    spread: float,  # standard deviation of one value, such as a difference in one seed
+    n: int,  # values, such as seeds
+    power: float = 0.8,  # how often the test is to find it
+    level: float = 0.95,  # of the two-sided test
+) -> float:  # in the units of the spread; NaN for a single value
+    """The smallest true mean that a test by Student's t on n values finds apart from 0 so often:
+    (t_(1 + level) / 2 + t_power) * spread / sqrt(n) with n - 1 degrees of freedom (the minimum
+    detectable effect of Bloom 1995, doi 10.1177/0193841X9501900504). Raises `ConfigError`.
+    """
+    if not 0.5 <= power < 1:
+        raise ConfigError(
+            f"power: {power} is not between 0.5 and 1; 0.8 asks for four cases in five.",
+            field="power",
+            reason="out of range",
+        )
+    if n < 2:
+        return math.nan
+    multiple = stdtrit(n - 1, upper_tail(level)) + stdtrit(n - 1, power)
+    return float(multiple * spread / math.sqrt(n))
+
+
 def ratio_interval(
     numerators,  # (n,) one number for each independent unit
     denominators,  # (n,) the same units; their sum must be above 0
