@@ -8,14 +8,23 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from helpers.pages import check_page, draw_report, sections_of, words_of
-from prefkit.core import ConfigError, project_root, read_jsonl, resolve_path, write_json, write_text
+from prefkit.core import (
+    ConfigError,
+    project_root,
+    read_jsonl,
+    resolve_path,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from prefkit.data.records import encode_records, load_records
 from prefkit.judging.pairs import margins, pair_summary, score_pairs
 from prefkit.model.loading import load_model
 from prefkit.model.logps import sequence_logps
-from prefkit.report.pairs import Pairs, draw_measure, rows_words
+from prefkit.report.pairs import Pairs, draw_measure, prompts_here, rows_words
 from prefkit.report.words import weights_words
 from prefkit.runs.config import load_config
 from prefkit.runs.runner import open_run, run
@@ -219,6 +228,41 @@ def test_the_page_opens_with_its_picture_and_says_that_weights_were_rounded(tmp_
     assert words.count(ROUNDED) >= 1 and "one seed" in words and "cut off" in words
     assert "What has not been run yet" not in words and "Good day." in words
     assert "kept 240" in words
+
+
+def test_prompts_of_a_file_elsewhere_are_not_quoted_in_results_and_read_for_the_page(
+    tmp_path, monkeypatch
+):
+    rows = [
+        {"prompt": f"Question {n}?", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(4)
+    ]
+    folder = tmp_path / "elsewhere"
+    path = write_jsonl(folder / "pairs.jsonl", rows)
+    pairs = {"dataset": str(path), "split": "train", "limit": None, "answered": 2}
+    models = {"base": BASE, "same": BASE}
+    stage = {"pipeline": "evaluate_pairs", "parameters": {**pairs, "models": models}}
+    config = {"experiment": "quoted", "stages": {"evaluate": stage}}
+    made = run_seeds(
+        write_text(tmp_path / "quoted.yaml", yaml.safe_dump(config)),
+        [0],
+        tmp_path / "out.json",
+        output_root=tmp_path / "runs",
+        progress="quiet",
+    )
+    assert "Question" not in made.read_text()
+    told = json.loads(made.read_text())["seeds"]["0"]["answers"]["evaluate"]
+    assert [one["row"] for one in told] == [f"row {n} of pairs.jsonl" for n in (1, 2)]
+    kept = read_jsonl(tmp_path / "runs/quoted-seed0/evaluate/answers.jsonl")
+    assert kept[0]["prompt"] == "Question 0?"  # in the user's own run folder
+
+    results = Pairs(json.loads(made.read_text()))
+    monkeypatch.setenv("MINE", str(folder))
+    here = prompts_here("$MINE/pairs.jsonl", "train[:1]")
+    assert here == {"row 1 of pairs.jsonl": "Question 0?"}
+    shown = [prompt for prompt, _ in results.examples(here)]
+    assert shown == ["Question 0?", "row 2 of pairs.jsonl"]
+    monkeypatch.delenv("MINE")
+    assert prompts_here("$MINE/pairs.jsonl", "train") == prompts_here("no/where.jsonl", "") == {}
 
 
 def test_what_was_not_run_is_named_by_its_command_and_not_drawn(tmp_path):

@@ -64,6 +64,9 @@ def test_what_could_have_been_told_is_pooled_over_models():
     spread = ((0.1**2 / 2 + 0.02**2 / 2) / 2) ** 0.5
     expected = (12.7062047 + 1.3763819) * spread / 2**0.5  # quantiles of Student's t, one degree
     assert [row["rate"]["detectable"] for row in made] == pytest.approx([expected] * 2)
+    none = {"model": "base", "reference": "sft", "judge": "gold", "rate": None}
+    whole = seeds.over_seeds({0: {"win_rates": [none, *rows[0]]}})["win_rates"]
+    assert [row["model"] for row in whole] == ["base", "dpo", "kto"]  # a row without numbers stays
     alone = seeds.over_seeds({0: {"win_rates": rows[0]}})["win_rates"]
     assert [row["rate"]["detectable"] for row in alone] == [None, None]
 

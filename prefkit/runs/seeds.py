@@ -121,12 +121,16 @@ def told_of(
     runs: dict,  # stage -> its opened run
 ) -> dict:  # name -> stage -> what it says; without what nobody says
     """What stages say besides numbers: answers side by side, what had been done to the weights that
-    a model began with, and the account of the rows that it was trained on.
+    a model began with, and the account of the rows that it was trained on. Results are committed,
+    so that the prompts of a file outside the project are named by their rows, not quoted.
     """
     told = {"answers": {}, "weights": {}, "rows": {}}
     for name, one in runs.items():
         about, data = one.info.get("model") or {}, one.info.get("data") or {}
-        told["answers"][name] = one.info.get("metrics", {}).get("answers")
+        answers = one.info.get("metrics", {}).get("answers") or []
+        if _is_elsewhere(data.get("dataset")):
+            answers = [{k: v for k, v in each.items() if k != "prompt"} for each in answers]
+        told["answers"][name] = answers
         told["weights"][name] = about.get("weights")
         told["rows"][name] = {
             part: account["text"]
@@ -137,6 +141,14 @@ def told_of(
         what: {name: said for name, said in each.items() if said} for what, each in told.items()
     }
     return {what: each for what, each in kept.items() if each}
+
+
+def _is_elsewhere(dataset) -> bool:
+    "Whether a data set is a file or folder outside the project."
+    if not isinstance(dataset, str):
+        return False
+    place = resolve_path(dataset)
+    return place.exists() and not place.resolve().is_relative_to(project_root().resolve())
 
 
 def last_answers(samples: list[dict]) -> list[dict]:  # the lines of samples.jsonl
@@ -169,8 +181,9 @@ def _gathered(rows: list[dict], keys: tuple[str, ...]) -> list[dict]:
     named = {}
     for row in rows:
         name = tuple((key, row[key]) for key in (*keys, *WAYS) if key in row)
+        columns = named.setdefault(name, {})
         for column in _numbers(row):
-            named.setdefault(name, {}).setdefault(column, []).append(row[column])
+            columns.setdefault(column, []).append(row[column])
 
     def over(name, column):
         arms = [other.get(column, []) for one, other in named.items() if one[1:] == name[1:]]
