@@ -431,70 +431,50 @@ def test_no_cell_gives_the_name_of_a_parameter_to_something_else(path):
 
 
 def papermill(path, folder, *words):
-    "A pipeline started as papermill's users start it; returns the process."
+    """A pipeline started as papermill's users start it: exit code, what was said, code cells of the
+    executed notebook.
+    """
     output = folder / f"{path.stem}.ipynb"
     command = [sys.executable, "-m", "papermill", str(path), str(output), "--no-progress-bar"]
-    return subprocess.Popen(
+    ended = subprocess.run(
         [*command, "-k", "python3", "-p", "output_dir", str(folder / path.stem), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=folder,
+        timeout=300,
     )
+    cells = json.loads(output.read_text())["cells"]
+    return ended.returncode, ended.stdout, [cell for cell in cells if cell["cell_type"] == "code"]
 
 
-def papermill_all(folder, words_of):
-    "Several pipelines at once: path -> exit code, what was said, cells of the executed notebook."
-    started = {path: papermill(path, folder, *words) for path, words in words_of.items()}
-    ended = {}
-    for path, process in started.items():
-        said = process.communicate(timeout=300)[0]
-        book = json.loads((folder / f"{path.stem}.ipynb").read_text())
-        cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
-        ended[path] = process.returncode, said, cells
-    return ended
+def one_now(paths, name="preference"):
+    "All of them as parameters, but one marked as slow: each starts two processes."
+    marks = {path: () if path.stem == name else pytest.mark.slow for path in paths}
+    return [pytest.param(path, marks=mark, id=path.stem) for path, mark in marks.items()]
 
 
-@pytest.fixture(scope="module")
-def misspelt(tmp_path_factory):
-    "Every pipeline with a name that nobody knows."
-    folder = tmp_path_factory.mktemp("misspelt")
-    return folder, papermill_all(folder, {path: ("-p", "sed", "3") for path in PIPELINES})
-
-
-@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
-def test_papermill_with_an_unknown_name_fails_before_anything_is_loaded(path, misspelt):
-    folder, ended = misspelt
-    code, said, cells = ended[path]
+@pytest.mark.parametrize("path", one_now(PIPELINES))
+def test_papermill_with_an_unknown_name_fails_before_anything_is_loaded(path, tmp_path):
+    code, said, cells = papermill(path, tmp_path, "-p", "sed", "3")
     assert code != 0 and "ConfigError" in said and "Did you mean `seed`?" in said
     ran = [cell["metadata"]["tags"] for cell in cells if cell["execution_count"]]
     assert [tags[-1] for tags in ran] == ["parameters", "injected-parameters", "check"]
-    assert not (folder / path.stem).exists()
+    assert not (tmp_path / path.stem).exists()
 
 
 TRAINING = [path for path in PIPELINES if path.stem in SPECIFIED]
 TURNED = {"learning_rate": "8e-06", "lora_rank": "4", "warmup_steps": "1", "eval_steps": "1"}
 
 
-@pytest.fixture(scope="module")
-def turned(tmp_path_factory):
-    "Every training pipeline with settings that stand flat, and others in their dict."
-    folder = tmp_path_factory.mktemp("turned")
+@pytest.mark.parametrize("path", one_now(TRAINING))
+def test_papermill_turns_a_setting_flat_and_in_its_dict(path, tmp_path):
     words = ["-p", "learning_rate", "8e-6", "-p", "max_steps", "1", "-p", "lora_rank", "4"]
     words += ["-y", "settings: {warmup_steps: 1, eval_steps: 1}"]
-    small = {"pretrain": ("documents", "20")}
-    return folder, papermill_all(
-        folder,
-        {path: (*words, "-p", *small.get(path.stem, ("limit", "8"))) for path in TRAINING},
-    )
-
-
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
-def test_papermill_turns_a_setting_flat_and_in_its_dict(path, turned):
-    folder, ended = turned
-    code, said, cells = ended[path]
+    small = ("documents", "20") if path.stem == "pretrain" else ("limit", "8")
+    code, said, cells = papermill(path, tmp_path, *words, "-p", *small)
     assert code == 0, said
-    result = json.loads((folder / path.stem / "result.json").read_text())
+    result = json.loads((tmp_path / path.stem / "result.json").read_text())
     assert result["metrics"]["steps"] == 1
     table = next(
         "".join(cell["outputs"][0]["data"]["text/markdown"])
