@@ -332,6 +332,11 @@ def is_hub_name(
     )
 
 
+def is_made_by_a_stage(name: str | Path) -> bool:
+    "Whether a name is stage:NAME: the rows are in the run folder of a stage that may not be done."
+    return str(name).startswith("stage:")
+
+
 def read_source(
     name: str | Path,  # a file, a datasets folder, or owner/name on the Hub
     split: str,  # a split's name
@@ -350,6 +355,8 @@ def read_source(
         return read_hub(str(name), split, revision=revision)
     check_revision(name, revision)
     path, label = input_path(name), Path(name).name
+    if path.name == "checkpoint":  # of a stage
+        label = f"{path.parent.name}/{label}"
     if path.is_dir():
         return label, _read_folder(path, split, label)
     if path.is_file():

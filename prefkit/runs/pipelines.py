@@ -39,7 +39,14 @@ from prefkit.data.world import SPLITS, gold_reward, second_judge, tiny_records
 from prefkit.data.world import prompts as prompts_of
 from prefkit.judging.rewards import make_reward
 from prefkit.judging.served import Served, reach
-from prefkit.data.sources import SplitError, check_revision, is_hub_name, no_split, parse_split
+from prefkit.data.sources import (
+    SplitError,
+    check_revision,
+    is_hub_name,
+    is_made_by_a_stage,
+    no_split,
+    parse_split,
+)
 from prefkit.model.loading import check_model, load_tokenizer, model_config
 
 
@@ -67,12 +74,12 @@ def check_part(
             kind_to_read(name, kind, **data.given_to(kind_to_read))
         if source and split_name not in source.splits:
             raise no_split(name, split_name, source.splits)
-        if source and not source.hub:
+        if (source and not source.hub) or is_made_by_a_stage(name):
             check_revision(name, data.dataset_revision)
         if source and not source.hub and data.columns:
             load_records(name, kind=kind, limit=1, columns=data.columns)  # which refuses
-        if source or is_hub_name(name):
-            return None  # generated, or on the Hub
+        if source or _is_elsewhere(name):
+            return None  # generated, on the Hub, or made by a stage
         return load_records(name, kind=kind, **data.given_to(load_records))
     except SplitError as error:
         way_out = (
@@ -85,6 +92,11 @@ def check_part(
         ) from error
     except (ConfigError, DataError) as error:
         raise error.at(f"{prefix}dataset") from error
+
+
+def _is_elsewhere(name):
+    "Whether the rows of a data set that is not registered cannot be looked at here, or not yet."
+    return is_hub_name(name) or is_made_by_a_stage(name)
 
 
 def check_dataset(
@@ -234,7 +246,7 @@ def first_row(
     """The first record of a data set that is generated or lies on this machine, to see what its
     rows hold.
     """
-    if DATASETS[name].hub if name in DATASETS else is_hub_name(name):
+    if DATASETS[name].hub if name in DATASETS else _is_elsewhere(name):
         return None
     return next(iter(load_records(name, kind=kind, split=split, limit=1, **reading)), None)
 
@@ -272,7 +284,7 @@ def _check_reward_of(source, row, call, *given):
 def _rows_here(part):
     "Prompts of what lies on this machine, one of what is generated, none of the Hub's."
     name = part.dataset
-    if DATASETS[name].hub if name in DATASETS else is_hub_name(name):
+    if DATASETS[name].hub if name in DATASETS else _is_elsewhere(name):
         return []
     given = part.given_to(load_records) | ({"limit": 1} if name in DATASETS else {})
     return load_records(name, kind="prompts", **given).rows

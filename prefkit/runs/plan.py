@@ -38,7 +38,7 @@ from prefkit.data.records import DATASETS, encode_records, kind_to_read, load_re
 from prefkit.data.rows import Row
 from prefkit.model.kernels import assume_halves, use_rows
 from prefkit.model.loading import load_tokenizer, model_config
-from prefkit.data.sources import is_hub_name, parse_split
+from prefkit.data.sources import is_hub_name, is_made_by_a_stage, parse_split
 
 GIB = 2**30
 TRAINING = ("sft", "preference", "reward_model", "rollout")  # pipelines whose steps are planned
@@ -259,8 +259,10 @@ def data_of(stage: Stage, **changes):  # -> the data settings of its pipeline
 
 
 def on_this_machine(name: str) -> bool:
-    "Whether a data set is generated or lies here, and is not on the Hub."
-    return not (DATASETS[name].hub if name in DATASETS else is_hub_name(name))
+    "Whether a data set is generated or lies here, and is neither on the Hub nor yet to be made."
+    if name in DATASETS:
+        return not DATASETS[name].hub
+    return not (is_hub_name(name) or is_made_by_a_stage(name))
 
 
 def once(read: Callable) -> Callable:
