@@ -21,10 +21,10 @@ from prefkit.core import (
     write_text,
 )
 from prefkit.data.records import encode_records, load_records
-from prefkit.judging.pairs import margins, pair_summary, score_pairs
+from prefkit.judging.pairs import margins, pair_summary, prompts_here, score_pairs
 from prefkit.model.loading import load_model
 from prefkit.model.logps import sequence_logps
-from prefkit.report.pairs import Pairs, draw_measure, prompts_here, rows_words
+from prefkit.report.pairs import Pairs, draw_measure, rows_words
 from prefkit.report.words import weights_words
 from prefkit.runs.config import load_config
 from prefkit.runs.runner import open_run, run

@@ -2,11 +2,13 @@
 how far that has moved from a reference.
 """
 
+import os
 from collections.abc import Sequence
 
 import torch
 
-from prefkit.core import Progress
+from prefkit.core import Progress, resolve_path
+from prefkit.data.records import load_records
 from prefkit.data.rows import Row, as_rows
 from prefkit.model.batches import batch_logps, collate
 from prefkit.stats.intervals import mean_interval, share_interval
@@ -78,3 +80,24 @@ def pair_summary(
     right = sum(margin > 0 for margin in gained)
     line |= estimate("margin", mean_interval(gained) if gained else nothing)
     return line | estimate("accuracy", share_interval(right, n) if gained else nothing)
+
+
+def beginning(
+    prompt: list[dict],  # messages
+) -> str:  # at most 200 characters
+    "How the last question begins, for answers side by side."
+    return prompt[-1]["content"][:200]
+
+
+def prompts_here(
+    dataset: str,  # as a config names it
+    split: str,  # of it, with its slice
+) -> dict[str, str]:  # name of a row -> how its prompt begins; {}: the data are not here
+    "The prompts of a file that results do not quote, read where the user has it."
+    variable = dataset.split("/")[0]
+    if variable.startswith("$") and variable[1:] not in os.environ:
+        return {}
+    if not resolve_path(dataset).exists():
+        return {}
+    rows = load_records(dataset, kind="pairs", split=split)
+    return {row["row"]: beginning(row["prompt"]) for row in rows}

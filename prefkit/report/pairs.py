@@ -4,21 +4,17 @@ the rejected answers apart, and what the models answer themselves.
 Within a seed an interval is over pairs; over seeds it is Student's t of the seeds' means.
 """
 
-import os
-
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prefkit.core import resolve_path
-from prefkit.data.records import load_records
 from prefkit.report.claims import sign
 from prefkit.report.figures import draw_intervals, say_interval
 from prefkit.report.panels import interval_table
 from prefkit.report.puzzles import OVER, SIGNS, Puzzles
 from prefkit.report.standings import clipped
-from prefkit.report.words import beginning, called, counted, joined
+from prefkit.report.words import called, counted, joined
 
-__all__ = ["MEASURES", "Pairs", "draw_measure", "prompts_here", "rows_words"]
+__all__ = ["MEASURES", "Pairs", "draw_measure", "rows_words"]
 
 # column -> what it is, whether it is a share, where nothing was learned
 MEASURES = {
@@ -100,20 +96,6 @@ class Pairs(Puzzles):
                     row = {"model": model, "what": column, "of": label, "value": value}
                     rows.append(row | {"low": low, "high": high, "pairs": self.n})
         return pd.DataFrame(rows)
-
-
-def prompts_here(
-    dataset: str,  # as a config names it
-    split: str,  # of it, with its slice
-) -> dict[str, str]:  # name of a row -> how its prompt begins; {}: the data are not here
-    "The prompts of a file that results do not quote, read where the user has it."
-    variable = dataset.split("/")[0]
-    if variable.startswith("$") and variable[1:] not in os.environ:
-        return {}
-    if not resolve_path(dataset).exists():
-        return {}
-    rows = load_records(dataset, kind="pairs", split=split)
-    return {row["row"]: beginning(row["prompt"]) for row in rows}
 
 
 def draw_measure(

@@ -13,7 +13,6 @@ from prefkit.report.figures import nice_name, say_interval
 __all__ = [
     "JUDGE_NAMES",
     "ONE_SEED",
-    "beginning",
     "called",
     "config_words",
     "counted",
@@ -116,13 +115,6 @@ def plain(
     if isinstance(prompt, str):
         return prompt
     return "\n".join(turn["content"] for turn in prompt if turn["role"] != "system")
-
-
-def beginning(
-    prompt: list[dict],  # messages
-) -> str:  # at most 200 characters
-    "How the last question begins, for answers side by side."
-    return prompt[-1]["content"][:200]
 
 
 def weights_words(
