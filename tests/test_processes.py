@@ -38,7 +38,9 @@ def same_run(found: Path, wanted: Path):
         load_file(folder / "checkpoint/model.safetensors") for folder in (found, wanted)
     )
     assert weights.keys() == others.keys()
-    assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 1e-5
+    # Adam divides even a gradient that is mere rounding by its size: by how much weights differ
+    # depends on the processor (1.4e-5 was seen), and stays below half of one step
+    assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 5e-5
 
 
 CASES = {
