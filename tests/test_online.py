@@ -612,6 +612,7 @@ def test_a_run_broken_off_in_the_middle_of_a_round_goes_on_with_its_samples(
     )
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_the_system_goes_on(tmp_path, tokenizer, rows):
     script = (
         "import sys, json, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[2]); "

@@ -115,6 +115,7 @@ def test_a_later_stage_reads_them_and_names_the_stage_in_its_account(trained):
     assert told["source"] == "pairs/checkpoint" and told["kept"] == len(rows)
 
 
+@pytest.mark.slow
 def test_a_killed_stage_goes_on_and_the_batches_change_nothing(trained, tmp_path):
     "The first batch is there, the second is not: what is there is not drawn again."
     home = tmp_path / "runs" / "own"

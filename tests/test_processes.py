@@ -103,6 +103,7 @@ stages:
 """
 
 
+@pytest.mark.slow
 def test_a_config_with_two_processes_leaves_the_folder_of_one(tmp_path):
     config = write_text(tmp_path / "pair.yaml", CONFIG)
     one = run(config, ["experiment=one"], tmp_path, "quiet")["dpo"]

@@ -388,6 +388,7 @@ def test_a_stage_that_fails_otherwise_or_says_nothing_is_not_finished(tmp_path):
         assert not is_done(tmp_path / "runs" / "toy" / "only")
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_ends_as_an_undisturbed_one(toy, tmp_path):
     home, chance = (
         tmp_path / "runs" / "killed",

@@ -235,10 +235,12 @@ def finished(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_its_processes_end_with_a_killed_study(finished):
     assert finished["children"] and not any(map(alive, finished["children"]))
 
 
+@pytest.mark.slow
 def test_the_json_holds_settings_lines_and_judgements_of_every_run(finished):
     study = studies.open_study(finished["output"])
     runs = {one["name"]: one for one in study["runs"]}
@@ -283,6 +285,7 @@ def test_the_json_holds_settings_lines_and_judgements_of_every_run(finished):
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_against_the_start_on_the_same_prompts(finished):
     study, home = studies.open_study(finished["output"]), finished["home"]
     ours, start = (
@@ -306,6 +309,7 @@ def test_a_run_is_judged_against_the_start_on_the_same_prompts(finished):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_collapses_is_recorded_and_the_others_go_on(finished):
     broken = {one["name"]: one for one in studies.open_study(finished["output"])["runs"]}[BROKEN]
     assert (
@@ -335,6 +339,7 @@ def asked(finished, monkeypatch, config=None, **options):
     return stages
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_run_again_and_what_has_changed_is(finished, monkeypatch, tmp_path):
     assert asked(finished, monkeypatch) == []
     again = json.loads((finished["folder"] / "again.json").read_text())
@@ -365,6 +370,7 @@ def test_what_is_done_is_not_run_again_and_what_has_changed_is(finished, monkeyp
     )
 
 
+@pytest.mark.slow
 def test_what_did_not_run_here_is_kept_from_the_json_that_there_is(finished, monkeypatch, tmp_path):
     output = write_text(tmp_path / "toy.json", finished["output"].read_text())
     monkeypatch.setattr(studies, "carry_out", lambda *_: None)
@@ -381,6 +387,7 @@ def test_what_did_not_run_here_is_kept_from_the_json_that_there_is(finished, mon
     assert [one["name"] for one in made["runs"]] == [GOOD, SFT] and made["complete"] is False
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_recorded_and_run_again_next_time(finished, monkeypatch, tmp_path):
     dies = "print('out of luck'); import os; os._exit(7)"
 
@@ -438,6 +445,7 @@ def test_the_start_is_the_checkpoint_of_a_stage_which_is_run_if_need_be(monkeypa
     ] == [str(tmp_path / "sft" / "checkpoint")] * 2 + ["stage:dpo"]
 
 
+@pytest.mark.slow
 def test_lines_are_one_table_and_a_study_that_is_missing_says_how_to_make_it(finished):
     lines = studies.study_lines(studies.open_study(finished["output"]))
     assert list(lines)[:7] == [

@@ -465,6 +465,7 @@ print("resumed from", result.resumed_from)
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_three_random_points_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     # put back afterwards
     monkeypatch.setattr(train, "generate", train.generate)
