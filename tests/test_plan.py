@@ -5,6 +5,7 @@ import math
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -221,16 +222,27 @@ def test_the_plan_is_shown_as_it_is_made(monkeypatch):
     )
 
 
-@pytest.mark.slow
-def test_the_plan_of_the_comparison_takes_seconds():
-    """Of a processor: what else the machine does does not count. It took 15.8 s on one machine and
-    31 s on another; the bound holds for one that is half as fast as that.
+def slowness() -> float:
+    """How much slower this processor is than that on which the plan took 15.8 s, by a loop that is
+    taken to need .095 s there: the plan takes twice as long where the loop needs .19 s.
     """
+    seconds = []
+    for _ in range(5):
+        begin = time.process_time()
+        sum(i * i for i in range(3_000_000))
+        seconds.append(time.process_time() - begin)
+    return max(1.0, min(seconds) / 0.095)
+
+
+@pytest.mark.slow
+def test_the_plan_of_the_comparison_takes_less_than_twenty_seconds():
+    "Of a processor, such as it was demanded of: what else the machine does does not count."
     command = [sys.executable, "-m", "prefkit", "plan", "data/configs/tiny/comparison.yaml"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True, cwd=project_root())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used / slowness() < 20
 
 
 def test_a_device_that_nobody_knows_is_named():

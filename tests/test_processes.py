@@ -22,8 +22,8 @@ near = partial(pytest.approx, rel=1e-5, abs=1e-5)
 SAVED = {"save_steps": 2, "keep_checkpoints": True}
 
 
-def same_run(found: Path, wanted: Path):
-    "Two runs wrote the same lines, the same answers and the same weights."
+def same_run(found: Path, wanted: Path, within: float = 1e-5):
+    "Two runs wrote the same lines, the same answers and the same weights, these within a distance."
     lines, expected = without_times(found), without_times(wanted)
     assert [line.pop("split") for line in lines] == [line.pop("split") for line in expected]
     for line, other in zip(lines, expected):
@@ -38,9 +38,8 @@ def same_run(found: Path, wanted: Path):
         load_file(folder / "checkpoint/model.safetensors") for folder in (found, wanted)
     )
     assert weights.keys() == others.keys()
-    # Adam divides even a gradient that is mere rounding by its size: by how much weights differ
-    # depends on the processor (1.4e-5 was seen), and stays below half of one step
-    assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 5e-5
+    far = max((weights[name] - others[name]).abs().max().item() for name in weights)
+    assert far < within
 
 
 CASES = {
@@ -69,7 +68,9 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(runs, tmp_path, name):
     train(folder=tmp_path / name, **CASES[name])
-    same_run(runs[0] / name, tmp_path / name)
+    # Adam divides even a gradient that is mere rounding by its size: RLOO's weights were 1.4e-5
+    # apart on one processor, a seventh of a step; all that is logged agrees to 1e-5
+    same_run(runs[0] / name, tmp_path / name, within=2e-5 if name == "rloo" else 1e-5)
 
 
 def test_killed_and_resumed_they_train_as_one(runs, tmp_path):
