@@ -11,8 +11,8 @@ import yaml
 
 from prefkit.core import ConfigError, PrefkitError, read_jsonl, write_jsonl, write_text
 from prefkit.data.records import load_records
-from prefkit.data.scored import noisy, pair_rows, pairs_of
-from prefkit.data.world import gold_reward
+from prefkit.data.scored import pair_rows, pairs_of
+from prefkit.data.world import annotate, gold_reward
 from prefkit.runs.config import load_config
 from prefkit.runs.plan import plan_lines
 from prefkit.runs.runner import open_run, run
@@ -48,10 +48,9 @@ def test_a_random_rejected_one_is_any_lower_one_equally_often():
 
 def test_noise_makes_bradley_terry_and_none_changes_nothing():
     rng, gap, noise = random.Random(0), 1.0, 0.7
-    assert noisy([gap, 0.0], 0.0, rng) == [gap, 0.0]
-    wins = [
-        first > second for first, second in (noisy([gap, 0.0], noise, rng) for _ in range(8000))
-    ]
+    assert annotate([gap, 0.0], rng, temperature=0.0) == [gap, 0.0]
+    drawn = [annotate([gap, 0.0], rng, temperature=noise) for _ in range(8000)]
+    wins = [first > second for first, second in drawn]
     expected = 1 / (1 + math.exp(-gap / noise))
     error = math.sqrt(expected * (1 - expected) / 8000)
     assert sum(wins) / 8000 == pytest.approx(expected, abs=4 * error)

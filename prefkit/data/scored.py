@@ -2,7 +2,6 @@
 how a model's own answers become data to train on. A plain module: the pipeline `own_pairs` uses it.
 """
 
-import math
 import random
 from collections.abc import Sequence
 from itertools import combinations
@@ -20,19 +19,6 @@ def check_way(way: str):
             field="pairs",
             reason="no such choice",
         )
-
-
-def noisy(
-    scores: Sequence[float],  # of the answers to one prompt
-    noise: float,  # scale of the Gumbel noise, in the scores' units; 0: none
-    rng: random.Random,
-) -> list[float]:
-    """Scores as an annotator with noise writes them down: which of two is higher then follows
-    Bradley and Terry (1952) with that temperature.
-    """
-    if not noise:
-        return list(scores)
-    return [score - noise * math.log(-math.log(rng.random() or 1e-300)) for score in scores]
 
 
 def pairs_of(
