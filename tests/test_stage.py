@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from prefkit.report.standings import of_world
 from prefkit.runs import stage
 from prefkit.runs.config import write_pipeline
 from prefkit.core import ConfigError, project_root, write_json
@@ -204,3 +205,9 @@ def test_a_package_that_is_not_there_is_named_without_a_version(monkeypatch):
     monkeypatch.setattr(stage, "PACKAGES", ("torch", "no-such-package"))
     found = stage.versions()
     assert found["torch"] and found["no-such-package"] is None
+
+
+def test_results_say_with_which_pairs_of_the_tiny_world_they_were_made():
+    before = {"versions": {"torch": "2"}}
+    assert of_world({"versions": stage.versions()}) == "best of four"
+    assert of_world(before) == "two answers of one answerer (before 2026-11-29)"

@@ -14,7 +14,6 @@ from prefkit.data.world import (
     ANIMALS,
     END_OF_TEXT,
     IM_END,
-    PAIR_STYLES,
     SAMPLES,
     SPLITS,
     STYLES,
@@ -197,6 +196,8 @@ def test_records_have_the_columns_of_the_real_data_sets():
         "messages",
         "score_chosen",
         "score_rejected",
+        "models",
+        "completions",
     }
     assert (
         isinstance(pair["prompt"], str) and pair["messages"] == pair["chosen"] != pair["rejected"]
@@ -251,12 +252,25 @@ def judged(pairs):
     return [[gold_reward(*pair).to_dict(), second_judge(*pair)] for pair in pairs]
 
 
+MANNERS = {  # weights of the styles in answers that are judged
+    "plain": 18,
+    "curt": 14,
+    "courteous": 18,
+    "hedged": 10,
+    "filler": 11,
+    "boilerplate": 10,
+    "confidence": 8,
+    "rambling": 7,
+    "not_known": 4,
+}
+
+
 def mixed_answers(n, seed):
     "Prompts with answers that fit, miss, belong to another prompt, or are a jumble of words."
     rng, made = random.Random(seed), []
     requests = list(some_requests())
     for request in rng.choices(requests, k=n):
-        said = answer(WORLD, request, rng, right=0.5, styles=PAIR_STYLES)
+        said = answer(WORLD, request, rng, right=0.5, styles=MANNERS)
         other = answer(WORLD, rng.choice(requests), rng)
         words = (said + " " + other).split()
         jumble = " ".join(rng.sample(words, len(words)))
@@ -279,8 +293,8 @@ GENERATED = {
 FINGERPRINTS = {
     "sft": "2e99a4119efe0a0f",
     "verbose": "5b931ed04e82c694",
-    "pairs": "7e2138ef540565df",
-    "binary": "6cdce091254bdbf5",
+    "pairs": "4122c141b8fc7588",
+    "binary": "bf22647449aa17bd",
     "prompts": "1d0794031f3e7e89",
     "splits": "eff6c7abd3416681",
     "raw text": "ec1d7a39293254c9",

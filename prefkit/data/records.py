@@ -77,10 +77,12 @@ from prefkit.data.foreign import (
 )
 from prefkit.data.sources import (
     Line,
+    check_options,
     check_revision,
     make_records,
     no_split,
     numbered,
+    options_text,
     parse_split,
     part_of,
     puzzle_columns,
@@ -887,7 +889,7 @@ def _are_pairs(rows, mapping):
     return paired and not labelled, chain(first, rows)
 
 
-def _read_registered(name, kind, split, seed, start, stop, revision):
+def _read_registered(name, kind, split, seed, start, stop, revision, options):
     "(label, rows) of a data set of the table."
     source = DATASETS[name]
     if split not in source.splits:
@@ -908,7 +910,8 @@ def _read_registered(name, kind, split, seed, start, stop, revision):
             field="skip",
             reason="generated rows have no order to continue",
         )
-    return f"{name} ({split})", numbered(make_records(name, kind, split, stop, seed))
+    made = make_records(name, kind, split, stop, seed, options)
+    return f"{name} ({split}{options_text(options)})", numbered(made)
 
 
 @dataclass
@@ -987,12 +990,16 @@ def load_records(
     # our name of a column -> the source's, such as {"prompt": "question"}; None: do not read it
     columns: dict[str, str | None] | None = None,
     dataset_revision: str = "",  # on the Hub: a branch, tag or commit
+    # of the pairs of tiny-world: truth, manner, temperature, as `tiny_records` takes them
+    dataset_options: dict[str, float] | None = None,
 ) -> Records:  # rows in the normal form, each with its name under "row", and the report
     """Read records of any known layout; raises `DataError` for a bad source or too many bad rows,
     `ConfigError` for bad arguments.
     """
     _check_on_bad_rows(on_bad_rows)
     _check_wanted(kind, limit, skip, from_pairs)
+    options = dataset_options or {}
+    check_options(name, kind, options)
     split, start, stop = parse_split(split)
     start += skip
     if limit is not None:
@@ -1001,7 +1008,7 @@ def load_records(
         kind_read = kind_to_read(str(name), kind, from_pairs)
         from_pairs = kind_read != kind
         label, rows = _read_registered(
-            str(name), kind_read, split, seed, start, stop, dataset_revision
+            str(name), kind_read, split, seed, start, stop, dataset_revision, options
         )
         zero_shot = DATASETS[str(name)].zero_shot if zero_shot is None else zero_shot
     else:

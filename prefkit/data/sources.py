@@ -25,7 +25,7 @@ from prefkit.data.countdown import (
     split_of,
     tiny_problems,
 )
-from prefkit.data.world import SFT_STYLES, VERBOSE_STYLES, tiny_records
+from prefkit.data.world import SFT_STYLES, VERBOSE_STYLES, check_temperature, pool, tiny_records
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 FILES = ", ".join(SUFFIXES)
@@ -383,6 +383,40 @@ def read_source(
     )
 
 
+OPTIONS = ("truth", "manner", "temperature")  # of tiny-world's pairs
+
+
+def check_options(name: str | Path, kind: str, options: dict):
+    "Raise `ConfigError` for options that rows of this kind of a data set do not have."
+    if not options:
+        return
+    if str(name) != "tiny-world" or kind not in ("pairs", "binary"):
+        where = f"rows of kind {kind}" if str(name) == "tiny-world" else f"the data set {name}"
+        raise ConfigError(
+            f"dataset_options are for the pairs of tiny-world; {where} has none. Leave them out.",
+            field="dataset_options",
+            reason="no options here",
+        )
+    for option in options:
+        if option not in OPTIONS:
+            raise ConfigError(
+                f"dataset_options: there is no {option!r}.{nearest(str(option), OPTIONS)} There "
+                f"are {', '.join(OPTIONS)}.",
+                field="dataset_options",
+                reason="no such option",
+            )
+    try:
+        pool(**{name: options[name] for name in ("truth", "manner") if name in options})
+        check_temperature(options.get("temperature", 0.5))
+    except ConfigError as error:
+        raise error.at("dataset_options") from error
+
+
+def options_text(options: dict) -> str:
+    "Options as they stand behind a data set's name and split in accounts."
+    return "".join(f", {name} {value:g}" for name, value in options.items())
+
+
 def make_records(
     # of what is generated here: tiny-world, tiny-world-verbose, countdown, countdown-tiny,
     # countdown-tiny-worked, countdown-tiny-noisy
@@ -391,11 +425,13 @@ def make_records(
     split: str,  # train, validation or test
     n: int | None,  # rows; None: 1,000, or all of a split that has fewer
     seed: int,  # which draw
+    options: dict,  # of the data set, checked
 ) -> list[dict]:  # records
     "Records of a data set that is made, not read; raises `DataError` where there are fewer."
     if name in ("tiny-world", "tiny-world-verbose"):
         styles = SFT_STYLES if name == "tiny-world" else VERBOSE_STYLES
-        return tiny_records(kind, split, 1000 if n is None else n, seed, styles=styles)
+        n = 1000 if n is None else n
+        return tiny_records(kind, split, n, seed, styles=styles, **options)
     size = "public" if name == "countdown" else "tiny"
     if n is None:
         n = 1000 if size == "public" or split == "train" else min(1000, len(tiny_problems(split)))

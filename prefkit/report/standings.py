@@ -21,6 +21,7 @@ __all__ = [
     "draw_win_rates",
     "flat",
     "made_by",
+    "of_world",
     "of_decoding",
     "read_results",
     "say_scores",
@@ -67,6 +68,15 @@ def made_by(
         **more,
         **{name: versions[name] for name in packages if name in versions},
     }
+
+
+def of_world(
+    results: dict,  # what `prefkit seeds` or `prefkit study` wrote
+) -> str:
+    "Which pairs of the tiny world results were made with."
+    version = results["versions"].get("tiny world", "1")
+    told = {"1": "two answers of one answerer (before 2026-11-29)", "2": "best of four"}
+    return told.get(version, version)
 
 
 def clipped(

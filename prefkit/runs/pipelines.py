@@ -41,6 +41,7 @@ from prefkit.judging.rewards import make_reward
 from prefkit.judging.served import Served, reach
 from prefkit.data.sources import (
     SplitError,
+    check_options,
     check_revision,
     is_hub_name,
     is_made_by_a_stage,
@@ -76,6 +77,7 @@ def check_part(
             raise no_split(name, split_name, source.splits)
         if (source and not source.hub) or is_made_by_a_stage(name):
             check_revision(name, data.dataset_revision)
+        check_options(name, kind, data.dataset_options)
         if source and not source.hub and data.columns:
             load_records(name, kind=kind, limit=1, columns=data.columns)  # which refuses
         if source or _is_elsewhere(name):

@@ -22,6 +22,7 @@ from prefkit.core import (
     project_root,
     write_json,
 )
+from prefkit.data.world import WORLD_VERSION
 
 
 class StageLock:
@@ -526,8 +527,11 @@ PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy", 
 
 
 def versions() -> dict[str, str | None]:  # None: not installed
-    "Versions of Python and of the packages that can change a number."
-    found = {"python": platform.python_version()}
+    "Versions of Python, of the tiny world, and of the packages that can change a number."
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "tiny world": WORLD_VERSION,
+    }
     for name in PACKAGES:
         try:
             found[name] = version(name)

@@ -325,6 +325,9 @@ class DataSettings(Settings):
         "read that column",
     )
     dataset_revision: str = setting("", 'on the Hub: a branch, tag or commit; "": the newest')
+    dataset_options: dict = setting(
+        {}, "of the pairs of tiny-world: truth and manner (0 to 1), temperature"
+    )
     split: str = setting("train", "of the data set, with a slice if wanted: train[:9000]")
     limit: int | None = setting(None, "rows to read; null: all (the tiny world: 1,000)")
     validation_dataset: str = setting("", "where it is another than dataset")
@@ -374,6 +377,7 @@ class DataSettings(Settings):
             dataset=dataset or self.dataset,
             columns=self.columns if columns is None else columns,
             dataset_revision=revision or (self.dataset_revision if same else ""),
+            dataset_options=self.dataset_options if same else {},
             split=split,
             limit=limit,
         )

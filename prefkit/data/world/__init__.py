@@ -1,9 +1,10 @@
 """A small world of made-up facts, questions and answers in which the true reward is known."""
 
 from prefkit.data.splits import SPLITS
-from prefkit.data.world.answerers import PAIR_STYLES, SFT_STYLES, VERBOSE_STYLES, answer
-from prefkit.data.world.facts import ANIMALS, FACTS, World
+from prefkit.data.world.answerers import SFT_STYLES, VERBOSE_STYLES, Answerer, answer, pool
+from prefkit.data.world.facts import ANIMALS, FACTS, WORLD_VERSION, World
 from prefkit.data.world.judges import Reward, annotate, gold_reward, second_judge
+from prefkit.data.world.pairs import CRITERIA, check_temperature, four_answers, preference_pair
 from prefkit.data.world.styles import STYLES, WORDINGS, dress
 from prefkit.data.world.tasks import (
     TASKS,
@@ -33,11 +34,11 @@ from prefkit.data.world.text import (
 __all__ = [
     "ANIMALS",
     "CHAT_TEMPLATE",
+    "CRITERIA",
     "END_OF_TEXT",
     "FACTS",
     "IM_END",
     "IM_START",
-    "PAIR_STYLES",
     "SAMPLES",
     "SFT_STYLES",
     "SPLITS",
@@ -45,6 +46,8 @@ __all__ = [
     "TASKS",
     "VERBOSE_STYLES",
     "WORDINGS",
+    "WORLD_VERSION",
+    "Answerer",
     "Request",
     "Reward",
     "Sentence",
@@ -52,10 +55,14 @@ __all__ = [
     "World",
     "annotate",
     "answer",
+    "check_temperature",
     "corrupt",
     "dress",
+    "four_answers",
     "gold_reward",
     "is_held_out",
+    "pool",
+    "preference_pair",
     "prompts",
     "raw_documents",
     "read_request",

@@ -10,6 +10,9 @@ from functools import cached_property
 
 from prefkit.core import derive_seed
 
+# Whoever changes what is generated counts on; results say with which they were made.
+# 2: a pair is the best of four answers and another one; before, two answers of one answerer
+WORLD_VERSION = "2"
 ANIMALS = (
     "fox bear wolf owl hare frog deer duck goat hen cat dog pig cow horse sheep mouse crow swan "
     "seal toad bat mole lynx otter beaver badger goose robin snail crab ant bee moth eel trout "

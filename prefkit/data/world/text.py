@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from ...core import DataError, derive_seed, fingerprint, project_root, write_jsonl
-from .answerers import PAIR_STYLES, SFT_STYLES, answer
+from .answerers import SFT_STYLES, answer, pool
 from .facts import ANIMALS, FACTS, World
-from .judges import annotate, gold_reward
+from .pairs import check_temperature, preference_pair
 from .tasks import TASKS, prompts
 
 
@@ -75,27 +75,6 @@ def _question(world, request):
     }
 
 
-def _pair(world, request, rng, temperature):
-    "A record as it stands in ultrafeedback_binarized."
-    answers = set()
-    while len(answers) < 2:
-        answers.add(answer(world, request, rng, right=0.65, styles=PAIR_STYLES))
-    answers = sorted(answers)
-    rewards = [gold_reward(request.text, text, world).total for text in answers]
-    scores = annotate(rewards, rng, temperature=temperature)
-    (low, rejected), (high, chosen) = sorted(zip(scores, answers))
-    user = _turn("user", request.text)
-    return {
-        "prompt": request.text,
-        "prompt_id": fingerprint(request.text),
-        "chosen": [user, _turn("assistant", chosen)],
-        "rejected": [user, _turn("assistant", rejected)],
-        "messages": [user, _turn("assistant", chosen)],
-        "score_chosen": round(high, 4),
-        "score_rejected": round(low, 4),
-    }
-
-
 def _labelled(pair, good):
     "One answer of a pair, with its label."
     user, said = pair["chosen" if good else "rejected"]
@@ -109,10 +88,14 @@ def tiny_records(
     n: int,  # how many records
     seed: int = 0,  # which draw; the world itself stays that of seed 0
     *,
-    temperature: float = 0.5,  # noise of the preference labels
-    styles: dict[str, int] = SFT_STYLES,  # weights of the styles of demonstrations
+    truth: float = 0.5,  # pairs: how far the best of those who answer are above demonstrations
+    manner: float = 0.5,  # the same in manner; both as `pool` takes them
+    temperature: float = 0.5,  # pairs: noise of the annotator, in points of gold reward
+    styles: dict[str, float] = SFT_STYLES,  # weights of the styles of demonstrations
 ) -> list[dict]:  # in the column layout of the real data sets
-    "Records of the tiny world; raises `DataError` for an unknown kind or split."
+    """Records of the tiny world; raises `DataError` for an unknown kind or split, `ConfigError` for
+    a dial out of range.
+    """
     world, requests = World(), prompts(split)
     rng = random.Random(derive_seed(seed, "records", kind, split))
     drawn = _draw(requests, n, rng, repeat=split == "train")
@@ -126,7 +109,9 @@ def tiny_records(
             field="kind",
             reason="unknown kind of record",
         )
-    pairs = [_pair(world, request, rng, temperature) for request in drawn]
+    check_temperature(temperature)
+    asked = pool(truth, manner)
+    pairs = [preference_pair(world, request, rng, asked, temperature) for request in drawn]
     if kind == "pairs":
         return pairs
     # one answer of each pair, so that no prompt comes with both labels
