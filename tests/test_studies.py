@@ -26,7 +26,8 @@ start: {model: data/tiny/base}
 common: {limit: 48, max_steps: 6, batch_size: 8, learning_rate: 5.0e-4, logging_steps: 2,
          save_steps: 1}
 runs:
-  - {method: dpo, hyperparameters: {beta: [0.1, 1.0e+38]}, validation_limit: 8, eval_steps: 3}
+  - {method: dpo, hyperparameters: {beta: [0.1, 1.0e+38]}, validation_limit: 8, eval_steps: 3,
+     dataset_options: {truth: 1.0}}
   - {method: sft, name: imitation, answers: demonstrations, probe: true, eval_steps: 3}
 evaluate: {prompts: 12, max_new_tokens: 24, examples: 2}
 keep: [loss, logratio_chosen, logps_rejected]
@@ -106,6 +107,26 @@ def written(folder, text=CONFIG, **changes):
         ({"evaluate": {"temperature": -1.0}}, "temperature"),
         ({"evaluate": {"prompts": 5000}}, "the validation split has"),
         ({"evaluate": {"examples": -1}}, "evaluate: examples: -1 is not at least 0"),
+        (
+            {"runs": [{"method": "kto", "dataset_options": {"turth": 1}}]},
+            "run 1 (kto): dataset_options: there is no 'turth'. Did you mean 'truth'?",
+        ),
+        (
+            {"runs": [{"method": "dpo", "dataset_options": {"manner": 2.0}}]},
+            "run 1 (dpo): dataset_options: manner is 2.0",
+        ),
+        (
+            {
+                "runs": [
+                    {
+                        "method": "sft",
+                        "answers": "demonstrations",
+                        "dataset_options": {"truth": 1.0},
+                    }
+                ]
+            },
+            "rows of kind sft has none",
+        ),
         ({"keep": "loss"}, "`keep` must be list"),
         ({"keep": ["step"]}, "need not name step"),
     ],

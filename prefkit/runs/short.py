@@ -28,6 +28,7 @@ def train_short(
     validation_limit: int | None,
     answers: str,
     dataset_kind: str,
+    dataset_options: dict,
     probe: bool,
 ):
     "Train, or go on; numbers that are not finite are a finding, and stand in the metrics."
@@ -38,6 +39,7 @@ def train_short(
         validation_split="validation" if validation_limit else "",
         validation_limit=validation_limit,
         from_pairs=dataset_kind == "pairs" if kind == "binary" else None,
+        dataset_options=dataset_options,
     )
     watched = SftData(probe_dataset="tiny-world" if probe else "", probe_limit=256)
     read_as = "pairs" if (kind, answers) == ("sft", "chosen") else kind
@@ -64,7 +66,8 @@ def train_short(
     except NotFinite as error:
         metrics = {"error": str(error)}
     accounts = {name: part.report.to_dict() for name, part in parts.items() if part.report}
-    finish(output_dir, metrics=metrics, data={"dataset": "tiny-world", **accounts})
+    told = {"dataset_options": dataset_options} if dataset_options else {}
+    finish(output_dir, metrics=metrics, data={"dataset": "tiny-world", **told, **accounts})
 
 
 def answer_short(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prefkit.core import ConfigError, nearest, resolve_path
+from prefkit.data.sources import check_options
 from prefkit.model.loading import check_model
 from prefkit.runs.config import (
     Parameter,
@@ -48,6 +49,10 @@ class StudyData(Settings):
         "pairs",
         "what kto and its like learn from: pairs, each of which gives two rows, or binary",
         choices=("pairs", "binary"),
+    )
+    dataset_options: dict = setting(
+        {},
+        "of the pairs: truth and manner (0 to 1), temperature; those of the world where not given",
     )
     probe: bool = setting(False, "watch the log-probs of 256 validation pairs at every validation")
 
@@ -189,6 +194,11 @@ def _make_run(words: str, entry: dict, own: dict, study: dict, where: str, seen:
             f"{where}: {row.name} trains no model that answers, so a study cannot judge it. Use "
             "its pipeline."
         )
+    learned = "pairs" if (row.kind, data.answers) == ("sft", "chosen") else row.kind
+    try:
+        check_options("tiny-world", learned, data.dataset_options)
+    except ConfigError as error:
+        raise error.at(where) from None
     start = study["start"]
     if "start" in own:
         start = _check_start(entry["start"], f"{where}, start", seen)
