@@ -109,7 +109,7 @@ def written(folder, text=CONFIG, **changes):
         ({"evaluate": {"examples": -1}}, "evaluate: examples: -1 is not at least 0"),
         (
             {"runs": [{"method": "kto", "dataset_options": {"turth": 1}}]},
-            "run 1 (kto): dataset_options: there is no 'turth'. Did you mean 'truth'?",
+            "run 1 (kto): dataset_options: there is no 'turth'. Did you mean `truth`?",
         ),
         (
             {"runs": [{"method": "dpo", "dataset_options": {"manner": 2.0}}]},

@@ -400,8 +400,7 @@ def check_options(name: str | Path, kind: str, options: dict):
     for option in options:
         if option not in OPTIONS:
             raise ConfigError(
-                f"dataset_options: there is no {option!r}.{nearest(str(option), OPTIONS)} There "
-                f"are {', '.join(OPTIONS)}.",
+                f"dataset_options: there is no {option!r}.{nearest(str(option), OPTIONS)}",
                 field="dataset_options",
                 reason="no such option",
             )
