@@ -197,20 +197,26 @@ stages:
   evaluate:
     pipeline: evaluate
     parameters:
-      models: {a: data/tiny/base, b: data/tiny/base, c: data/tiny/base}
+      models: {a: data/tiny/base, b: data/tiny/base, c: data/tiny/base, d: data/tiny/instruct}
       references: [b]
       prompts: 6
       max_new_tokens: 4
+      start: b
+      start_prompts: 4
 """,
     )
     info = open_run(run(config, (), tmp_path, "quiet")["evaluate"]).info
-    assert {(row["model"], row["reference"]) for row in info["metrics"]["win_rates"]} == {
-        ("c", "b")
-    } and len(info["metrics"]["scores"]) == 3
+    wins = info["metrics"]["win_rates"]
+    assert {(row["model"], row["reference"]) for row in wins} == {("c", "b"), ("d", "b")}
+    assert len(info["metrics"]["scores"]) == 4
     # one model, one seed: the same answers
-    assert all(row["rate"] == 0.5 and row["ties"] == 6 for row in info["metrics"]["win_rates"])
-    with pytest.raises(ConfigError, match="references: 'd' is none of the models a, b, c"):
-        run(config, ["evaluate.references=[d]"], tmp_path, "quiet")
+    same = [row for row in wins if row["model"] == "c"]
+    assert all(row["rate"] == 0.5 and row["ties"] == 6 for row in same)
+    far = {row["model"]: row for row in info["metrics"]["distances"]}
+    assert far.keys() == {"a", "c", "d"} and {row["start"] for row in far.values()} == {"b"}
+    assert abs(far["c"]["kl"]) < 1e-4 and far["d"]["kl"] > 0.1 and far["d"]["n"] == 4
+    with pytest.raises(ConfigError, match="references: 'e' is none of the models a, b, c"):
+        run(config, ["evaluate.references=[e]"], tmp_path, "quiet")
 
 
 # The report.

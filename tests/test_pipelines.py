@@ -258,6 +258,12 @@ def test_a_faulty_parameter_is_refused_by_name(parameters, field, reason, tmp_pa
         ({"judges": {"second": 3}}, "judges.second"),
         ({"references": ["other"]}, "references"),
         ({"decodings": {"hot": "hottest"}}, "decodings.hot"),
+        ({"start": "bse"}, "start"),
+        ({"start": "base", "start_prompts": 1}, "start_prompts"),
+        (
+            {"models": {"a": {"model": "m", "base_url": "http://127.0.0.1:1/v1"}}, "start": "a"},
+            "start",
+        ),
     ],
 )
 def test_faulty_parameters_of_evaluate_are_refused_by_name(given, field, tmp_path):

@@ -19,8 +19,10 @@ from prefkit.core import (
     DataError,
     PrefkitError,
     cache_folder,
+    check_number,
     code_behind,
     fingerprint,
+    nearest,
 )
 from prefkit.data.chat import check_limits, use_template
 from prefkit.data.records import (
@@ -615,12 +617,15 @@ def check_evaluation(
     columns: dict | None = None,  # as `load_records` takes them
     dataset_revision: str = "",  # as `load_records` takes it
     on_bad_rows: str = "drop",  # as `load_records` takes it
+    start: str = "",  # of the models: the distance to it is measured
+    start_prompts: int = 1,  # on so many prompts
     **ways,  # of `decoding_ways`
 ) -> list[dict]:  # what `decoding_ways` returns
     """Raise `ConfigError` or `DataError` for what an evaluation could not do; nothing is loaded or
     asked.
     """
     check_models(models, references, chat_template)
+    _check_evaluation_start(start, start_prompts, models)
     reading: dict[str, Any] = {
         "columns": columns or {},
         "dataset_revision": dataset_revision,
@@ -648,6 +653,22 @@ def check_evaluation(
         _check_no_tools(rows or [])
     check_judges(judges, dataset)
     return decoding_ways(seed=seed, **ways)
+
+
+def _check_evaluation_start(start, prompts, models):
+    if start and start not in models:
+        raise ConfigError(
+            f"start: {start!r} is none of the models.{nearest(start, list(models))}",
+            field="start",
+            reason="no such model",
+        )
+    if start and isinstance(models[start], dict):
+        raise ConfigError(
+            f"start: {start!r} is a server, and a server gives no log-probs. Name another model.",
+            field="start",
+            reason="a server",
+        )
+    check_number("start_prompts", prompts, whole=True, least=2)
 
 
 def check_models(

@@ -35,6 +35,7 @@ TABLES = {
     "win_rates": ("model", "reference", "judge"),
     "differences": ("model", "reference"),
     "scores": ("model",),
+    "distances": ("model", "start"),
     "best_of_n": ("chosen_by", "n"),
 }
 WAYS = ("decoding", "token_limit")  # name a row too, where an evaluation had several

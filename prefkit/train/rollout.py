@@ -15,6 +15,7 @@ __all__ = [
     "padded",
     "token_mask",
     "score_tokens",
+    "log_ratios",
     "Reference",
     "kl_estimates",
     "Watched",
@@ -222,6 +223,40 @@ def score_tokens(
                     answers.append(told if head is not None else told[0])
                 found[start + i] = answers
     return found
+
+
+# %% ../../nbs/lib/train/45_rollout.ipynb #384a6d5e
+def log_ratios(
+    model,  # a causal language model, which answers
+    reference,  # another of the same tokens
+    tokenizer,
+    prompt_ids: list[list[int]],  # token ids of each prompt, generation prompt included
+    *,
+    k: int = 1,  # answers to each
+    max_new_tokens: int = 64,  # answers are cut off there
+    seed: int = 0,  # of the draws
+    batch_size: int = 64,  # answers at a time
+) -> list[list[tuple[Sample, float]]]:  # k for each prompt: an answer and log p - log q, in nats
+    """Plain samples of a model, each with the log-ratio of the two models' probabilities of it:
+    their mean estimates KL(model || reference) without bias.
+    """
+    at_once = max(1, batch_size // k)
+    samples = sample_answers(
+        model,
+        tokenizer,
+        prompt_ids,
+        k=k,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        batch_size=at_once,
+    )
+    rows = sample_rows([{"prompt_ids": ids} for ids in prompt_ids], samples)
+    filling = filling_of(reference, tokenizer)
+    scored = score_tokens(reference, rows, sample_names(k), filling, batch_size=at_once)
+    return [
+        [(one, sum(one.model_logps) - sum(logps)) for one, logps in zip(group, told)]
+        for group, told in zip(samples, scored)
+    ]
 
 
 # %% ../../nbs/lib/train/45_rollout.ipynb #2a80e762
