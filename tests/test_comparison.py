@@ -136,13 +136,14 @@ def test_the_tables_equal_the_reports_text_cell_by_cell():
 
 def test_every_row_of_table_2_has_a_stage_and_is_judged_in_both_decodings():
     found = stages("tiny/comparison")
-    assert set(ROWS) | {"reward_model", "evaluate", "evaluate_greedy"} == set(found)
+    more = {"reward_model", "sft_chosen", "evaluate", "evaluate_greedy"}
+    assert set(ROWS) | more == set(found)
     ways = {}
     for name in ("evaluate", "evaluate_greedy"):
         given = found[name].parameters
         assert (
-            set(given["models"]) == {"base", "instruct", *ROWS}
-            and given["references"] == ["base", "instruct", "sft_v2_6"]
+            set(given["models"]) == {"base", "instruct", "sft_chosen", *ROWS}
+            and given["references"] == ["base", "instruct", "sft_v2_6", "sft_chosen"]
             and given["prompts"] == REPORTED["table_2"]["prompts"]
         )
         assert all(given["models"][stage] == f"stage:{stage}" for stage in ROWS)
@@ -218,7 +219,7 @@ def test_the_reports_own_settings_stand_in_the_config_for_an_l4():
         "kto": "learning_rate_kto",
     }
     for name, given in found.items():
-        if name in ("reward_model", "evaluate"):
+        if name in ("reward_model", "sft_chosen", "evaluate"):  # which the report has not
             continue
         method = given.get("method", "sft")
         pairs = 2 if given.get("from_pairs") else 1  # a batch of answers
@@ -246,6 +247,9 @@ def test_the_reports_own_settings_stand_in_the_config_for_an_l4():
         assert given["dataset"] == (
             "smol-smoltalk" if method == "sft" else "ultrafeedback_binarized"
         )
+    control, tuned = found["sft_chosen"], found["dpo_v2_4"]
+    same = ("model", "dataset", "limit", "epochs", "batch_size", "gradient_accumulation")
+    assert all(control[name] == tuned[name] for name in same) and control["answers"] == "chosen"
     assert [
         found[name]["hyperparameters"]
         for name in ("dpo_v2_4", "orpo_v1_1", "kto_v1_1", "topr_v1_1")
@@ -374,9 +378,10 @@ def test_two_steps_of_every_stage_of_the_l4_config_on_stand_ins(tmp_path, monkey
     }
     run_cells(judged.pipeline, given)
     found = json.loads((tmp_path / "evaluate" / "result.json").read_text())["metrics"]["win_rates"]
-    assert {row["model"] for row in found if row["reference"] == "sft_v2_6"} == set(ROWS) - {
-        "sft_v2_6"
-    } and {row["judge"] for row in found} == {"nemotron"}
+    assert {row["model"] for row in found if row["reference"] == "sft_v2_6"} == {
+        *ROWS,
+        "sft_chosen",
+    } - {"sft_v2_6"} and {row["judge"] for row in found} == {"nemotron"}
     assert set(asked) == set(sets) and set(ROWS) < set(seen)
     # no warm-up, no decay yet
     assert seen["dpo_v2_4"] == 3e-6 and seen["orpo_v1_1"] == 8e-6 and seen["sft_v2_6"] == 2e-5
@@ -389,6 +394,7 @@ STRENGTH = {
     "instruct": 1.5,
     "sft_v2_6": 0.0,
     "sft_v1_2": -0.8,
+    "sft_chosen": 0.35,
     "dpo_v2_4": 0.3,
     "dpo_v3_1": 0.25,
     "rloo_v1_2": -0.9,
@@ -503,7 +509,13 @@ def evaluation(stage, folder, rng, strength, n):
         }
         for model in models
     ]
-    return {"win_rates": wins, "scores": means}
+    start = stage.parameters["start"]
+    far = [
+        {"model": model, "start": start, "n": 200, "kl": 4.0, "kl_low": 3.0, "kl_high": 5.0}
+        for model in models
+        if start and model != start
+    ]
+    return {"win_rates": wins, "scores": means, **({"distances": far} if far else {})}
 
 
 def make_runs(home, seed=0, n=150, strength=STRENGTH):
@@ -633,6 +645,38 @@ def alone(tmp_path_factory):
     return draw(folder, make_runs(folder / "runs" / "comparison"))
 
 
+def test_the_control_stands_beside_the_methods(drawn, alone):
+    "SFT on the chosen answers: in figures, tables and sentences, in one run and over seeds."
+    for output, names in (drawn, alone):
+        page = (output / "report.html").read_text(encoding="utf-8")
+        assert "Is it the method, or its better answers?" in page
+        assert "The control, SFT V2.6 trained on with the chosen answers alone, wins" in page
+        rates = pd.read_csv(output / "tables/table_2_sampled.csv")
+        against = rates[rates["reference"] == "sft_chosen"]
+        assert set(against["model"]) == {row["model"] for row in REPORTED["table_2"]["rows"]} - {
+            "SFT V2.6"
+        }
+        scores = pd.read_csv(output / "tables/scores.csv").set_index(["model", "decoding"])
+        assert scores.loc[("DPO V2.4", "sampled"), "KL to SFT (nats)"] == "4.00 [3.00, 5.00]"
+        drawn_rows = pd.read_csv(output / "figures/win_rates_sft.csv")
+        assert "control" in set(drawn_rows["row"])
+    assert (drawn[0] / "figures/win_rates_sft_chosen_seeds.png").is_file()
+
+
+def test_results_from_before_there_was_a_control_are_drawn_without_it(tmp_path):
+    seeds = make_seeds(tmp_path / "s")
+    for one in seeds["seeds"].values():
+        one["win_rates"] = [
+            row for row in one["win_rates"] if "sft_chosen" not in (row["model"], row["reference"])
+        ]
+        del one["distances"]
+    del seeds["over_seeds"]["distances"]
+    output, _ = draw(tmp_path, make_runs(tmp_path / "runs" / "comparison"), seeds)
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "SFT on the chosen answers, the control, was not run over 3 seeds." in page
+    assert not (output / "figures/win_rates_sft_chosen_seeds.png").exists()
+
+
 SECTIONS = (
     "What came out",
     "The report's claims",
@@ -651,6 +695,7 @@ SECTIONS = (
 FIGURES = {
     "win_rates_base",
     "win_rates_sft",
+    "win_rates_sft_chosen",
     "board",
     "figure_1",
     "figure_3_sft",
@@ -841,7 +886,8 @@ def test_the_verdicts_are_what_the_intervals_say(drawn):
 def test_a_claim_that_is_wrong_here_does_not_hold(tmp_path):
     "TOPR far below DPO, RLOO far above SFT; the first sentence names the best."
     home = make_runs(
-        tmp_path / "runs/comparison", strength={**STRENGTH, "topr_v1_1": -2.0, "rloo_v1_2": 4.0}
+        tmp_path / "runs/comparison",
+        strength={**STRENGTH, "topr_v1_1": -2.0, "rloo_v1_2": 4.0, "orpo_v1_1": 1.5},
     )
     names = run_cells(REPORT, given(tmp_path, home), until="claims")
     verdicts = {
@@ -923,7 +969,7 @@ def test_figures_hold_what_was_logged_and_judged(drawn):
     ) == pytest.approx([line["reward_gold"] for line in lines["rloo_v1_2"]], rel=1e-3)
     seconds = figure("wall_time").set_index("row")["value"]
     assert seconds["SFT V2.6"] == 30.0 and seconds.sum() == sum(
-        30.0 + 5 * order for order in range(13)
+        30.0 + 5 * order for order in range(14)
     )
 
 

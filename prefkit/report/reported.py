@@ -11,10 +11,16 @@ from prefkit.report.panels import interval_table
 from prefkit.report.views import View
 from prefkit.report.words import JUDGE_NAMES
 
-__all__ = ["COLUMNS", "Reported", "hours", "way_words"]
+__all__ = ["COLUMNS", "CONTROL", "Reported", "hours", "way_words"]
 
 COLUMNS = {"base": "win_base", "sft_v2_6": "win_sft"}  # reference -> its column of table 2
-OTHERS = {"base": "the base model", "instruct": "tiny-instruct", "reward_model": "reward model"}
+OTHERS = {
+    "base": "the base model",
+    "instruct": "tiny-instruct",
+    "reward_model": "reward model",
+    "sft_chosen": "control",
+}
+CONTROL = "sft_chosen"  # what the better answers alone do: which the report has not
 
 
 def way_words(
@@ -63,7 +69,9 @@ class Reported:
         return self.names.get(name, nice_name(name))
 
     def rates(self, reference: str) -> dict[str, float]:  # stage -> percent
-        "The reported win rates against a reference."
+        "The reported win rates against a reference; none against what the report has not."
+        if reference not in COLUMNS:
+            return {}
         rates = {stage: row[COLUMNS[reference]] for stage, row in self.rows.items()}
         return {
             stage: rate for stage, rate in rates.items() if rate is not None and stage != reference
@@ -193,6 +201,22 @@ class Reported:
             f"{theirs[first]:g} %."
         )
 
+    def say_control(self, view: View) -> str:
+        "What SFT on the chosen answers wins, which is their worth, and which methods beat it."
+        if not view.has(CONTROL, "sft_v2_6"):
+            return f"SFT on the chosen answers, the control, was not run {view.scope}."
+        wins = {self.called(stage): view.win(stage, CONTROL) for stage in self.tuned}
+        better = [name for name, (_, low, _) in wins.items() if low > 0.5]
+        worse = [name for name, (_, _, high) in wins.items() if high < 0.5]
+        start, rate = self.called("sft_v2_6"), say_interval(*view.win(CONTROL, "sft_v2_6"))
+        listed = lambda names: f" ({', '.join(names)})" if names else ""
+        return (
+            f"The control, {start} trained on with the chosen answers alone, wins {rate} against "
+            f"{start} {view.scope}: so much needs no preference method. Against the control "
+            f"{len(better)} of {len(wins)} methods win{listed(better)}, {len(worse)} "
+            f"lose{listed(worse)}."
+        )
+
     def say_agreement(self, view: View, reference: str, judge: str = "gold") -> str:
         "Whether the win rates come in the report's order."
         value, low, high, n, p = view.agreement(self.rates(reference), reference, judge)
@@ -215,7 +239,7 @@ class Reported:
     ) -> tuple[Figure, str]:  # the figure and its caption
         "Win rates against one reference: both judges', and the reported ones."
         n, theirs = self.paper["table_2"]["prompts"], self.rates(reference)
-        models = [stage for stage in self.rows if stage != reference]
+        models = [stage for stage in (*self.rows, CONTROL) if stage != reference]
         models = [
             stage for stage in models if (stage, reference, "gold", view.main) in view.rates[0]
         ]
@@ -236,11 +260,12 @@ class Reported:
             percent=True,
             reference=(0.5, "no difference"),
         )
-        return fig, (
-            f"Win rates against {name}, {way}. {view.over} Reported: another model, other data and "
-            f"another judge ({self.paper['table_2']['judge']}); their intervals are those of {n} "
-            "prompts, as the report gives none."
+        said = (
+            f" Reported: another model, other data and another judge "
+            f"({self.paper['table_2']['judge']}); their intervals are those of {n} prompts, as the "
+            "report gives none."
         )
+        return fig, f"Win rates against {name}, {way}. {view.over}{said if theirs else ''}"
 
     def board(self, view: View, stage: str, way: str | None = None) -> tuple[float, float, float]:
         "The score that stands for the leaderboard's."

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from prefkit.report.claims import verdict
 from prefkit.report.figures import draw_intervals, mean_interval, say_interval, say_seconds
 from prefkit.report.panels import ends_of, interval_table
-from prefkit.report.reported import COLUMNS, Reported, hours
+from prefkit.report.reported import COLUMNS, CONTROL, Reported, hours
 from prefkit.report.standings import SCORES, clipped
 from prefkit.report.views import View
 from prefkit.report.words import JUDGE_NAMES, say_estimate
@@ -171,8 +171,21 @@ def rate_table(reported: Reported, view: View, way: str) -> pd.DataFrame:
             made[f"v. {name}, gold"] = rates["gold"]
             made[f"second{space}"] = rates["second"]
             made[f"reported{space}"] = None if said is None else f"{said:g} %"
+        if view.has(stage, CONTROL):
+            made["v. control, gold"] = percent(view.win(stage, CONTROL, "gold", way))
         rows.append(made)
+    if view.has(CONTROL, "sft_v2_6"):
+        rows.append(_control_row(reported, view, way))
     return pd.DataFrame(rows)
+
+
+def _control_row(reported, view, way):
+    "The control's win rates; the report has none."
+    made = {"model": reported.called(CONTROL)}
+    for reference, name, space in (("base", "base", ""), ("sft_v2_6", "SFT", " ")):
+        made[f"v. {name}, gold"] = percent(view.win(CONTROL, reference, "gold", way))
+        made[f"second{space}"] = percent(view.win(CONTROL, reference, "second", way))
+    return made
 
 
 def win_numbers(reported: Reported, view: View, way: str, runs: dict) -> pd.DataFrame:
@@ -180,9 +193,9 @@ def win_numbers(reported: Reported, view: View, way: str, runs: dict) -> pd.Data
     rows = []
     for stage, row in reported.rows.items():
         sft, rest = mean_times(view, stage, runs)
-        for reference in (*COLUMNS, "instruct"):
+        for reference in (*COLUMNS, "instruct", CONTROL):
             for judge in JUDGE_NAMES:
-                if stage == reference:
+                if stage == reference or not view.has(stage, reference):
                     continue
                 made = {"model": row["model"], "reference": reference}
                 made |= {"judge": judge, "decoding": way}
@@ -227,8 +240,8 @@ def mean_scores(
     view: View,
     rows: list[dict],  # scores of an evaluation: of one run, or over seeds
 ) -> pd.DataFrame:
-    "Means over the answers."
-    made = []
+    "Means over the answers, and how far each model has moved from the start."
+    made, moved = [], view.distances()
     for row in rows:
         score = {name: view.scores_of(row, name) for name in SCORES}
         made.append(
@@ -242,6 +255,9 @@ def mean_scores(
                 "ended": f"{100 * score['ended'][0]:.1f} %",
             }
         )
+        if moved:
+            far = moved.get(row["model"])
+            made[-1]["KL to SFT (nats)"] = say_interval(*far, False, 2) if far else "–"
     return pd.DataFrame(made)
 
 

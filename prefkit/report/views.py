@@ -21,6 +21,7 @@ from prefkit.stats.win_rate import outcomes, paired_bootstrap, win_rate_differen
 __all__ = ["OneRun", "OverSeeds", "View", "answer_scores", "several_seeds"]
 
 KEY = ("model", "reference", "judge", "decoding")
+ENDS = ("", "_low", "_high")  # of an estimate's columns
 
 
 def several_seeds(
@@ -114,6 +115,20 @@ class View(ABC):
     def has_curves(self) -> bool:
         "Whether the course of training was kept in every seed."
         return all(one.get("training") for one in self.found)
+
+    def has(self, model: str, reference: str) -> bool:
+        "Whether two models were set against each other in every seed."
+        return all((model, reference, "gold", self.main) in one for one in self.rates)
+
+    def distances(self) -> dict[str, tuple[float, float, float]]:  # model -> nats an answer
+        "How far each model has moved from the start, where that was measured."
+        found = [one["distances"] for one in self.found if "distances" in one]
+        if len(found) < len(self.found):
+            return {}
+        if self.several:
+            moved = [{row["model"]: row["kl"] for row in rows} for rows in found]
+            return {name: mean_interval([one[name] for one in moved]) for name in moved[0]}
+        return {row["model"]: tuple(row[f"kl{end}"] for end in ENDS) for row in found[0]}
 
     def rows(self, model: str, reference: str, judge: str, decoding: str | None) -> list[dict]:
         "A win rate in each seed."
