@@ -38,7 +38,8 @@ def test_every_part_runs_and_is_kept(what, tmp_path):
         assert set(cases) == {"naive", "trl", "trl_precomputed", "prefkit"}
         for case in cases.values():
             assert case["step_seconds"]["min"] > 0 and isinstance(case["peak_bytes"], int)
-        assert set(found["scaling"]) == {"batch", "length", "vocabulary", "prompt_share", "k"}
+        axes = {"batch", "length", "vocabulary", "prompt_share", "k", "shared_share"}
+        assert set(found["scaling"]) == axes
         assert found["head"]["time_ratio"] > 0
     else:
         assert [row["method"] for row in found["methods"]] == ["sft", "rloo"]

@@ -23,6 +23,7 @@ from transformers.models.qwen2 import modeling_qwen2
 
 import prefkit.model.kernels as engine
 from prefkit.core import ConfigError
+from prefkit.data.rows import Row
 from prefkit.losses import dpo_loss
 from prefkit.model.batches import (
     LAYOUTS,
@@ -32,7 +33,15 @@ from prefkit.model.batches import (
     collate,
     scored_logps,
 )
-from prefkit.model.kernels import ATTENTION, blocks_of, halves, head_logps, pack_rows, use_rows
+from prefkit.model.kernels import (
+    ATTENTION,
+    blocks_of,
+    halves,
+    head_logps,
+    pack_rows,
+    shared_prefix,
+    use_rows,
+)
 
 PAD = 2  # also the token that ends an answer
 SMALL = dict(
@@ -171,6 +180,41 @@ def test_every_layout_gives_the_plain_numbers_and_gradients(
         )
     # so the left-padded reading is the same thing, too
     assert relative(left_padded(model, rows, answers), wanted) < 10 * tolerance
+
+
+def alike(rows, shared):
+    "Rows whose prompts begin with the same tokens."
+    first = list(range(5, 5 + shared))
+    return [{**row, "prompt_ids": first + row["prompt_ids"]} for row in rows]
+
+
+@pytest.mark.parametrize("lora", LORA)
+@pytest.mark.parametrize("shared", [1, 23])
+def test_what_all_prompts_begin_with_is_read_once_with_the_plain_numbers_and_gradients(
+    shared, lora
+):
+    model = small(lora=LORA[lora])
+    use_rows(model)
+    for seed, answers in ((0, ("chosen", "rejected")), (1, ("response",))):
+        apart = random_rows(seed, 6, answers)
+        rows = alike(apart, shared)
+        batch = collate(rows, answers, PAD, "packed")
+        tokens = len(pack_rows(apart, answers)["input_ids"][0])
+        assert batch.reads["input_ids"].numel() == tokens + shared
+        wanted, found = one_by_one(model, rows, answers), batch_logps(model, batch)
+        assert relative(found, wanted) < 1e-5
+        plain = gradients(model, one_by_one(model, rows, answers))
+        assert relative(gradients(model, found), plain) < 1e-5
+
+
+def test_a_prompt_that_all_others_begin_with_keeps_its_last_token():
+    rows = [Row([5, 6, 7], {"a": [8]}), Row([5, 6, 7, 9], {"a": [8]}), Row([5, 6, 7], {"a": [9]})]
+    assert shared_prefix(rows) == 2 and shared_prefix(rows[:1]) == 0
+    assert shared_prefix([Row([], {"a": [8]}), Row([5], {"a": [8]})]) == 0
+    assert shared_prefix([Row([5], {"a": [8]}), Row([5], {"a": [9]})]) == 0
+    batch = pack_rows(rows, ("a",))
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 7, 9, 8, 7, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 3, 4, 2, 3]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

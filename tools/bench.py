@@ -169,9 +169,9 @@ def head_memory(way, **shape):
     return {"bytes": peak_of(lambda: head_step(way, *inputs), shape["device"])}
 
 
-def grown_step(way, shape, batch, prompt, answer, k, vocabulary, device):
+def grown_step(way, shape, batch, prompt, answer, k, vocabulary, device, shared=0):
     """Log-probs of k answers to each prompt, forward and backward: seconds (best of three) and peak
-    memory.
+    memory. All prompts begin with the same `shared` tokens.
     """
     import torch
 
@@ -183,9 +183,9 @@ def grown_step(way, shape, batch, prompt, answer, k, vocabulary, device):
     model = make_model(shape, device, vocab_size=vocabulary)
     use_rows(model)
     names = tuple(f"a{number}" for number in range(k))
-    rows = []
+    rows, first = [], torch.randint(3, vocabulary, (shared,)).tolist()
     for _ in range(batch):
-        ids = torch.randint(3, vocabulary, (prompt + k * answer,)).tolist()
+        ids = first + torch.randint(3, vocabulary, (prompt - shared + k * answer,)).tolist()
         answers = [ids[prompt + i * answer :][:answer] for i in range(k)]
         named = {f"{name}_ids": each for name, each in zip(names, answers)}
         rows.append({"prompt_ids": ids[:prompt], **named})
@@ -316,8 +316,9 @@ def limited_step(config, stage, shape, limit, device, lora):
         precision="bf16" if device == "cuda" else "float32",
         reference=kind == "prompts" and not lora,
     ).total
-    row = {"prompt_ids": [5] * prompt, "chosen_ids": [6] * answer, "rejected_ids": [7] * answer}
-    pairs = [row] * (2 * batch)
+    row = {"chosen_ids": [6] * answer, "rejected_ids": [7] * answer}
+    # no two neighbours begin alike, or they would share what is to be measured
+    pairs = [{"prompt_ids": [5 + n % 2] * prompt, **row} for n in range(2 * batch)]
     with tempfile.TemporaryDirectory() as folder:
         if method == "rloo":
             given = (shape, pairs, 2, batch, device, folder, answer, settings.samples)
@@ -422,18 +423,22 @@ GROWTH = {
     "vocabulary": [2048, 8192, 32_768, 131_072],
     "prompt_share": [0.1, 0.3, 0.5, 0.7, 0.9],
     "k": [1, 2, 4, 8],
+    "shared_share": [0.0, 0.25, 0.5, 0.75, 0.95],
 }
 
 
 def grown(axis, value):
     """The usual batch with one thing changed.
 
-    A length is that of prompt and answer, half and half; a share is the prompt's of 256 tokens.
+    A length is that of prompt and answer, half and half; a share is the prompt's of 256 tokens, or
+    what all prompts begin with alike of a prompt of 256.
     """
     if axis == "length":
         return {**USUAL, "prompt": value // 2, "answer": value // 2}
     if axis == "prompt_share":
         return {**USUAL, "prompt": round(256 * value), "answer": 256 - round(256 * value)}
+    if axis == "shared_share":
+        return {**USUAL, "prompt": 256, "answer": 64, "shared": round(256 * value)}
     return {**USUAL, axis: value}
 
 

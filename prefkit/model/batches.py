@@ -57,6 +57,7 @@ from prefkit.model.kernels import (
     pack_rows,
     reading,
     sees_all,
+    shared_prefix,
     use_rows,
 )
 
@@ -137,9 +138,10 @@ def scored_tokens(
     numbered answer * rows + row.
     """
     rows = as_rows(rows)
-    places, targets, owners, ends, first = [], [], [], [0] * (len(rows) * len(answers)), 0
+    places, targets, owners, ends = [], [], [], [0] * (len(rows) * len(answers))
+    shared = first = shared_prefix(rows) if layout == "packed" else 0
     for i, row in enumerate(rows):
-        start = before = len(row.prompt_ids)
+        start = before = len(row.prompt_ids) - shared
         for k, answer in enumerate(answers):
             ids, owner = row.answers[answer], k * len(rows) + i
             if layout != "packed":

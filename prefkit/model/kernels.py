@@ -18,6 +18,7 @@ __all__ = [
     "halves",
     "assume_halves",
     "blocks_of",
+    "shared_prefix",
     "pack_rows",
     "rows_attention",
     "attention_of",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #c4b13031
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -233,29 +235,47 @@ def blocks_of(
 
 
 # %% ../../nbs/lib/model/12_kernels.ipynb #3b261b9e
+def shared_prefix(
+    rows: Sequence[Row],  # encoded rows
+) -> int:  # tokens
+    "How many tokens all prompts begin with; each keeps its last one for itself."
+    prompts = [row.prompt_ids for row in rows]
+    if len(prompts) < 2:
+        return 0
+    alike = len(os.path.commonprefix(prompts))  # of lists, too
+    return max(0, min(alike, *(len(prompt) - 1 for prompt in prompts)))
+
+
 def pack_rows(
     rows: Sequence[Row | dict],  # encoded rows: prompt_ids and <answer>_ids
     answers: tuple[str, ...],  # names of their answers
     # input_ids, position_ids (1, tokens); blocks: list of (rows, length) places of tokens; back
     # (tokens,) where attention's output of each token stands
 ) -> dict:
-    "All tokens of a batch in one row, each prompt once, and where attention finds them."
-    # a span: start of the prompt, its length, start of the answer, its length
-    ids, positions, spans = [], [], []
-    for row in as_rows(rows):
-        start, prompt = len(ids), row.prompt_ids
-        ids += prompt
-        positions += range(len(prompt))
+    """All tokens of a batch in one row, what all prompts begin with and each prompt once, and where
+    attention finds them.
+    """
+    rows = as_rows(rows)
+    shared = shared_prefix(rows)
+    ids, positions = list(rows[0].prompt_ids[:shared]), list(range(shared))
+    # a span: start of the prompt's own tokens, how many, start of the answer, its length
+    spans = []
+    for row in rows:
+        start, own, length = len(ids), row.prompt_ids[shared:], len(row.prompt_ids)
+        ids += own
+        positions += range(shared, length)
         for answer in (row.answers[name] for name in answers):
-            spans.append((start, len(prompt), len(ids), len(answer)))
+            spans.append((start, len(own), len(ids), len(answer)))
             ids += answer
-            positions += range(len(prompt), len(prompt) + len(answer))
+            positions += range(length, length + len(answer))
     blocks, back, offset = [], torch.zeros(len(ids), dtype=torch.long), 0
-    for numbers in blocks_of([prompt + answer for _, prompt, _, answer in spans]):
-        start, prompt, begin, answer = torch.tensor([spans[i] for i in numbers]).T[:, :, None]
-        column = torch.arange(int((prompt + answer).max()))
-        places = torch.where(column < prompt, start + column, begin + column - prompt)
-        real = column < prompt + answer
+    for numbers in blocks_of([shared + own + answer for _, own, _, answer in spans]):
+        start, own, begin, answer = torch.tensor([spans[i] for i in numbers]).T[:, :, None]
+        column = torch.arange(shared + int((own + answer).max()))
+        after = column - shared  # what is shared stands in front of every row
+        places = torch.where(after < own, start + after, begin + after - own)
+        places = torch.where(after < 0, column, places)
+        real = after < own + answer
         # of a prompt's copies any will do: they are equal (and keys and values of all of them send
         # their gradient back)
         back[places[real]] = offset + torch.arange(places.numel()).view_as(places)[real]

@@ -295,11 +295,14 @@ def _lengths(data, kind: str, place: str):
 
 def batch_of(
     lengths: list[tuple], names: tuple[str, ...]
-) -> list[Row]:  # of one token again and again
+) -> list[Row]:  # of one token again and again, but for the first: no two prompts begin alike
     "Rows of these lengths."
     return [
-        Row([3] * prompt, {name: [3] * length for name, length in zip(names, answers)})
-        for prompt, *answers in lengths
+        Row(
+            [number % 2, *[3] * (prompt - 1)][:prompt],
+            {name: [3] * length for name, length in zip(names, answers)},
+        )
+        for number, (prompt, *answers) in enumerate(lengths)
     ]
 
 
