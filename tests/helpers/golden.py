@@ -2,8 +2,9 @@
 
 The record was made by the trainers before they became one loop; that of xpo anew, since what it
 samples now stops at every token that the model's generation_config names, and that of grpo with
-dropout, which draws for every token that is read: what all prompts begin with is read once. To record cases anew, or
-those of a new method, with the library of a checkout (this one's, or an older one's):
+dropout, which draws for every token that is read: what all prompts begin with is read once. To
+record cases anew, or those of a new method, with the library of a checkout (this one's, or an older
+one's):
 
     PYTHONPATH=CHECKOUT:tests python -P -m helpers.golden [CASE ...]
 """
