@@ -13,6 +13,8 @@ from prefkit.core import ConfigError, PrefkitError, read_jsonl, write_jsonl, wri
 from prefkit.data.records import load_records
 from prefkit.data.scored import pair_rows, pairs_of
 from prefkit.data.world import annotate, gold_reward
+from prefkit.judging.judges import make_judge, register_judge
+from prefkit.judging.several import judge_scores
 from prefkit.runs.config import load_config
 from prefkit.runs.plan import plan_lines
 from prefkit.runs.runner import open_run, run
@@ -150,6 +152,9 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(tmp_path):
     refused("best_worst, best_random, all", pairs="best")
     refused("noise", noise=-1.0)
     refused("countdown", reward="countdown")  # the tiny world has no numbers
+    refused("name one, and no reward", judge={"second": {}}, reward="second")
+    refused("name one, and no reward", judge={"second": {}, "gold": {}})
+    refused("secnd", judge={"secnd": {}})
     short = {"model": MODEL, "dataset": "stage:pairs", "dataset_revision": "v1"}
     with pytest.raises(ConfigError, match="only for the Hub"):
         config = experiment(tmp_path, pairs=("own_pairs", FEW), dpo=("preference", short))
@@ -163,3 +168,36 @@ def test_a_plan_takes_a_data_set_that_is_still_to_be_made(tmp_path):
     assert load_config(config).stages[1].needs == ("pairs",)
     said = "\n".join(plan_lines(str(config), (), None))
     assert "dpo" in said and "the longest allowed" in said
+
+
+def test_a_judge_labels_as_a_reward_of_the_same_name_does(tmp_path):
+    few = {**FEW, "limit": 8, "validation_split": ""}
+    config = experiment(
+        tmp_path,
+        judged=("own_pairs", {**few, "judge": {"second": {}}}),
+        rewarded=("own_pairs", {**few, "reward": "second"}),
+    )
+    folders = run(config, output_root=tmp_path / "runs", progress="quiet")
+    judged, rewarded = (
+        read_jsonl(folders[name] / "answers/train.jsonl") for name in ("judged", "rewarded")
+    )
+    assert judged == rewarded and any(len(set(each["scores"])) > 1 for each in judged)
+
+
+def test_of_a_judge_that_compares_the_share_of_the_others_that_an_answer_beats_is_its_score():
+    asked = []
+
+    def longer(ours, theirs, store):
+        for one, other in zip(ours, theirs):
+            asked.append(one["prompt_id"])
+            a, b = len(one["answer"]), len(other["answer"])
+            yield (a > b) + (a == b) / 2
+
+    register_judge("longer", lambda: longer, compares=True)
+    said = [
+        [{"text": text, "tokens": 1, "ended": True} for text in group]
+        for group in (["a", "bbb", "cc", "bbb"], ["x"])
+    ]
+    found = judge_scores(make_judge("longer"), ["p", "q"], ["one?", "two?"], said)
+    assert found == [pytest.approx([0.0, 2.5 / 3, 1 / 3, 2.5 / 3]), [0.0]]
+    assert len(asked) == len(set(asked)) == 6  # every two, once
