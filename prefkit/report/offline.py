@@ -221,6 +221,21 @@ class Grid:
         "All tries, method by method."
         return pd.DataFrame([self.row(run) for tries in self.tries.values() for run in tries])
 
+    def edges(self) -> list[str]:
+        "Which best values are the smallest or the largest that were tried."
+        lines = []
+        for name, run in self.best.items():
+            tried = [self.setting(each) for each in self.tries[name]]
+            for key, value in self.setting(run).items():
+                values = [each[key] for each in tried if key in each]
+                if key == "method" or min(values) == max(values):
+                    continue
+                for end, extreme in (("smallest", min(values)), ("largest", max(values))):
+                    if value == extreme:
+                        who = called("control" if name == "sft" else name)
+                        lines.append(f"{who}: {key} {value:g}, the {end} that was tried.")
+        return lines
+
     def departures(
         self,
         stages: dict[str, dict],  # stage -> parameters, of the comparison that the grid was for
