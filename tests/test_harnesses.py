@@ -2,7 +2,7 @@
 the files of AlpacaEval, lm-eval and FastChat against their own tools' rules.
 """
 
-import ast, json, math, re, shlex
+import ast, json, math, re, shlex, shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np, pandas as pd, pytest, yaml
 from hypothesis import given, strategies as st
 
 from prefkit.judging import harnesses
-from prefkit.core import ConfigError, DataError, read_jsonl, write_json, write_jsonl
+from prefkit.core import ConfigError, DataError, project_root, read_jsonl, write_json, write_jsonl
 from prefkit.judging.harnesses import (
     FORMS,
     GSM8K_PROMPT,
@@ -437,6 +437,17 @@ def test_lm_eval_command_for_an_adapter_and_for_a_server(tmp_path, monkeypatch):
     for model, tasks in (("a,b", "gsm8k"), ("a", []), ("a", "gsm8k; rm"), ("a", ["ifeval,gsm8k"])):
         with pytest.raises(ConfigError):
             lm_eval_command(model, tasks, output="o")
+
+
+def test_a_checkpoint_with_other_weights_is_refused_before_lm_eval_fills_them_up(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(project_root() / "data/tiny/base", tmp_path / "model")
+    file = tmp_path / "model/model.safetensors"
+    weights = {f"_orig_mod.{name}": weight for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="saved from a compiled model|Saved from a compiled"):
+        lm_eval_command(tmp_path / "model", "gsm8k", output="o")
 
 
 def test_task_file_holds_the_reports_prompt_and_its_filters_read_answers(tmp_path):

@@ -51,6 +51,7 @@ from prefkit.core import (
     write_text,
 )
 from ..data.thoughts import split_thought
+from ..model.loading import check_stored
 from ..stats.intervals import ratio_interval
 from ..stats.intervals import wilson
 
@@ -341,8 +342,12 @@ def _model_args(model, dtype):
                 reason="no base model",
             )
         base_folder = resolve_path(base)
+        if base_folder.is_dir():
+            check_stored(str(base_folder))
         parts = {"pretrained": str(base_folder) if base_folder.is_dir() else base, "peft": place}
     else:
+        if folder.is_dir():  # lm-eval would fill up what is missing with random numbers
+            check_stored(place)
         parts = {"pretrained": place}
     return {**parts, "dtype": dtype}
 

@@ -276,6 +276,17 @@ def check_loaded(
     )
 
 
+def check_stored(
+    name: str,  # a folder
+):
+    """`check_loaded` by the names and shapes of weights alone, which are not read: for who loads
+    them otherwise.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_loaded(name, read_weights(AutoModelForCausalLM, name, device_map="meta")[1])
+
+
 def check_weights(
     name: str,  # of the model
     model,  # loaded
