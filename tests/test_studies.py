@@ -125,7 +125,7 @@ def written(folder, text=CONFIG, **changes):
                     }
                 ]
             },
-            "rows of kind sft has none",
+            "rows of kind sft have none",
         ),
         ({"keep": "loss"}, "`keep` must be list"),
         ({"keep": ["step"]}, "need not name step"),

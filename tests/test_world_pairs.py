@@ -175,7 +175,7 @@ def test_a_pool_with_too_little_to_say_is_an_error_that_names_the_prompt():
         ({"temperature": -1}, "pairs", "temperature is -1", "temperature"),
         ({"temperature": float("nan")}, "pairs", "temperature is nan", "temperature"),
         ({"turth": 1}, "pairs", "there is no 'turth'. Did you mean", "dataset_options"),
-        ({"truth": 1}, "sft", "rows of kind sft has none", "dataset_options"),
+        ({"truth": 1}, "sft", "rows of kind sft have none", "dataset_options"),
     ],
 )
 def test_options_that_there_are_not_are_refused(options, kind, words, field):

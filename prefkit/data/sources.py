@@ -391,9 +391,11 @@ def check_options(name: str | Path, kind: str, options: dict):
     if not options:
         return
     if str(name) != "tiny-world" or kind not in ("pairs", "binary"):
-        where = f"rows of kind {kind}" if str(name) == "tiny-world" else f"the data set {name}"
+        who = (
+            f"rows of kind {kind} have" if str(name) == "tiny-world" else f"the data set {name} has"
+        )
         raise ConfigError(
-            f"dataset_options are for the pairs of tiny-world; {where} has none. Leave them out.",
+            f"dataset_options are for the pairs of tiny-world; {who} none. Leave them out.",
             field="dataset_options",
             reason="no options here",
         )
