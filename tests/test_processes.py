@@ -45,7 +45,9 @@ def same_run(found: Path, wanted: Path, within: float = 1e-5):
 CASES = {
     "dpo": {"method": "dpo"},
     "kto": {"method": "kto"},
-    "rloo": {"method": "rloo"},
+    # Adam divides even a gradient that is mere rounding by its size, and what a model then samples
+    # may be another token: at a small rate it is not
+    "rloo": {"method": "rloo", "learning_rate": 1e-5},
 }
 
 
@@ -68,9 +70,7 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(runs, tmp_path, name):
     train(folder=tmp_path / name, **CASES[name])
-    # Adam divides even a gradient that is mere rounding by its size: RLOO's weights were 1.4e-5
-    # apart on one processor, a seventh of a step; all that is logged agrees to 1e-5
-    same_run(runs[0] / name, tmp_path / name, within=2e-5 if name == "rloo" else 1e-5)
+    same_run(runs[0] / name, tmp_path / name)
 
 
 def test_killed_and_resumed_they_train_as_one(runs, tmp_path):
@@ -186,8 +186,8 @@ def test_what_three_processes_began_one_ends(slow_runs, tmp_path):
 
 @pytest.mark.slow
 def test_what_one_process_began_three_end(slow_runs, tmp_path):
-    train(folder=tmp_path / "whole", method="rloo")
-    begun = {"method": "rloo", "folder": str(tmp_path / "begun"), **SAVED}
+    train(folder=tmp_path / "whole", **CASES["rloo"])
+    begun = {**CASES["rloo"], "folder": str(tmp_path / "begun"), **SAVED}
     assert together([{**begun, "kill_at": 3}], tmp_path / "1.json", 1)[0] == [-9]
     codes, said = together([begun], tmp_path / "3.json", 3)
     assert codes == [0] * 3, said

@@ -5,13 +5,14 @@ order that they give.
 import pandas as pd
 from matplotlib.figure import Figure
 
+from prefkit.core import DataError
 from prefkit.report.claims import VERDICTS, Claim
 from prefkit.report.figures import draw_intervals, nice_name, say_interval, share_interval
 from prefkit.report.panels import interval_table
 from prefkit.report.views import View
 from prefkit.report.words import JUDGE_NAMES
 
-__all__ = ["COLUMNS", "CONTROL", "Reported", "hours", "way_words"]
+__all__ = ["COLUMNS", "CONTROL", "Reported", "hours", "way_words", "ways_of"]
 
 COLUMNS = {"base": "win_base", "sft_v2_6": "win_sft"}  # reference -> its column of table 2
 OTHERS = {
@@ -31,6 +32,17 @@ def way_words(
     if not values.get("temperature"):
         return f"{name} decoding"
     return f"temperature {values['temperature']:g} and top-p {values.get('top_p', 1):g}"
+
+
+def ways_of(
+    runs: dict,  # stage -> its run
+) -> dict[str, str]:  # name -> in words
+    "The ways of decoding in which runs were evaluated."
+    return {
+        name: way_words(name, values)
+        for run in runs.values()
+        for name, values in (run.params.get("decodings") or {}).items()
+    }
 
 
 def hours(
@@ -200,6 +212,23 @@ class Reported:
             f"{say_interval(*wins[ours])}. The report puts {self.called(first)} first with "
             f"{theirs[first]:g} %."
         )
+
+    def check_runs(self, runs: dict, home, command: str):
+        "Raise `DataError` where a model of table 2 was not run."
+        lacking = [stage for stage in self.rows if stage not in runs]
+        if lacking:
+            raise DataError(
+                f"{home}: rows of table 2 without a run: {', '.join(lacking)}. Run the whole "
+                f"experiment: {command}.",
+                field="experiment",
+                reason="missing",
+            )
+
+    @staticmethod
+    def references(views: list[View]) -> list[str]:
+        "What models are compared with: what the report has, and the control where it was run."
+        controlled = all(view.has(CONTROL, "sft_v2_6") for view in views)
+        return [*COLUMNS, *([CONTROL] if controlled else [])]
 
     def say_control(self, view: View) -> str:
         "What SFT on the chosen answers wins, which is their worth, and which methods beat it."

@@ -668,7 +668,8 @@ def _check_evaluation_start(start, prompts, models):
             field="start",
             reason="a server",
         )
-    check_number("start_prompts", prompts, whole=True, least=2)
+    if start:
+        check_number("start_prompts", prompts, whole=True, least=2)
 
 
 def check_models(
