@@ -45,7 +45,7 @@ slow: $(ready) ## the tests marked slow: benchmarks, measured memory, compiling,
 full: $(ready) ## all of it (25 minutes)
 	@$(bin)/python tools/test.py full
 
-seeds: $(ready) ## the comparison with five seeds, into data/results/seeds/ (about an hour)
+seeds: $(ready) ## the comparison with five seeds, into data/results/seeds/ (half an hour)
 	$(bin)/prefkit seeds data/configs/tiny/comparison.yaml --seeds 0,1,2,3,4 --jobs $(JOBS) --lines
 
 base: $(ready) ## pretrain the base model of the tiny world and put it under data/tiny/base (minutes)
