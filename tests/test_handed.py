@@ -278,8 +278,7 @@ def test_an_answer_that_its_template_cuts_is_a_bad_row(tmp_path, kind):
     tokenizer = AutoTokenizer.from_pretrained(INSTRUCT)
     tokenizer.chat_template = CUTS_THOUGHTS
     thought = "<think>two and two</think>4"
-    row = {"prompt": "q", "completion": thought, "chosen": thought, "rejected": thought + "!"}
-    row = {name: row[name] for name in (("prompt", "completion") if kind == "sft" else row)}
-    row.pop("completion", None) if kind == "pairs" else None
+    said = {"sft": {"completion": thought}, "pairs": {"chosen": thought, "rejected": thought + "!"}}
+    row = {"prompt": "q", **said[kind]}
     with pytest.raises(PrefkitError, match="template"):
         read(tmp_path, kind, row, tokenizer)

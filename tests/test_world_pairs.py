@@ -170,7 +170,12 @@ def test_a_pool_with_too_little_to_say_is_an_error_that_names_the_prompt():
 @pytest.mark.parametrize(
     "options, kind, words, field",
     [
-        ({"truth": 1.5}, "pairs", "truth is 1.5, but must be a number from 0", "truth"),
+        (
+            {"truth": 1.5},
+            "pairs",
+            "truth is 1.5, but must be a finite number of at least 0 and of at most 1",
+            "truth",
+        ),
         ({"manner": True}, "binary", "manner is True", "manner"),
         ({"temperature": -1}, "pairs", "temperature is -1", "temperature"),
         ({"temperature": float("nan")}, "pairs", "temperature is nan", "temperature"),

@@ -15,7 +15,15 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefkit.core import ConfigError, DataError, input_path, iter_jsonl, nearest, read_json
+from prefkit.core import (
+    ConfigError,
+    DataError,
+    check_number,
+    input_path,
+    iter_jsonl,
+    nearest,
+    read_json,
+)
 from prefkit.data.chat import bad_row
 from prefkit.data.foreign import Unread
 from prefkit.data.countdown import (
@@ -25,7 +33,7 @@ from prefkit.data.countdown import (
     split_of,
     tiny_problems,
 )
-from prefkit.data.world import SFT_STYLES, VERBOSE_STYLES, check_temperature, pool, tiny_records
+from prefkit.data.world import SFT_STYLES, VERBOSE_STYLES, pool, tiny_records
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 FILES = ", ".join(SUFFIXES)
@@ -407,8 +415,8 @@ def check_options(name: str | Path, kind: str, options: dict):
                 reason="no such option",
             )
     try:
-        pool(**{name: options[name] for name in ("truth", "manner") if name in options})
-        check_temperature(options.get("temperature", 0.5))
+        pool(**{name: value for name, value in options.items() if name != "temperature"})
+        check_number("temperature", options.get("temperature", 0), least=0)
     except ConfigError as error:
         raise error.at("dataset_options") from error
 

@@ -122,13 +122,15 @@ class View(ABC):
 
     def distances(self) -> dict[str, tuple[float, float, float]]:  # model -> nats an answer
         "How far each model has moved from the start, where that was measured."
-        found = [one["distances"] for one in self.found if "distances" in one]
-        if len(found) < len(self.found):
-            return {}
+        found = [
+            # none of a model that has other tokens than the start
+            {row["model"]: row for row in one.get("distances", []) if row["kl"] is not None}
+            for one in self.found
+        ]
+        models = [name for name in found[0] if all(name in rows for rows in found)]
         if self.several:
-            moved = [{row["model"]: row["kl"] for row in rows} for rows in found]
-            return {name: mean_interval([one[name] for one in moved]) for name in moved[0]}
-        return {row["model"]: tuple(row[f"kl{end}"] for end in ENDS) for row in found[0]}
+            return {name: mean_interval([rows[name]["kl"] for rows in found]) for name in models}
+        return {name: tuple(found[0][name][f"kl{end}"] for end in ENDS) for name in models}
 
     def rows(self, model: str, reference: str, judge: str, decoding: str | None) -> list[dict]:
         "A win rate in each seed."

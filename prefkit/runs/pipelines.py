@@ -656,20 +656,21 @@ def check_evaluation(
 
 
 def _check_evaluation_start(start, prompts, models):
-    if start and start not in models:
+    if not start:
+        return
+    if start not in models:
         raise ConfigError(
             f"start: {start!r} is none of the models.{nearest(start, list(models))}",
             field="start",
             reason="no such model",
         )
-    if start and isinstance(models[start], dict):
+    if isinstance(models[start], dict):
         raise ConfigError(
             f"start: {start!r} is a server, and a server gives no log-probs. Name another model.",
             field="start",
             reason="a server",
         )
-    if start:
-        check_number("start_prompts", prompts, whole=True, least=2)
+    check_number("start_prompts", prompts, whole=True, least=2)
 
 
 def check_models(

@@ -4,7 +4,7 @@ from prefkit.data.splits import SPLITS
 from prefkit.data.world.answerers import SFT_STYLES, VERBOSE_STYLES, Answerer, answer, pool
 from prefkit.data.world.facts import ANIMALS, FACTS, WORLD_VERSION, World
 from prefkit.data.world.judges import Reward, annotate, gold_reward, second_judge
-from prefkit.data.world.pairs import CRITERIA, check_temperature, four_answers, preference_pair
+from prefkit.data.world.pairs import CRITERIA, four_answers, preference_pair
 from prefkit.data.world.styles import STYLES, WORDINGS, dress
 from prefkit.data.world.tasks import (
     TASKS,
@@ -55,7 +55,6 @@ __all__ = [
     "World",
     "annotate",
     "answer",
-    "check_temperature",
     "corrupt",
     "dress",
     "four_answers",

@@ -5,7 +5,7 @@ another.
 import random
 from dataclasses import dataclass
 
-from prefkit.core import ConfigError
+from prefkit.core import check_number
 from prefkit.data.world.facts import World
 from prefkit.data.world.styles import NOT_KNOWN, dress
 from prefkit.data.world.tasks import Request, corrupt
@@ -28,10 +28,8 @@ VERBOSE_STYLES: dict[str, float] = {
     "rambling": 20,
     "boilerplate": 20,
 }
-BEST_STYLES: dict[str, float] = {
-    "plain": 40,
-    "courteous": 60,
-}  # of the best that are asked for pairs
+# of the best that are asked for pairs
+BEST_STYLES: dict[str, float] = {"plain": 40, "courteous": 60}
 DEMONSTRATED = 0.85  # share of demonstrations that are right
 
 
@@ -94,12 +92,7 @@ def pool(
     not from 0 to 1. Why they are so: nbs/lib/data/07_pairs.ipynb.
     """
     for name, value in (("truth", truth), ("manner", manner)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise ConfigError(
-                f"{name} is {value!r}, but must be a number from 0 (as demonstrations) to 1.",
-                field=name,
-                reason="out of range",
-            )
+        check_number(name, value, least=0, most=1)
     right = DEMONSTRATED + truth * (1 - DEMONSTRATED)
     return (
         Answerer("sage", right, _between(SFT_STYLES, BEST_STYLES, manner)),

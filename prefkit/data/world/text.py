@@ -26,10 +26,17 @@ import random
 from pathlib import Path
 from typing import Any
 
-from ...core import DataError, derive_seed, fingerprint, project_root, write_jsonl
+from prefkit.core import (
+    DataError,
+    check_number,
+    derive_seed,
+    fingerprint,
+    project_root,
+    write_jsonl,
+)
 from .answerers import SFT_STYLES, answer, pool
 from .facts import ANIMALS, FACTS, World
-from .pairs import check_temperature, preference_pair
+from .pairs import preference_pair
 from .tasks import TASKS, prompts
 
 
@@ -109,7 +116,7 @@ def tiny_records(
             field="kind",
             reason="unknown kind of record",
         )
-    check_temperature(temperature)
+    check_number("temperature", temperature, least=0)
     asked = pool(truth, manner)
     pairs = [preference_pair(world, request, rng, asked, temperature) for request in drawn]
     if kind == "pairs":
