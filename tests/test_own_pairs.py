@@ -108,6 +108,27 @@ def test_every_chosen_answer_earns_more_and_all_is_accounted_for(trained):
                 earned = gold_reward(asked, row[side][0]["content"]).total
                 assert earned == pytest.approx(row[f"score_{side}"])
             assert row["score_chosen"] > row["score_rejected"]
+        # without noise the labels are the scores
+        assert (metrics[part]["equal"], metrics[part]["better"]) == (0, 1)
+        assert metrics[part]["chosen"] == pytest.approx(metrics[part]["score_chosen"])
+
+
+def test_what_the_noise_of_the_labels_did_is_told(tmp_path):
+    config = experiment(tmp_path, pairs=("own_pairs", {**FEW, "noise": 5.0}))
+    made = run(config, output_root=tmp_path / "runs", progress="quiet")["pairs"]
+    told, rows = (
+        {one["part"]: one for one in open_run(made).info["metrics"]["pairs"]}["train"],
+        datasets.load_from_disk(str(made / "checkpoint"))["train"],
+    )
+    earned = {
+        side: [gold_reward(row["prompt"][-1]["content"], row[side][0]["content"]) for row in rows]
+        for side in ("chosen", "rejected")
+    }
+    gaps = [a.total - b.total for a, b in zip(earned["chosen"], earned["rejected"])]
+    assert 0 < told["better"] < 1
+    assert told["better"] == pytest.approx(sum(g > 0 for g in gaps) / sum(g != 0 for g in gaps))
+    assert told["equal"] == pytest.approx(sum(g == 0 for g in gaps) / len(gaps))
+    assert told["chosen"] - told["rejected"] == pytest.approx(sum(gaps) / len(gaps))
 
 
 def test_a_later_stage_reads_them_and_names_the_stage_in_its_account(trained):
