@@ -324,6 +324,10 @@ def test_a_run_is_judged_against_the_start_on_the_same_prompts(finished):
         and evaluation["gold"] == pytest.approx(sum(map(gold, ours)) / 12, rel=1e-4)
         and evaluation["tokens"] == pytest.approx(sum(row["tokens"] for row in ours) / 12, rel=1e-4)
     )
+    right = [gold(row) for row in start if row["gold"]["right"]]
+    assert study["start_evaluation"]["gold_where_right"] == (
+        pytest.approx(sum(right) / len(right), rel=1e-4) if right else None
+    )
     assert (
         study["start_evaluation"]["gold"] == pytest.approx(sum(map(gold, start)) / 12, rel=1e-4)
         and "win_rate" not in study["start_evaluation"]

@@ -133,10 +133,13 @@ def rounded(value):
 def _judged(rows: list[dict], start: list[dict] | None) -> dict:
     "Means over the answers, and win rates against the start model's answers to the same prompts."
     mean = lambda values: sum(values) / len(rows)
+    right = [row["gold"]["total"] for row in rows if row["gold"]["right"]]
     found = {
         "n": len(rows),
         "gold": mean(row["gold"]["total"] for row in rows),
-        "right": mean(row["gold"]["right"] for row in rows),
+        "right": len(right) / len(rows),
+        # manner: what the gold reward says of answers that are right, and so differ in nothing else
+        "gold_where_right": sum(right) / len(right) if right else math.nan,
         "second": mean(row["second"] for row in rows),
         "tokens": mean(row["tokens"] for row in rows),
         "repetition": share_of_loops([row["answer"] for row in rows]),
