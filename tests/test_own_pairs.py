@@ -95,7 +95,7 @@ def trained(tmp_path_factory):
 def test_every_chosen_answer_earns_more_and_all_is_accounted_for(trained):
     kept = datasets.load_from_disk(str(trained["pairs"] / "checkpoint"))
     assert set(kept) == {"train", "validation"}
-    metrics = {one["part"]: one for one in open_run(trained["pairs"]).info["metrics"]["pairs"]}
+    metrics = {one["part"]: one for one in open_run(trained["pairs"]).info["metrics"]["own_pairs"]}
     for part, rows in kept.items():
         answers = read_jsonl(trained["pairs"] / "answers" / f"{part}.jsonl")
         assert [len(one["scores"]) for one in answers] == [3] * metrics[part]["prompts"]
@@ -117,7 +117,7 @@ def test_what_the_noise_of_the_labels_did_is_told(tmp_path):
     config = experiment(tmp_path, pairs=("own_pairs", {**FEW, "noise": 5.0}))
     made = run(config, output_root=tmp_path / "runs", progress="quiet")["pairs"]
     told, rows = (
-        {one["part"]: one for one in open_run(made).info["metrics"]["pairs"]}["train"],
+        {one["part"]: one for one in open_run(made).info["metrics"]["own_pairs"]}["train"],
         datasets.load_from_disk(str(made / "checkpoint"))["train"],
     )
     earned = {

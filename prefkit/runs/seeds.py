@@ -37,6 +37,7 @@ TABLES = {
     "scores": ("model",),
     "distances": ("model", "start"),
     "best_of_n": ("chosen_by", "n"),
+    "own_pairs": ("stage", "part"),
 }
 WAYS = ("decoding", "token_limit")  # name a row too, where an evaluation had several
 WITHIN = ("n", "wins", "ties")
