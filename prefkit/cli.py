@@ -1,4 +1,5 @@
-"""The command `prefkit`: `plan` and `run` an experiment, draw its `report`.
+"""The command `prefkit`: a `demo`, a `new` config, `plan` and `run` an experiment, draw its
+`report`, `list` what there is.
 
 What it does is in `prefkit.runs.runner` and its neighbours.
 """
@@ -6,8 +7,10 @@ What it does is in `prefkit.runs.runner` and its neighbours.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +18,9 @@ import typer
 
 from prefkit.core import PrefkitError
 from prefkit.model.smollm2 import make_model
-from prefkit.runs import runner
+from prefkit.runs import runner, start
+from prefkit.runs.catalogue import catalogue_lines
+from prefkit.runs.seeds import run_seeds
 
 app = typer.Typer(
     add_completion=False,
@@ -85,11 +90,66 @@ def _carry_out(action, *arguments):
     raise typer.Exit(1)
 
 
+def _version(asked: bool):
+    if asked:
+        print(f"prefkit {metadata.version('prefkit')}")
+        raise typer.Exit()
+
+
 @app.callback()
-def command():
+def command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Say which version this is.", callback=_version, is_eager=True
+        ),
+    ] = False,
+):
     "Of the processes that a launcher starts the first does everything; the others end at once."
     if int(os.environ.get("RANK", 0)) > 0:
         raise typer.Exit()
+
+
+@app.command()
+def demo(output_root: OutputRoot = None):
+    """See it work: SFT, DPO and a judge on the tiny world, in two minutes, with a page."""
+    folder, picture = _carry_out(start.demo, output_root)
+    print("\n".join(("", *picture, "", f"the page, with its pictures: {folder / 'report.html'}")))
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Of the experiment.", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Your pairs, labelled answers or demonstrations.  [default: a shipped example]",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="A folder, or a name on the Hub.")
+    ] = "data/tiny/base",
+):
+    """Write NAME.yaml, a commented config for data of your own."""
+    path, account = _carry_out(start.new, name, data, model)
+    print(f"{account}\nwritten: {path}. Run it: prefkit run {path} && prefkit report {path}")
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="methods, rewards, judges, datasets, pipelines, reports, configs.  [default: all]",
+            show_default=False,
+        ),
+    ] = "",
+):
+    """Say what there is to name in a config, a line each."""
+    width = max(80, shutil.get_terminal_size((100, 24)).columns)
+    print("\n".join(_carry_out(catalogue_lines, what, width)))
 
 
 @app.command()
@@ -161,8 +221,6 @@ def seeds(
     ] = False,
 ):
     """Run an experiment for several seeds and gather what its evaluations found."""
-    from prefkit.runs.seeds import run_seeds
-
     if not all(word.strip().isdigit() for word in seeds.split(",")):
         raise typer.BadParameter(
             f"{seeds!r}: numbers with commas between, such as 0,1,2.", param_hint="--seeds"

@@ -38,23 +38,42 @@ class NotFinite(PrefkitError):
     "A number that became NaN or infinite: with the same settings it would again."
 
 
+SHARE = Path(__file__).resolve().parent / "share"  # of an installed package: what a checkout has
+
+
 def project_root(
     start: str | Path | None = None,  # folder to search upwards from; the current folder if None
-) -> Path:  # the folder that holds settings.ini and data/
+) -> Path:  # the folder that holds settings.ini and data/, or the current one
     """The project's top folder: `PREFKIT_ROOT`, else upwards from `start`, else where the package
-    stands; raises `ConfigError`.
+    stands. A package that was installed by itself needs no project: what is made goes below the
+    current folder. Raises `ConfigError` where there is neither.
     """
     if start is None and os.environ.get("PREFKIT_ROOT"):
         return Path(os.environ["PREFKIT_ROOT"]).resolve()
     here = Path(start or Path.cwd()).resolve()
-    package = Path(globals().get("__file__", here)).resolve()  # a notebook has no __file__
-    for folder in (here, *here.parents, *package.parents):
-        if (folder / "settings.ini").is_file() and (folder / "data").is_dir():
+    for folder in (here, *here.parents, *SHARE.parents):
+        if _is_checkout(folder):
             return folder
+    if SHARE.is_dir():
+        return here
     raise ConfigError(
         f"no prefkit project at or above {here}. Change into the project's folder or set "
         "PREFKIT_ROOT to it."
     )
+
+
+def _is_checkout(folder: Path) -> bool:
+    return (folder / "settings.ini").is_file() and (folder / "data").is_dir()
+
+
+def shipped(
+    path: str | Path,  # from a checkout's top folder, such as nbs/pipelines
+) -> Path:  # the absolute path; it need not exist
+    "What the kit brings along, in a checkout or in an installed package."
+    root = project_root()
+    if _is_checkout(root) or not SHARE.is_dir():
+        return root / path
+    return (SHARE.parents[1] if Path(path).parts[:1] == ("prefkit",) else SHARE) / path
 
 
 def cache_folder() -> Path:  # need not exist
@@ -70,8 +89,8 @@ def resolve_path(
     path: str | Path,  # absolute, or relative to the current folder or the project's root
 ) -> Path:  # the absolute path; it need not exist
     """A path as a user writes it in a config: absolute, from the current folder if it exists there,
-    else from the project's root. It may begin with a variable of the environment, $NAME/...; raises
-    `ConfigError` where that is not set.
+    else from the project's root, else among what an installed package brings along. It may begin
+    with a variable of the environment, $NAME/...; raises `ConfigError` where that is not set.
     """
     variable = re.match(r"\$(\w+)/", str(path))
     if variable and variable[1] not in os.environ:
@@ -84,8 +103,8 @@ def resolve_path(
     path = Path(os.path.expandvars(path) if variable else path).expanduser()
     if path.is_absolute():
         return path
-    here = Path.cwd() / path
-    return here if here.exists() else project_root() / path
+    places = Path.cwd() / path, project_root() / path, shipped(path)
+    return next((place for place in places if place.exists()), places[1])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

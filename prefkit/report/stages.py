@@ -11,13 +11,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prefkit.report.curves import SIDES, course, curve, ends_of_curve
-from prefkit.report.figures import draw_curves, nice_name, say_change
+from prefkit.report.figures import draw_curves, nice_name, say_change, say_interval
 from prefkit.report.words import number, plain, weights_words
 
 __all__ = [
     "draw_loss",
     "draw_pairs",
     "has_logged",
+    "held_out_pairs",
     "machine_table",
     "overview",
     "rows_read",
@@ -211,6 +212,39 @@ def say_lost(
     return (
         f"Most rows were lost in {most['stage']}, {most['data']}: {most['dropped']} of "
         f"{most['read']}; all are listed below."
+    )
+
+
+HELD_OUT = {  # column of an evaluation on pairs -> what it is called, whether it is a share
+    "likelier": ("chosen likelier per token (%)", True),
+    "accuracy": ("margin above 0 (%)", True),
+    "margin": ("margin (nats)", False),
+    "logratio_chosen": ("log-ratio, chosen (nats)", False),
+    "logratio_rejected": ("log-ratio, rejected (nats)", False),
+}
+
+
+def held_out_pairs(
+    runs: dict,  # stage -> run
+) -> pd.DataFrame:  # a row a model; empty where no stage looked at pairs
+    "What models make of pairs that they have not learned from, with 95 % intervals over pairs."
+    found = [
+        row
+        for run in runs.values()
+        for row in run.info.get("metrics", {}).get("scores", [])
+        if "likelier" in row
+    ]
+
+    def said(row, column, share):
+        ends = [row[column + end] for end in ("", "_low", "_high")]
+        if None in ends:
+            return ""  # of the model that the others are compared with
+        return say_interval(*ends, percent=share, digits=0 if share else 1)
+
+    return pd.DataFrame(
+        {"model": nice_name(row["model"]), "pairs": row["n"]}
+        | {name: said(row, column, share) for column, (name, share) in HELD_OUT.items()}
+        for row in found
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from prefkit.core import ConfigError, nearest, project_root, resolve_path
+from prefkit.core import ConfigError, nearest, resolve_path, shipped
 
 
 def write_pipeline(
@@ -215,7 +215,7 @@ def read_pipeline(
     values in their cells that cut data and steps: `FULL` of `prefkit.train.settings` names them.
     """
     made = _read_pipeline(path)
-    ours = Path(path).resolve().parent == (project_root() / "nbs" / "pipelines").resolve()
+    ours = Path(path).resolve().parent == shipped("nbs/pipelines").resolve()
     if not (full and ours):
         return made
     from prefkit.train.settings import FULL  # loads PyTorch
@@ -600,7 +600,7 @@ def find_pipeline(name: str, folder: Path) -> Path:
     the project's root.
     """
     if not name.endswith(".ipynb"):
-        home = project_root() / "nbs" / "pipelines"
+        home = shipped("nbs/pipelines")
         if (home / f"{name}.ipynb").is_file():
             return home / f"{name}.ipynb"
         known = sorted(path.stem for path in home.glob("*.ipynb"))
@@ -655,7 +655,7 @@ def make_stage(
 
 def check_report(name):
     "Raise `ConfigError` unless the config names no report, or one that there is."
-    home = project_root() / "nbs" / "reports"
+    home = shipped("nbs/reports")
     if name is None or (isinstance(name, str) and (home / f"{name}.ipynb").is_file()):
         return
     known = sorted(path.stem for path in home.glob("*.ipynb"))

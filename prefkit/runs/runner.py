@@ -26,6 +26,7 @@ from prefkit.core import (
     PrefkitError,
     project_root,
     read_jsonl,
+    shipped,
     write_json,
     write_text,
 )
@@ -498,7 +499,7 @@ def find_report(
     """
     if not config.report:
         raise ConfigError("the config names no report. Add a line such as `report: first_path`.")
-    notebook = project_root() / "nbs" / "reports" / f"{config.report}.ipynb"
+    notebook = shipped("nbs/reports") / f"{config.report}.ipynb"
     known, given = read_parameters(notebook), {"output_dir": str(home / ".report.partial")}
     if "runs_dir" in known:  # else it draws committed results, and no run is needed
         missing = [stage.name for stage in config.stages if not is_done(home / stage.name)]

@@ -303,7 +303,7 @@ def open_results(
     """Results that were measured and committed; raises `ConfigError` naming the command where they
     are missing, or broken.
     """
-    path = project_root() / "data/results" / name
+    path = resolve_path(Path("data/results") / name)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
