@@ -3,7 +3,7 @@ repeatable, how records are read so that a broken line is named, and how a long 
 is.
 """
 
-import ast, hashlib, inspect, json, math, os, random, re, tempfile, time
+import ast, hashlib, inspect, json, math, os, random, re, tempfile, time, traceback
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -105,6 +105,31 @@ def resolve_path(
         return path
     places = Path.cwd() / path, project_root() / path, shipped(path)
     return next((place for place in places if place.exists()), places[1])
+
+
+def run_own(function: Callable, *arguments, **named):
+    "Call code of one's own; an error that is none of ours becomes one that names file and line."
+    try:
+        return function(*arguments, **named)
+    except PrefkitError:
+        raise
+    except Exception as error:
+        raise own_error(error, inspect.getsourcefile(function)) from error
+
+
+def own_error(
+    error: Exception,
+    file: str | Path | None,  # of one's own; None: not known
+) -> ConfigError:
+    "An error in a file of one's own, with the last of its lines that was running."
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if one.filename == str(file)]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
+    code = frames[-1].line if frames else None
+    return ConfigError(
+        f"{file}, line {line}: {type(error).__name__}: {error}{f' (in: {code})' if code else ''}",
+        field="plugins",
+        reason="error in one's own code",
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import starmap
 from pathlib import Path
@@ -23,6 +23,7 @@ from prefkit.core import (
     iter_jsonl,
     nearest,
     read_json,
+    run_own,
 )
 from prefkit.data.chat import bad_row
 from prefkit.data.foreign import Unread
@@ -426,6 +427,9 @@ def options_text(options: dict) -> str:
     return "".join(f", {name} {value:g}" for name, value in options.items())
 
 
+MAKERS: dict[str, Callable] = {}  # of data sets of one's own: (kind, split, n, seed) -> rows
+
+
 def make_records(
     # of what is generated here: tiny-world, tiny-world-verbose, countdown, countdown-tiny,
     # countdown-tiny-worked, countdown-tiny-noisy
@@ -437,6 +441,9 @@ def make_records(
     options: dict,  # of the data set, checked
 ) -> list[dict]:  # records
     "Records of a data set that is made, not read; raises `DataError` where there are fewer."
+    if name in MAKERS:
+        rows = run_own(MAKERS[name], kind=kind, split=split, n=n, seed=seed)
+        return list(rows)[:n]
     if name in ("tiny-world", "tiny-world-verbose"):
         styles = SFT_STYLES if name == "tiny-world" else VERBOSE_STYLES
         n = 1000 if n is None else n

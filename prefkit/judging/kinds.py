@@ -61,6 +61,7 @@ def kind_of(
     own = [
         (option, object, field() if each.default is each.empty else _default(each.default))
         for option, each in inspect.signature(maker).parameters.items()
+        if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
     ]
     return make_dataclass(
         name,

@@ -50,6 +50,7 @@ from ..data.chat import check_limits, special_texts
 from ..data.countdown import shaped_reward, verify
 from ..data.thoughts import split_thought
 from ..data.world import gold_reward, read_request, second_judge
+from .functions import by_columns, by_dotted_name, of_columns
 from .kinds import kind_of, lookup, make, options_of
 from ..model.loading import check_model, model_config, load_tokenizer
 
@@ -479,32 +480,42 @@ REWARDS: dict[str, type[RewardSource]] = {kind.name: kind for kind in BUILT_IN_R
 
 def register_reward(
     name: str,  # as in a config
-    # a `RewardSource`, or (**options) -> function of (rows, answers), whose keywords with their
-    # defaults are the options
+    # a `RewardSource`; a function of (prompts, answers, **columns) or (prompts, completions,
+    # **columns), see `prefkit.judging.functions`; or (**options) -> function of (rows, answers),
+    # whose keywords with their defaults are the options
     maker: Callable,
     # of a maker: (record, **options) raises `ConfigError` or `DataError` for a data set that it
     # cannot judge
     check: Callable | None = None,
 ):
     "Add a reward; a name of yours may be given again, a built-in one raises `ConfigError`."
-    if name in [kind.name for kind in BUILT_IN_REWARDS]:
+    if name in REWARDS and REWARDS[name].__module__.startswith("prefkit."):
         raise ConfigError(
             f"reward: {name} is there already. Take another name.", field="name", reason="taken"
         )
     if not (isinstance(maker, type) and issubclass(maker, RewardSource)):
-        maker = kind_of(name, maker, MadeReward, checker=staticmethod(check) if check else None)
+        maker = _made_by(name, maker, check)
     REWARDS[name] = maker
 
 
+def _made_by(name, maker, check):
+    "A class for a maker, or for a function of columns."
+    if of_columns(maker):
+        maker, check = by_columns(maker)
+    return kind_of(name, maker, MadeReward, checker=staticmethod(check) if check else None)
+
+
 def make_reward(
-    name: str,  # one of `REWARDS`
+    name: str,  # one of `REWARDS`, or module.function
     options: dict,  # of its class
     where: str,  # stands at the start of a message
 ) -> RewardSource:
     """A reward by its name, not loaded; raises `ConfigError` for an unknown name or option, naming
     the nearest.
     """
-    source = make(lookup(REWARDS, name, "reward"), options, where)
+    dotted = "." in name and name not in REWARDS
+    kind = _made_by(name, by_dotted_name(name), None) if dotted else lookup(REWARDS, name, "reward")
+    source = make(kind, options, where)
     source.name = name
     return source
 

@@ -1,5 +1,5 @@
-"""Several answers to each prompt, scored by a judge: how a judge labels pairs. A plain module: the
-pipeline `own_pairs` uses it.
+"""Several answers to each prompt, scored by a judge: how a judge labels pairs, and how it gives
+rewards. A plain module: the pipeline `own_pairs` uses it.
 """
 
 from itertools import combinations

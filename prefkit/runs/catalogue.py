@@ -9,6 +9,7 @@ import yaml
 
 from prefkit.core import ConfigError, nearest, shipped
 from prefkit.data.records import DATASETS
+from prefkit.judging import combined  # noqa: F401 adds the rewards that ask others
 from prefkit.judging.judges import JUDGES, RewardJudge
 from prefkit.judging.rewards import REWARDS
 

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from prefkit.core import ConfigError, nearest, resolve_path, shipped
+from prefkit.runs.plugins import load_plugins
 
 
 def write_pipeline(
@@ -293,6 +294,7 @@ def given_parameters(
     """The parameters of the notebook that calls this, whoever gave them: papermill, the runner, or
     a person in the cell; raises `ConfigError` for one that is not known or cannot be.
     """
+    load_plugins()
     path = find_pipeline(pipeline, Path())
     known, whole = read_pipeline(path), read_pipeline(path, full=True)
     default = {name: one.default for name, one in (known.parameters | known.cell).items()}
@@ -566,6 +568,7 @@ class Config:
     seed: int  # of all stages that set none
     stages: tuple[Stage, ...]  # in an order in which they can run
     report: str | None = None  # a notebook in nbs/reports, without .ipynb
+    plugins: tuple[Path, ...] = ()  # files of one's own that are executed in every process
 
 
 def upstream_first(stages: dict[str, Stage]) -> tuple[Stage, ...]:
@@ -691,7 +694,9 @@ def load_config(
     "Read a config and check all of it against the notebooks; raises `ConfigError`."
     path = resolve_path(path)
     raw = read_config(path)
-    check_keys(raw, ("experiment", "seed", "stages", "report"), ("experiment", "stages"), str(path))
+    known = ("experiment", "seed", "stages", "report", "plugins")
+    check_keys(raw, known, ("experiment", "stages"), str(path))
+    plugins = read_plugins(raw.get("plugins"), path.parent)
     check_keys(raw["stages"], tuple(raw["stages"]), (), f"{path}, stages")
     if not raw["stages"]:
         raise ConfigError(
@@ -725,4 +730,24 @@ def load_config(
         name: make_stage(name, entry, tuple(raw["stages"]), seed, path.parent)
         for name, entry in raw["stages"].items()
     }
-    return Config(raw["experiment"], seed, upstream_first(stages), raw.get("report"))
+    return Config(raw["experiment"], seed, upstream_first(stages), raw.get("report"), plugins)
+
+
+def read_plugins(
+    named,  # what stands in a config
+    folder: Path,  # of the config
+) -> tuple[Path, ...]:  # of the files, executed
+    "Files of one's own that a config names, from its folder or as any path; raises `ConfigError`."
+    named = [] if named is None else named
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+        raise ConfigError(
+            f"plugins: write a list of files, such as [my_reward.py], not {named!r}.",
+            field="plugins",
+            reason="wrong type",
+        )
+    here = [folder / one for one in named]
+    found = tuple(
+        (one if one.is_file() else resolve_path(name)).resolve() for one, name in zip(here, named)
+    )
+    load_plugins(found)
+    return found

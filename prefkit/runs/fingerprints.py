@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from prefkit.runs.config import UPSTREAM, Config, Stage, code_cells, texts
+from prefkit.runs.plugins import files_of, packages
 from prefkit.core import (
     DataError,
     PrefkitError,
@@ -92,16 +93,18 @@ def fingerprints(
     Raises what the stages' checks raise.
     """
     found, code, seen = {}, {}, {}
+    own = {f"plugin {path.name}": path for path in files_of(config.plugins)}
+    offered = {f"package {name}": version for name, version in packages().items()}
     for stage in config.stages:  # upstream stages come first
         if stage.pipeline not in code:
             code[stage.pipeline] = code_fingerprint(stage.pipeline)
-        inputs = check_stage(stage)
+        inputs = check_stage(stage) | own
         for path in set(inputs.values()) - seen.keys():
             seen[path] = fingerprint_files(path) if path.exists() else None
         parts = {
             "parameters": fingerprint(stage.parameters),
             "code": code[stage.pipeline],
-            "inputs": {name: seen[path] for name, path in sorted(inputs.items())},
+            "inputs": {name: seen[path] for name, path in sorted(inputs.items())} | offered,
             "upstream": {name: found[name]["stage"] for name in stage.needs},
         }
         found[stage.name] = {"stage": fingerprint(parts), **parts}

@@ -262,6 +262,8 @@ def check_rewards(
     """What can be known of rewards before anything is generated: whether each can judge every row
     that is on this machine; raises `ConfigError` and `DataError`, naming the row.
     """
+    from prefkit.judging import combined  # noqa: F401 adds the rewards that ask others
+
     parts = [part for part in map(data.part, ("train", "validation")) if part]
     for rows in map(_rows_here, parts):
         for name, options in rewards:

@@ -37,6 +37,7 @@ from prefkit.runs.fingerprints import (
     reach_stage,
     still_as_read,
 )
+from prefkit.runs.plugins import VARIABLE
 from prefkit.runs.stage import (
     Display,
     StageError,
@@ -248,13 +249,14 @@ def _work(stage, experiment, display, lock, threads):
     title = f"{stage.name} [{config.stages.index(stage) + 1}/{len(config.stages)}]"
     with Watch(partial, title, display) as watch:
         cores = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        own = {VARIABLE: os.pathsep.join(map(str, config.plugins))}
         execute(
             stage.pipeline,
             partial / "run.ipynb",
             parameters,
             where,
             lock,
-            {"PREFKIT_PROGRESS": str(partial / "progress.json"), **cores},
+            {"PREFKIT_PROGRESS": str(partial / "progress.json"), **own, **cores},
         )
     if not (partial / "result.json").exists():
         raise StageError(

@@ -7,7 +7,7 @@ that are there, and those that learn from their own samples.
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -231,6 +231,32 @@ def add_method(
         )
     METHODS[method.name] = method
     return method
+
+
+def register_loss(
+    name: str,  # as in a config: method: NAME
+    loss: Callable,  # tensors in, loss of each example out; hyper-parameters are its keywords
+    kind: str = "pairs",  # of data: sft, pairs, binary
+    **row,  # other fields of `Method`
+) -> Method:  # its row
+    """Add a method by its loss alone; whether it needs a reference is read from its arguments. A
+    name of yours may be given again, a built-in one raises `ConfigError`.
+    """
+    if name in BUILT_IN_METHODS:
+        raise ConfigError(
+            f"method: {name} is there already. Take another name.", field="name", reason="taken"
+        )
+    given = inspect.signature(loss).parameters
+    defaults = {key: given[key].default for key in keywords(loss)}
+    if lacking := [key for key, value in defaults.items() if value is inspect.Parameter.empty]:
+        raise ConfigError(
+            f"method {name}: the hyper-parameter {lacking[0]} has no default in the loss.",
+            field=lacking[0],
+            reason="missing",
+        )
+    asks = any(key.startswith("ref_") or key in FROM_REFERENCE for key in given)
+    made = Method(name, loss, kind, reference=asks, defaults=defaults)
+    return add_method(replace(made, **row))
 
 
 def check_extras(method: Method, refuse: Callable):
@@ -835,6 +861,7 @@ add_method(
         sources={"lam": "the length-penalty report, section 4.2"},
     )
 )
+BUILT_IN_METHODS = tuple(METHODS)
 
 
 # ---- from a batch to losses and what is watched
