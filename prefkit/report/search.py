@@ -1,0 +1,62 @@
+"""Pictures of a search for settings: where its trials lie, and which parameter matters."""
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from prefkit.report.figures import COLOURS, nice_name, set_title
+
+__all__ = ["draw_importance", "draw_landscape"]
+
+
+def draw_landscape(
+    found: dict,  # what `prefkit search` wrote
+) -> Figure:  # the figure, its numbers in fig.data
+    "The objective of every finished trial against each parameter; the best is marked."
+    done = [one for one in found["trials"] if one["state"] == "complete"]
+    names, best = list(found["space"]), found["best"]
+    fig, panels = plt.subplots(
+        1, len(names), figsize=(max(4.2, 3.3 * len(names)), 3.2), sharey=True, squeeze=False
+    )
+    for axes, name in zip(panels[0], names):
+        values = [one["values"][name] for one in done]
+        if any(isinstance(value, str) for value in values):
+            values = list(map(str, values))
+        axes.plot(values, [one["objective"] for one in done], "o", color=COLOURS["blue"])
+        here = best["values"][name]
+        axes.plot(
+            [str(here) if isinstance(values[0], str) else here],
+            [best["objective"]],
+            "D",
+            color=COLOURS["vermilion"],
+            markersize=8,
+            markerfacecolor="none",
+        )
+        axes.set_xlabel(name)
+        if found["space"][name].get("log"):
+            axes.set_xscale("log")
+    column = found["objective"]["column"]
+    panels[0][0].set_ylabel(f"{nice_name(found['objective']['stage'])}: {nice_name(column)}")
+    set_title(fig, f"{len(done)} trials; the best is marked")
+    fig.data = pd.DataFrame(  # ty: ignore[unresolved-attribute]
+        {"number": one["number"], **one["values"], "objective": one["objective"]} for one in done
+    )
+    return fig
+
+
+def draw_importance(
+    found: dict,  # what `prefkit search` wrote
+) -> Figure:  # the figure, its numbers in fig.data
+    "How much of the objective's differences each parameter explains."
+    shares = found["importance"]
+    fig, axes = plt.subplots(figsize=(5.4, 1.1 + 0.4 * len(shares)))
+    axes.barh(list(shares), list(shares.values()), color=COLOURS["blue"])
+    axes.invert_yaxis()
+    axes.set_xlabel("share of what the best tenth has in common")
+    axes.grid(axis="y", visible=False)
+    first = next(iter(shares))
+    set_title(fig, f"{first} matters most")
+    fig.data = pd.DataFrame(  # ty: ignore[unresolved-attribute]
+        {"parameter": shares.keys(), "importance": shares.values()}
+    )
+    return fig
