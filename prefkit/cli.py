@@ -20,6 +20,7 @@ from prefkit.core import PrefkitError
 from prefkit.model.smollm2 import make_model
 from prefkit.runs import runner, start
 from prefkit.runs.catalogue import catalogue_lines
+from prefkit.runs.search import run_search
 from prefkit.runs.seeds import run_seeds
 
 app = typer.Typer(
@@ -260,6 +261,19 @@ def study(
     print(
         f"the results: {_carry_out(run_study, config, workers, tuple(only), output, output_root)}"
     )
+
+
+@app.command()
+def search(
+    config: ConfigFile,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Trials at a time, each in a process.")
+    ] = 1,
+    output_root: OutputRoot = None,
+    number: Annotated[int, typer.Option(hidden=True)] = 0,
+):
+    """Search for settings by Optuna, on validation data; a killed search goes on."""
+    print(f"the results: {_carry_out(run_search, config, workers, output_root, number)}")
 
 
 @app.command()

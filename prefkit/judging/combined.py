@@ -22,9 +22,20 @@ from prefkit.core import (
 )
 from prefkit.judging.rewards import REWARDS, RewardSource, check_data, make_reward
 from prefkit.judging.judges import JUDGES, Judge
+from prefkit.judging.keys import check_key_host
 from prefkit.judging.kinds import lookup
 from prefkit.judging.served import JsonLinesFile
 from prefkit.judging.several import judge_scores
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    "Another host would get the answers, and the key."
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        return None
+
+
+OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 @dataclass(kw_only=True)
@@ -127,6 +138,7 @@ class HttpReward(RewardSource):
         self._ask([{"prompt": [{"role": "user", "content": "ping"}], "text": "pong"}])
 
     def _key(self):
+        check_key_host(self.url, self.key_env)
         if self.key_env and not os.environ.get(self.key_env):
             raise ConfigError(
                 f"the environment has no variable {self.key_env} with a key for {self.url}.",
@@ -182,7 +194,7 @@ class HttpReward(RewardSource):
         request = urllib.request.Request(self.url, json.dumps(sent).encode(), headers)
         for tried in range(self.retries + 1):
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                with OPENER.open(request, timeout=self.timeout) as reply:
                     return self._read(reply.read(), len(batch))
             except urllib.error.HTTPError as error:
                 said = f"{error.code} {error.reason}"

@@ -23,6 +23,7 @@ from prefkit.core import (
     iter_jsonl,
 )
 from prefkit.data.thoughts import split_thought
+from prefkit.judging.keys import check_key_host
 
 try:
     import fcntl
@@ -143,7 +144,7 @@ class Secret:
 
 def _client(server, secret):
     try:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
     except ImportError:
         raise ConfigError(
             "a model behind a server needs the openai client: pip install 'prefkit[judge]'.",
@@ -157,6 +158,8 @@ def _client(server, secret):
         api_key=secret.reveal() or "none",
         timeout=server.timeout,
         max_retries=0,
+        # another host would get the prompts, and the key
+        http_client=DefaultAsyncHttpxClient(follow_redirects=False),
     )
 
 
@@ -618,6 +621,7 @@ def ask_all(
     """
     for name, body in requests.items():
         _check_request(name, body)
+    check_key_host(server.base_url, server.key_env)
     secret = Secret(server.key_env)
     with _Store(store) as replies:
         asking = _Asking(server, requests, replies, read, secret)
@@ -647,6 +651,7 @@ def reach(
     Only where the list of models does not settle it (it is not there, or the model is not in it) a
     question of one token is asked.
     """
+    check_key_host(server.base_url, server.key_env)
     secret, found = Secret(server.key_env), []
 
     async def ask():

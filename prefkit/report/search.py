@@ -55,7 +55,7 @@ def draw_importance(
     axes.set_xlabel("share of what the best tenth has in common")
     axes.grid(axis="y", visible=False)
     first = next(iter(shares))
-    set_title(fig, f"{first} matters most")
+    set_title(fig, f"What matters most: {first}")
     fig.data = pd.DataFrame(  # ty: ignore[unresolved-attribute]
         {"parameter": shares.keys(), "importance": shares.values()}
     )

@@ -1,13 +1,16 @@
-"""A search for settings: `prefkit search CONFIG` tries values of an experiment's parameters by Optuna,
-judged on validation data. Each trial is an ordinary experiment in a process of its own.
+"""A search for settings: `prefkit search CONFIG` tries values of an experiment's parameters by
+Optuna, judged on validation data. Each trial is an ordinary experiment in a process of its own.
 
 What has been tried stands in a journal (or a database, for workers on several machines). A killed
 search goes on: a trial whose worker is gone is taken up by another, with the same values, where its
 run was left.
 """
 
+import itertools
 import json
+import math
 import os
+import random
 import shlex
 import socket
 import subprocess
@@ -22,14 +25,13 @@ from filelock import FileLock
 from prefkit.core import (
     ConfigError,
     DataError,
-    Progress,
     announce,
     check_number,
+    derive_seed,
     fingerprint,
     is_number,
     nearest,
     project_root,
-    read_jsonl,
     resolve_path,
     write_json,
     write_text,
@@ -40,9 +42,8 @@ from prefkit.runs.config import (
     check_keys,
     load_config,
     read_config,
-    texts,
 )
-from prefkit.runs.runner import folder_state, git_state, open_run, run
+from prefkit.runs.runner import git_state, open_run, run
 
 # ---- the config
 
@@ -51,8 +52,8 @@ from prefkit.runs.runner import folder_state, git_state, open_run, run
 class Range:
     "What one parameter may be: between two numbers, or one of some choices."
 
-    low: float | None = None
-    high: float | None = None
+    low: float = 0.0
+    high: float = 0.0
     log: bool = False  # as likely between 1 and 10 as between 10 and 100
     step: float | None = None
     choices: tuple = ()
@@ -69,7 +70,7 @@ class Range:
             return cls(choices=tuple(choices))
         check_keys(given, ("low", "high", "log", "step"), ("low", "high"), where)
         made = cls(**given)
-        check_number(f"{where}, low", made.low, **({"above": 0} if made.log else {}))
+        check_number(f"{where}, low", made.low, above=0 if made.log else None)
         check_number(f"{where}, high", made.high, above=made.low)
         return made
 
@@ -98,16 +99,10 @@ class Range:
             if len(numbers) < len(self.choices):
                 return ""  # they have no order
             return "lower" if value == numbers[0] else "upper" if value == numbers[-1] else ""
-        scale = _log if self.log else float
+        scale = math.log if self.log else float
         low, high, here = scale(self.low), scale(self.high), scale(value)
         place = (here - low) / (high - low)
         return "lower" if place < 0.02 else "upper" if place > 0.98 else ""
-
-
-def _log(value):
-    import math
-
-    return math.log(value)
 
 
 @dataclass(frozen=True)
@@ -162,6 +157,18 @@ class Search:
     output: Path
     storage: str  # of a database; "": a journal beside the trials
 
+    def grid(self) -> list[dict]:
+        "All combinations of the choices, in an order drawn by the seed: the first n are a subset."
+        choices = [one.choices for one in self.space.values()]
+        found = [dict(zip(self.space, values)) for values in itertools.product(*choices)]
+        random.Random(self.seed).shuffle(found)
+        return found
+
+    @property
+    def many(self) -> int:
+        "Trials: as many as asked for, and no more than a grid has."
+        return min(self.trials, len(self.grid())) if self.sampler == "grid" else self.trials
+
 
 SAMPLERS = ("tpe", "random", "grid")
 KEYS = "search config set space trials objective sampler seed prune output storage".split()
@@ -182,8 +189,9 @@ def load_search(
     check_number("trials", given["trials"], whole=True, least=1)
     check_number("seed", given["seed"], whole=True, least=0)
     if given["sampler"] not in SAMPLERS:
+        close = nearest(given["sampler"], SAMPLERS)
         raise ConfigError(
-            f"{path}: there is no sampler `{given['sampler']}`.{nearest(given['sampler'], SAMPLERS)}",
+            f"{path}: there is no sampler `{given['sampler']}`.{close}",
             field="sampler",
             reason="unknown",
         )
@@ -192,7 +200,7 @@ def load_search(
         raise ConfigError(f"{path}: a grid needs choices for every parameter.", field="sampler")
     own = path.parent / str(given["config"])
     base = own.resolve() if own.is_file() else resolve_path(str(given["config"]))
-    settings = tuple(f"{name}={json.dumps(value)}" for name, value in given["set"].items())
+    settings = _texts(given["set"])
     made = Search(
         str(given["search"]),
         base,
@@ -217,11 +225,11 @@ def _objective(given, path) -> Objective:
         ("stage", "column"),
         f"{path}, objective",
     )
-    where = tuple((given.get("where") or {}).items())
-    made = Objective(**{**given, "where": where})
-    if made.direction not in ("maximize", "minimize"):
+    direction = given.get("direction", "maximize")
+    if direction not in ("maximize", "minimize"):
         raise ConfigError(f"{path}, objective: direction is maximize or minimize.")
-    return made
+    where = tuple((given.get("where") or {}).items())
+    return Objective(given["stage"], given["column"], given.get("table", ""), where, direction)
 
 
 def _check_trials(search: Search):
@@ -253,7 +261,9 @@ def _check_trials(search: Search):
 
 
 def _texts(values: dict) -> tuple[str, ...]:
-    return tuple(f"{name}={json.dumps(value)}" for name, value in values.items())
+    "As `--set` takes them; YAML's own way of writing 1.0e-05 is a number to YAML."
+    as_text = lambda value: yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()
+    return tuple(f"{name}={as_text(value)[1:-1]}" for name, value in values.items())
 
 
 def _touched(search: Search) -> set[str]:
@@ -400,26 +410,25 @@ class Worker:
         journal = str(trials.home / "journal.log")
         self.storage = search.storage or JournalStorage(JournalFileBackend(journal))
         self.lock = FileLock(str(trials.home / ".ask.lock"))
-        sampler = {
-            "tpe": lambda: optuna.samplers.TPESampler(
-                seed=search.seed + number, constant_liar=True, multivariate=False
-            ),
-            "random": lambda: optuna.samplers.RandomSampler(seed=search.seed + number),
-            "grid": lambda: optuna.samplers.GridSampler(
-                {name: list(one.choices) for name, one in search.space.items()}, seed=search.seed
-            ),
-        }[search.sampler]()
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if search.prune else None
         with self.lock:
             self.study = optuna.create_study(
                 study_name=search.name,
                 storage=self.storage,
-                direction=search.objective.direction,
-                sampler=sampler,
+                direction=optuna.study.StudyDirection[search.objective.direction.upper()],
+                sampler=optuna.samplers.RandomSampler(),
                 pruner=pruner or optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
             self._check_same()
+            begun = len(self.study.get_trials(deepcopy=False))
+            # another for each worker, and for each time that the search goes on
+            seed = derive_seed(search.seed, number, begun)
+            self.study.sampler = (
+                optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+                if search.sampler == "tpe"
+                else optuna.samplers.RandomSampler(seed=seed)
+            )
 
     def _check_same(self):
         "A journal of another search is not gone on with."
@@ -446,8 +455,10 @@ class Worker:
                 if one.state == running and not _alive(owner.get(f"worker {one.number}", WORKER)):
                     self.study.set_user_attr(f"worker {one.number}", WORKER)
                     return one.number, one.params, None
-            if len(known) >= self.search.trials:
+            if len(known) >= self.search.many:
                 return None
+            if self.search.sampler == "grid":
+                self.study.enqueue_trial(self.search.grid()[len(known)])
             trial = self.study.ask()
             self.study.set_user_attr(f"worker {trial.number}", WORKER)
             values = {name: one.ask(trial, name) for name, one in self.search.space.items()}
@@ -488,9 +499,9 @@ class Worker:
         while (taken := self.take()) is not None:
             number, values, trial = taken
             said = self.carry_out(number, values, trial)
-            write_results(self, say_written=False)
+            write_results(self)
             words = ", ".join(f"{name}={_short(value)}" for name, value in values.items())
-            say(f"[{number + 1}/{self.search.trials}] {words}: {said}")
+            say(f"[{number + 1}/{self.search.many}] {words}: {said}")
 
 
 def _short(value):
@@ -505,7 +516,7 @@ def _last_words(log: Path) -> str:
     return (told or lines or ["no word"])[-1].removeprefix("error: ")
 
 
-def write_results(worker: Worker, command: str = "", say_written: bool = True) -> dict:
+def write_results(worker: Worker) -> dict:
     "What has been found so far, as JSON."
     search, study = worker.search, worker.study
     told = study.user_attrs
@@ -525,7 +536,7 @@ def write_results(worker: Worker, command: str = "", say_written: bool = True) -
     best = pick(done, key=lambda one: one["objective"]) if done else None
     found = {
         "search": search.name,
-        "command": command or told.get("command", ""),
+        "command": told.get("command", ""),
         "date": time.strftime("%Y-%m-%d"),
         "git": git_state(),
         "config": str(search.config.name),
@@ -533,14 +544,12 @@ def write_results(worker: Worker, command: str = "", say_written: bool = True) -
         "sampler": search.sampler,
         "space": {name: _told(one) for name, one in search.space.items()},
         "objective": {**vars(search.objective), "where": dict(search.objective.where)},
-        "complete": len(trials) >= search.trials and all(t["state"] != "running" for t in trials),
+        "complete": len(trials) >= search.many and all(t["state"] != "running" for t in trials),
         "best": best,
         "edges": edges(search, best),
         "importance": _importance(worker, done),
         "trials": trials,
     }
-    state = folder_state(worker.trials.folder(Path("trial"), "none"))
-    found |= {"versions": state["versions"]} if "versions" in state else {}
     write_json(search.output, found)
     return found
 
@@ -548,7 +557,8 @@ def write_results(worker: Worker, command: str = "", say_written: bool = True) -
 def _told(one: Range) -> dict:
     if one.choices:
         return {"choices": list(one.choices)}
-    return {key: value for key, value in vars(one).items() if value not in (None, (), False)}
+    more = {"log": True} if one.log else {}
+    return {"low": one.low, "high": one.high, **more, **({"step": one.step} if one.step else {})}
 
 
 def edges(search: Search, best: dict | None) -> dict[str, str]:  # parameter -> lower or upper

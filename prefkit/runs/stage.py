@@ -38,10 +38,18 @@ class StageLock:
     def __enter__(self):
         import fcntl  # not on Windows
 
-        self.handle, until = (
-            os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666),
-            time.monotonic() + self.wait,
-        )
+        # a link is not followed: what it leads to would be overwritten
+        way = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            self.handle = os.open(self.path, way, 0o666)
+        except OSError as error:
+            raise ConfigError(
+                f"the lock {self.path} cannot be opened: {error.strerror}. It has to be a file of "
+                "its own: delete what stands there.",
+                field=str(self.path),
+                reason="no lock",
+            ) from error
+        until = time.monotonic() + self.wait
         while True:
             try:
                 fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,267 @@
+"""A search for settings: configs, trials in processes, killed and gone on with, several workers,
+given up, and never judged by test data.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from prefkit.core import ConfigError, shipped, write_text
+from prefkit.report.search import draw_importance, draw_landscape
+from prefkit.runs.config import write_pipeline
+from prefkit.runs.search import Range, edges, load_search, run_search
+
+optuna = pytest.importorskip("optuna")
+
+TRAIN = """\
+rate: float = 1.0e-3
+hyperparameters: dict = {}
+start: str = ""
+seed: int = 0
+seconds: float = 0.0
+output_dir: str = ""
+"""
+TRAINS = """
+import json, time
+from pathlib import Path
+from prefkit.runs.stage import finish
+
+folder = Path(output_dir)
+(folder / "checkpoint").mkdir(exist_ok=True)
+with open(folder.parent.parent / "began.txt", "a") as file:
+    file.write(f"{folder.parent.name}\\n")
+worth = 1 - abs(rate - 0.02) * 20 - abs(hyperparameters.get("beta", 0.2) - 0.2)
+with open(folder / "metrics.jsonl", "w") as file:
+    for step in (1, 2, 3):
+        file.write(json.dumps({"step": step, "split": "validation", "loss": -worth * step}) + "\\n")
+        file.flush()
+        time.sleep(seconds / 3)
+if rate > 0.09:
+    raise ValueError("the loss is no number")
+finish(folder, metrics={"scores": [{"model": "mine", "judge": "gold", "rate": worth}]})
+"""
+
+
+def experiment(folder, **parameters):
+    "A config of two stages: one that all trials share, one that is searched."
+    write_pipeline(folder / "train.ipynb", TRAIN, TRAINS)
+    train = {"pipeline": "train.ipynb", "parameters": {"start": "stage:base", **parameters}}
+    stages = {"base": {"pipeline": "train.ipynb", "parameters": {"rate": 0.05}}, "train": train}
+    for stage in stages.values():
+        stage["pipeline"] = str(folder / stage["pipeline"])
+    write_text(folder / "own.yaml", yaml.safe_dump({"experiment": "own", "stages": stages}))
+
+
+def config_of(folder, **changes):
+    made = {
+        "search": "few",
+        "config": "own.yaml",
+        "space": {
+            "train.rate": {"low": 0.001, "high": 0.08, "log": True},
+            "train.hyperparameters.beta": {"choices": [0.1, 0.2, 0.4]},
+        },
+        "trials": 4,
+        "objective": {
+            "stage": "train",
+            "table": "scores",
+            "where": {"judge": "gold"},
+            "column": "rate",
+        },
+        "output": str(folder / "found.json"),
+        **changes,
+    }
+    return write_text(folder / "few.yaml", yaml.safe_dump(made))
+
+
+def begun(folder):
+    return (folder / "runs/searches/few/began.txt").read_text().split()
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# ---- the config
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"space": {"train.rat": {"low": 1, "high": 2}}}, "rat"),
+        ({"space": {"train.rate": {"low": 2, "high": 1}}}, "high"),
+        ({"space": {"train.rate": {"low": 0, "high": 1, "log": True}}}, "low"),
+        ({"space": {"train.rate": {"choices": [1.0]}}}, "two or more"),
+        ({"space": {"train.rate": {"choices": ["fast", "slow"]}}}, "rate"),
+        ({"sampler": "best"}, "sampler"),
+        ({"sampler": "grid"}, "choices for every"),
+        ({"trials": 0}, "trials"),
+        ({"objective": {"stage": "tran", "column": "rate"}}, "Did you mean `train`"),
+        ({"objective": {"stage": "base", "column": "loss"}}, "nothing that is searched"),
+        ({"trails": 3}, "trails"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_said_before_anything_runs(changes, said, tmp_path):
+    experiment(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        load_search(config_of(tmp_path, **changes))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_is_chosen_on_test_data():
+    found = load_search(shipped("data/configs/searches/dpo_tiny.yaml"))
+    assert "evaluate.split=validation" in found.settings
+    raw = yaml.safe_load(shipped("data/configs/searches/dpo_tiny.yaml").read_text())
+    raw["config"] = str(shipped("data/configs/tiny/demo.yaml"))
+    raw["set"].pop("evaluate.split")
+    text = yaml.safe_dump(raw)
+    path = write_text(shipped("data/configs/searches").parent / "smoke" / ".test_search.yaml", text)
+    try:
+        with pytest.raises(ConfigError, match="chosen by test data"):
+            load_search(path)
+    finally:
+        path.unlink()
+
+
+def test_the_presets_are_the_reports_searches():
+    dpo, orpo = (
+        load_search(shipped(f"data/configs/searches/{name}_report.yaml"))
+        for name in ("dpo", "orpo")
+    )
+    assert (dpo.trials, orpo.trials) == (25, 20)
+    rate, beta = dpo.space.values()
+    assert (rate.ends, rate.log, beta.ends) == ((1e-6, 5e-5), True, (0.1, 0.5))
+    rate, lam = orpo.space.values()
+    assert (rate.ends, lam.ends) == ((1e-6, 5e-5), (0.03, 0.3))
+
+
+def test_a_value_at_an_end_is_told(tmp_path):
+    range_ = Range(low=1e-6, high=1e-4, log=True)
+    assert [range_.at_edge(v) for v in (1e-6, 1.05e-6, 1e-5, 9.9e-5)] == [
+        "lower",
+        "lower",
+        "",
+        "upper",
+    ]
+    choices = Range(choices=(0.1, 0.2, 0.4))
+    assert [choices.at_edge(v) for v in choices.choices] == ["lower", "", "upper"]
+    assert Range(choices=("linear", "cosine")).at_edge("linear") == ""
+    experiment(tmp_path)
+    search = load_search(config_of(tmp_path))
+    best = {"values": {"train.rate": 0.08, "train.hyperparameters.beta": 0.2}}
+    assert edges(search, best) == {"train.rate": "upper"}
+
+
+# ---- the search
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    experiment(folder)
+    run_search(config_of(folder), output_root=folder / "runs")
+    return folder, read_json(folder / "found.json")
+
+
+def test_trials_are_experiments_and_the_best_is_the_best(found):
+    folder, made = found
+    assert made["complete"] and [one["state"] for one in made["trials"]] == ["complete"] * 4
+    for one in made["trials"]:
+        rate, beta = (one["values"][f"train.{name}"] for name in ("rate", "hyperparameters.beta"))
+        assert one["objective"] == pytest.approx(1 - abs(rate - 0.02) * 20 - abs(beta - 0.2))
+    assert made["best"]["objective"] == max(one["objective"] for one in made["trials"])
+    assert begun(folder).count("shared") == 1 and len(begun(folder)) == 5
+    configs = list((folder / "runs/searches/few/trials").glob("*.yaml"))
+    assert len(configs) == 4 and "checkpoint" in configs[0].read_text()
+    assert (folder / "runs/searches/few/landscape.png").is_file()
+
+
+def test_what_is_done_is_not_done_again_and_more_may_be_asked_for(found):
+    folder, made = found
+    run_search(folder / "few.yaml", output_root=folder / "runs")
+    assert len(begun(folder)) == 5
+    again = read_json(folder / "found.json")
+    assert again["trials"] == made["trials"]
+
+
+def test_another_space_needs_another_name(found):
+    folder, _ = found
+    other = config_of(folder, space={"train.rate": {"low": 0.002, "high": 0.08}})
+    with pytest.raises(ConfigError, match="another space"):
+        run_search(other, output_root=folder / "runs")
+    config_of(folder)
+
+
+def test_pictures_of_a_search():
+    trials = [
+        {
+            "state": "complete",
+            "values": {"a.rate": 10.0**-n, "a.kind": "xy"[n % 2]},
+            "objective": n / 9,
+            "number": n,
+        }
+        for n in range(9)
+    ]
+    told = {
+        "trials": trials,
+        "best": trials[-1],
+        "space": {
+            "a.rate": {"low": 1e-9, "high": 1, "log": True},
+            "a.kind": {"choices": ["x", "y"]},
+        },
+        "objective": {"stage": "a", "column": "rate"},
+        "importance": {"a.rate": 0.9, "a.kind": 0.1},
+    }
+    fig = draw_landscape(told)
+    assert [axes.get_xscale() for axes in fig.axes] == ["log", "linear"] and len(fig.data) == 9
+    assert "a.rate" in draw_importance(told).get_suptitle()
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with_no_trial_is_lost_or_doubled(tmp_path):
+    experiment(tmp_path, seconds=3.0)
+    config = config_of(tmp_path, trials=3)
+    words = [sys.executable, "-m", "prefkit", "search", str(config)]
+    words += ["--output-root", str(tmp_path / "runs")]
+    killed = subprocess.Popen(words, start_new_session=True)
+    until = time.monotonic() + 120
+    while len(begun(tmp_path) if (tmp_path / "runs/searches/few/began.txt").exists() else []) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    subprocess.run(words, check=True)
+    made = read_json(tmp_path / "found.json")
+    assert [one["state"] for one in made["trials"]] == ["complete"] * 3
+    assert [one["number"] for one in made["trials"]] == [0, 1, 2]
+    values = [json.dumps(one["values"]) for one in made["trials"]]
+    assert len(set(values)) == 3 and len(set(begun(tmp_path))) == 4
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_search(tmp_path):
+    experiment(tmp_path, seconds=2.0)
+    run_search(config_of(tmp_path, trials=5), workers=2, output_root=tmp_path / "runs")
+    made = read_json(tmp_path / "found.json")
+    assert [one["state"] for one in made["trials"]] == ["complete"] * 5
+    assert len(begun(tmp_path)) == 6 and begun(tmp_path).count("shared") == 1
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_is_told_and_others_are_given_up(tmp_path):
+    experiment(tmp_path, seconds=4.0)
+    space = {"train.rate": {"choices": [0.095, 0.02, 0.021, 0.022, 0.019, 0.018, 0.06, 0.07]}}
+    config = config_of(tmp_path, space=space, sampler="grid", trials=8, prune="loss")
+    run_search(config, output_root=tmp_path / "runs")
+    made = {
+        one["values"]["train.rate"]: one for one in read_json(tmp_path / "found.json")["trials"]
+    }
+    assert made[0.095]["state"] in ("fail", "pruned")
+    if made[0.095]["state"] == "fail":
+        assert "the loss is no number" in made[0.095]["error"]
+    assert len(made) == 8 and made[0.02]["state"] == "complete"
