@@ -206,3 +206,20 @@ def test_a_pipeline_is_found_by_name_beside_the_config_or_from_the_root(root, tm
     assert find_pipeline("sft.ipynb", tmp_path) == mine.resolve()
     with pytest.raises(ConfigError, match="Did you mean `sft`?"):
         find_pipeline("sftt", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system ['touch {there}']",
+        "!!python/object/new:os.system ['touch {there}']",
+        "!!python/name:os.system",
+        "!!python/module:os",
+    ],
+)
+def test_a_config_runs_no_code(value, tmp_path):
+    there = tmp_path / "there"
+    text = f"experiment: x\nstages:\n  a: {{pipeline: sft}}\nreport: {value.format(there=there)}\n"
+    with pytest.raises(ConfigError, match="YAML"):
+        load_config(write_text(tmp_path / "x.yaml", text))
+    assert not there.exists()

@@ -38,7 +38,7 @@ def draw_landscape(
     column = found["objective"]["column"]
     panels[0][0].set_ylabel(f"{nice_name(found['objective']['stage'])}: {nice_name(column)}")
     set_title(fig, f"{len(done)} trials; the best is marked")
-    fig.data = pd.DataFrame(  # ty: ignore[unresolved-attribute]
+    fig.data = pd.DataFrame(  # ty: ignore[missing-attribute]
         {"number": one["number"], **one["values"], "objective": one["objective"]} for one in done
     )
     return fig
@@ -56,7 +56,7 @@ def draw_importance(
     axes.grid(axis="y", visible=False)
     first = next(iter(shares))
     set_title(fig, f"What matters most: {first}")
-    fig.data = pd.DataFrame(  # ty: ignore[unresolved-attribute]
+    fig.data = pd.DataFrame(  # ty: ignore[missing-attribute]
         {"parameter": shares.keys(), "importance": shares.values()}
     )
     return fig
