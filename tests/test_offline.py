@@ -69,7 +69,9 @@ def stand_ins(tmp_path_factory):
     "path", sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 )
 def test_every_config_loads_and_passes_the_checks_of_its_pipelines(path, tmp_path, stand_ins):
-    if is_study(CONFIGS / path):
+    if path.startswith("searches/"):
+        assert load_search(CONFIGS / path).space
+    elif is_study(CONFIGS / path):
         assert load_study(CONFIGS / path).runs
     else:
         text = (CONFIGS / path).read_text(encoding="utf-8")
