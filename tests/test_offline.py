@@ -17,6 +17,7 @@ from prefkit.core import ConfigError, DataError, project_root, write_json, write
 from prefkit.runs.fingerprints import check_stage
 from prefkit.runs.runner import find_report, open_run, run
 from prefkit.runs.seeds import over_seeds
+from prefkit.runs.search import load_search
 from prefkit.runs.studies import load_study
 from helpers.pages import Reader, draw_report, words_of as words
 
