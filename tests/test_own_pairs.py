@@ -4,6 +4,7 @@ noise, and the stage from answers to a trained model.
 
 import math
 import random
+from math import comb
 
 import datasets
 import pytest
@@ -114,8 +115,12 @@ def test_every_chosen_answer_earns_more_and_all_is_accounted_for(trained):
 
 
 def test_what_the_noise_of_the_labels_did_is_told(tmp_path):
-    config = experiment(tmp_path, pairs=("own_pairs", {**FEW, "noise": 5.0}))
+    "At a low temperature many answers are the same text, which no noise makes a pair."
+    cold = {**FEW, "noise": 5.0, "temperature": 0.3, "pairs": "all"}
+    config = experiment(tmp_path, pairs=("own_pairs", cold))
     made = run(config, output_root=tmp_path / "runs", progress="quiet")["pairs"]
+    answers = [one["answers"] for one in read_jsonl(made / "answers" / "train.jsonl")]
+    assert any(len(set(texts)) < len(texts) for texts in answers)
     told, rows = (
         {one["part"]: one for one in open_run(made).info["metrics"]["own_pairs"]}["train"],
         datasets.load_from_disk(str(made / "checkpoint"))["train"],
@@ -125,6 +130,10 @@ def test_what_the_noise_of_the_labels_did_is_told(tmp_path):
         for side in ("chosen", "rejected")
     }
     gaps = [a.total - b.total for a, b in zip(earned["chosen"], earned["rejected"])]
+    for row in rows:
+        assert row["chosen"][0]["content"] != row["rejected"][0]["content"]
+    assert told["without_pair"] == sum(len({*texts} - {""}) < 2 for texts in answers)
+    assert told["pairs"] == sum(comb(len({*texts} - {""}), 2) for texts in answers)
     assert 0 < told["better"] < 1
     assert told["better"] == pytest.approx(sum(g > 0 for g in gaps) / sum(g != 0 for g in gaps))
     assert told["equal"] == pytest.approx(sum(g == 0 for g in gaps) / len(gaps))
