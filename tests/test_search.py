@@ -154,7 +154,13 @@ def test_a_value_at_an_end_is_told(tmp_path):
     experiment(tmp_path)
     search = load_search(config_of(tmp_path))
     best = {"values": {"train.rate": 0.08, "train.hyperparameters.beta": 0.2}}
-    assert edges(search, best) == {"train.rate": "upper"}
+    assert edges(search, best, []) == {"train.rate": "upper"}
+    beta = {"train.hyperparameters.beta": 0.2}
+    done = [{"values": {"train.rate": 0.01 * n, **beta}} for n in range(1, 6)]
+    assert edges(search, done[-1], done) == {"train.rate": "upper"}
+    assert edges(search, done[0], done) == {"train.rate": "lower"}
+    assert edges(search, done[2], done) == edges(search, done[3], done[:4]) == {}
+    assert edges(search, None, done) == {}
 
 
 # ---- the search

@@ -546,7 +546,7 @@ def write_results(worker: Worker) -> dict:
         "objective": {**vars(search.objective), "where": dict(search.objective.where)},
         "complete": len(trials) >= search.many and all(t["state"] != "running" for t in trials),
         "best": best,
-        "edges": edges(search, best),
+        "edges": edges(search, best, done),
         "importance": _importance(worker, done),
         "trials": trials,
     }
@@ -561,11 +561,23 @@ def _told(one: Range) -> dict:
     return {"low": one.low, "high": one.high, **more, **({"step": one.step} if one.step else {})}
 
 
-def edges(search: Search, best: dict | None) -> dict[str, str]:  # parameter -> lower or upper
-    "Where the best value lies at an end of its range: the range is to be widened."
-    if not best:
-        return {}
-    found = {name: one.at_edge(best["values"][name]) for name, one in search.space.items()}
+def edges(
+    search: Search,
+    best: dict | None,  # trial
+    done: list[dict],  # all that came to their end
+) -> dict[str, str]:  # parameter -> lower or upper
+    """Where the best value lies at an end of its range, or beyond all others that were tried (of
+    five or more): the range is to be widened.
+    """
+    found = {}
+    if best is None:
+        return found
+    for name, one in search.space.items():
+        here = best["values"][name]
+        tried = {trial["values"][name] for trial in done}
+        found[name] = one.at_edge(here)
+        if not one.choices and len(tried) >= 5 and here in (min(tried), max(tried)):
+            found[name] = "upper" if here == max(tried) else "lower"
     return {name: end for name, end in found.items() if end}
 
 
@@ -637,7 +649,7 @@ def _tell(worker, found):
     announce(f"best: {words}: {found['objective']['column']} {best['objective']:.4g}")
     for name, end in found["edges"].items():
         announce(
-            f"warning: the best {name} lies at the {end} end of its range; widen it and search on."
+            f"warning: the best {name} lies at the {end} end of what was tried: widen its range."
         )
     use_style()
     save_figure(draw_landscape(found), worker.trials.home, "landscape")
