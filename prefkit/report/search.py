@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from prefkit.report.figures import COLOURS, nice_name, set_title
 
@@ -35,6 +36,9 @@ def draw_landscape(
         axes.set_xlabel(name)
         if found["space"][name].get("log"):
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
     column = found["objective"]["column"]
     panels[0][0].set_ylabel(f"{nice_name(found['objective']['stage'])}: {nice_name(column)}")
     set_title(fig, f"{len(done)} trials; the best is marked")
