@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from filelock import FileLock, Timeout
+
 from prefkit.core import (
     ConfigError,
     DataError,
@@ -24,11 +26,6 @@ from prefkit.core import (
 )
 from prefkit.data.thoughts import split_thought
 from prefkit.judging.keys import check_key_host
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # no such lock on this system: two processes at once only do the work twice
 
 RETRIED = (408, 409, 425, 429)  # besides 5xx: the server could not answer now
 REFUSED = (400, 413, 422)  # this request is at fault, for instance too long; the next may not be
@@ -194,14 +191,14 @@ class JsonLinesFile:
             self._mend()
             self._read(needed)
         except BaseException:
-            self.file.close()  # and with it the lock; the error itself goes on
+            self.close()  # the error itself goes on
             raise
 
     def _lock(self):
+        self.lock = FileLock(str(self.path.with_name(f".{self.path.name}.lock")), timeout=0)
         try:
-            if fcntl:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self.lock.acquire()
+        except Timeout:
             raise ConfigError(
                 f"{self.path}: another process is writing there. Wait for it, or choose another "
                 "file.",
@@ -260,7 +257,12 @@ class JsonLinesFile:
         return self
 
     def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
+        "Let others write."
         self.file.close()
+        self.lock.release()
 
 
 class _Store(JsonLinesFile):

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from prefkit.core import (
     ANNOUNCED,
     ConfigError,
@@ -25,6 +27,9 @@ from prefkit.core import (
 from prefkit.data.world import WORLD_VERSION
 
 
+NO_HANDLE = -1  # of a lock that processes cannot inherit
+
+
 class StageLock:
     "A lock on a stage, held until every process that inherited it has ended."
 
@@ -36,8 +41,15 @@ class StageLock:
         self.path, self.wait = Path(path), wait
 
     def __enter__(self):
-        import fcntl  # not on Windows
-
+        try:
+            import fcntl
+        except ImportError:  # Windows: held by this process alone, for a handle is not inherited
+            self.handle, self.held = NO_HANDLE, FileLock(str(self.path), timeout=self.wait)
+            try:
+                self.held.acquire()
+            except Timeout:
+                raise self._taken("") from None
+            return self
         # a link is not followed: what it leads to would be overwritten
         way = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         try:
@@ -59,16 +71,23 @@ class StageLock:
                     time.sleep(0.2)
                     continue
                 os.close(self.handle)
-                raise ConfigError(
-                    f"another run (process {self.path.read_text()}) is at work here: {self.path}. "
-                    "Wait for it, or end it."
-                ) from None
+                raise self._taken(f" (process {self.path.read_text()})") from None
         os.ftruncate(self.handle, 0)
         os.write(self.handle, str(os.getpid()).encode())
         return self
 
+    def _taken(self, by):
+        return ConfigError(
+            f"another run{by} is at work here: {self.path}. Wait for it, or end it.",
+            field=str(self.path),
+            reason="in use",
+        )
+
     def __exit__(self, *exception):
-        os.close(self.handle)
+        if self.handle == NO_HANDLE:
+            self.held.release()
+        else:
+            os.close(self.handle)
 
 
 def import_first(
@@ -119,10 +138,11 @@ def kernel_main():
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
-    if os.getppid() != int(os.environ["JPY_PARENT_PID"]):
+    # on Windows that variable is a handle, which ipykernel watches
+    if sys.platform != "win32" and os.getppid() != int(os.environ["JPY_PARENT_PID"]):
         os._exit(1)
-    # for this process, not for what it starts
-    os.set_inheritable(int(os.environ["PREFKIT_LOCK"]), False)
+    if (lock := int(os.environ["PREFKIT_LOCK"])) != NO_HANDLE:
+        os.set_inheritable(lock, False)  # for this process, not for what it starts
     import_first(os.environ.get("PREFKIT_IMPORTS", "").split())
     from ipykernel.kernelapp import IPKernelApp
 
@@ -191,7 +211,7 @@ def stage_kernel(
         async def start_kernel(self, **options):  # ty: ignore[incompatible-mutable-override]
             with open(log, "ab") as output:
                 await super().start_kernel(
-                    pass_fds=(lock,),
+                    **({} if lock == NO_HANDLE else {"pass_fds": (lock,)}),
                     env=_environment(lock, environment),
                     stdout=output,
                     stderr=output,
@@ -285,7 +305,7 @@ class Team:
         "Kill a kernel, unless it has not begun: then `_started` does."
         if self.working[rank] is not None:
             with suppress(ProcessLookupError):
-                os.kill(self.working[rank], signal.SIGKILL)
+                os.kill(self.working[rank], getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def finish(self):
         "Wait for the first kernel, and end the others; raises the error that came first."
@@ -550,15 +570,15 @@ def versions() -> dict[str, str | None]:  # None: not installed
 
 def machine() -> dict:  # device, threads, peak_memory_mb and, on a GPU, peak_gpu_memory_mb
     "Where this process runs, and the most memory that it ever held."
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**20 if sys.platform == "darwin" else 2**10
-    )
-    info, torch = (
-        {"device": "cpu", "threads": os.cpu_count(), "peak_memory_mb": round(peak)},
-        sys.modules.get("torch"),
-    )
+    info, torch = {"device": "cpu", "threads": os.cpu_count()}, sys.modules.get("torch")
+    try:
+        import resource
+    except ImportError:  # Windows
+        info["peak_memory_mb"] = None
+    else:
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        info["peak_memory_mb"] = round(most / unit)
     if torch is None:
         return info
     info["threads"] = torch.get_num_threads()
