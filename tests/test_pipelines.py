@@ -23,6 +23,7 @@ from prefkit.core import (
     write_jsonl,
     write_text,
 )
+from prefkit.runs.search import load_search
 from prefkit.runs.studies import load_study
 from prefkit.train.settings import PIPELINES as SPECIFIED
 from prefkit.runs.runner import open_run, run
@@ -498,8 +499,11 @@ def test_papermill_turns_a_setting_flat_and_in_its_dict(path, tmp_path):
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_every_config_fits_its_pipelines(path):
+    text = path.read_text(encoding="utf-8")
+    kinds = {"\nstudy: ": load_study, "\nsearch: ": load_search}
+    load = next((kinds[key] for key in kinds if key in text), load_config)
     try:
-        load_study(path) if "\nstudy: " in path.read_text(encoding="utf-8") else load_config(path)
+        load(path)
     except PrefkitError as error:
         pytest.fail(str(error))
 
