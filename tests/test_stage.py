@@ -15,7 +15,7 @@ import pytest
 from prefkit.report.standings import of_world
 from prefkit.runs import stage
 from prefkit.runs.config import write_pipeline
-from prefkit.core import ConfigError, project_root, write_json
+from prefkit.core import ConfigError, project_root, write_json, write_text
 from prefkit.runs.stage import (
     Display,
     StageLock,
@@ -211,3 +211,21 @@ def test_results_say_with_which_pairs_of_the_tiny_world_they_were_made():
     before = {"versions": {"torch": "2"}}
     assert of_world({"versions": stage.versions()}) == "best of four"
     assert of_world(before) == "two answers of one answerer (before 2026-11-29)"
+
+
+@pytest.mark.parametrize("said, tries", [("zmq.error: Address already in use", 4), ("No", 1)])
+def test_a_kernel_whose_port_was_taken_is_started_again(said, tries, tmp_path, monkeypatch):
+    import papermill
+
+    began = []
+
+    def starts(*_, **__):
+        began.append(said)
+        write_text(tmp_path / "kernel.log", said)
+        raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr(papermill, "execute_notebook", starts)
+    notebook = write_pipeline(tmp_path / "a.ipynb", "x: int = 1")
+    with pytest.raises(RuntimeError, match="Kernel died"):
+        stage.in_kernel(notebook, tmp_path / "run.ipynb", {}, "stage a", 0, {})
+    assert len(began) == tries

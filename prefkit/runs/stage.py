@@ -342,29 +342,40 @@ def in_kernel(
     patient = {"start_timeout": 300, "iopub_timeout": 120}  # a busy machine is no error
     # it calls a parameter unknown whose type is `int | None`; we have checked them
     papermill_log.setLevel("ERROR")
-    try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(output),
-            parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            kernel_manager_class=stage_kernel(
-                lock,
-                {**environment, "PREFKIT_IMPORTS": " ".join(imported_modules(notebook))},
-                output.with_name("kernel.log"),
-                started,
-            ),
-            **patient,
-        )
-    except PapermillExecutionError as error:
-        raise _in_one_sentence(error, where, output) from None
-    except DeadKernelError:
-        raise StageError(
-            f"{where}: its process was ended from outside, perhaps for want of memory. Started "
-            "again it goes on.\n"
-            f"(its last words, if any: {output.with_name('kernel.log')})"
-        ) from None
+    log = output.with_name("kernel.log")
+    manager = stage_kernel(
+        lock,
+        {**environment, "PREFKIT_IMPORTS": " ".join(imported_modules(notebook))},
+        log,
+        started,
+    )
+    for tries_left in (3, 2, 1, 0):
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(output),
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                kernel_manager_class=manager,
+                **patient,
+            )
+            return
+        except PapermillExecutionError as error:
+            raise _in_one_sentence(error, where, output) from None
+        except DeadKernelError:
+            raise StageError(
+                f"{where}: its process was ended from outside, perhaps for want of memory. Started "
+                f"again it goes on.\n(its last words, if any: {log})"
+            ) from None
+        except RuntimeError:  # before the first cell
+            if not (tries_left and _port_was_taken(log)):
+                raise
+
+
+def _port_was_taken(log: Path) -> bool:
+    "Whether a kernel did not start since another had been given its port in the same moment."
+    return log.exists() and "Address already in use" in log.read_text(errors="replace")
 
 
 def in_notebook() -> bool:
