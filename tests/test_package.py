@@ -123,14 +123,14 @@ def test_the_demo_ends_with_a_picture(prefkit, tmp_path):
 
 @pytest.mark.parametrize("kind", TRIED)
 def test_a_new_config_is_whole_and_names_the_rows_of_the_file(kind, root, tmp_path, monkeypatch):
-    shutil.copy(root / f"data/tiny/{kind}_train.jsonl", tmp_path / "rows of mine.jsonl")
+    shutil.copy(root / f"data/tiny/{kind}_train.jsonl", tmp_path / "CONFIG [58:] of mine.jsonl")
     monkeypatch.chdir(tmp_path)
-    path, account = new("mine-2", "rows of mine.jsonl", "some/model")
+    path, account = new("mine-2", "CONFIG [58:] of mine.jsonl", "some/model")
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     stages = written["stages"]
     assert written["experiment"] == "mine-2" and "kept 64" in account
     first = next(iter(stages.values()))["parameters"]
-    assert first["model"] == "some/model" and first["dataset"] == "rows of mine.jsonl"
+    assert first["model"] == "some/model" and first["dataset"] == "CONFIG [58:] of mine.jsonl"
     assert (first["split"], first["validation_split"]) == ("train[:58]", "train[58:]")
     assert "data/tiny" not in path.read_text(encoding="utf-8")
     load_config(path)

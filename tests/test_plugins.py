@@ -287,7 +287,11 @@ def test_several_rewards_are_added_with_their_weights_and_each_is_told():
         for words in (3, 4)
     }
     assert len(prints) == 4
-    for wrong, said in (({}, "at least one"), ({"nothing": {}}, "there is no reward `nothing`")):
+    for wrong, said in (
+        ({}, "at least one"),
+        ({"reward": {"kind": "gold"}}, "what the sum is called"),
+        ({"nothing": {}}, "there is no reward `nothing`"),
+    ):
         with pytest.raises(ConfigError, match=said):
             reward_source("weighted", of=wrong)
 
@@ -358,13 +362,17 @@ def cached(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFKIT_CACHE", str(tmp_path / "cache"))
 
 
-def test_a_server_is_asked_once_for_each_answer(server, cached):
+def test_a_server_is_asked_once_for_each_answer(server, cached, capsys, monkeypatch):
+    monkeypatch.setattr(combined.HttpReward, "_told", False)
     url, state = server
     source = reward_source("http", url=url)
     assert [one["reward"] for one in source(ROWS, ANSWERS)] == [4.0, 1.0]
     again = reward_source("http", url=url)
     assert [one["reward"] for one in again(ROWS[::-1], ANSWERS[::-1])] == [1.0, 4.0]
     assert sorted(state["asked"]) == ["The fox is white.", "White."]
+    reward_source("http", url=url, version="2")(ROWS, ANSWERS)  # another model, the same address
+    assert len(state["asked"]) == 4
+    assert "are known from before" in capsys.readouterr().out
 
 
 def test_faults_that_pass_are_waited_for_and_others_are_errors(server, cached):

@@ -72,6 +72,7 @@ def config_of(folder, **changes):
             "table": "scores",
             "where": {"judge": "gold"},
             "column": "rate",
+            "direction": "maximize",
         },
         "output": str(folder / "found.json"),
         **changes,
@@ -101,8 +102,15 @@ def read_json(path):
         ({"sampler": "best"}, "sampler"),
         ({"sampler": "grid"}, "choices for every"),
         ({"trials": 0}, "trials"),
-        ({"objective": {"stage": "tran", "column": "rate"}}, "Did you mean `train`"),
-        ({"objective": {"stage": "base", "column": "loss"}}, "nothing that is searched"),
+        (
+            {"objective": {"stage": "tran", "column": "rate", "direction": "maximize"}},
+            "Did you mean `train`",
+        ),
+        (
+            {"objective": {"stage": "base", "column": "loss", "direction": "minimize"}},
+            "nothing that is searched",
+        ),
+        ({"objective": {"stage": "train", "column": "loss"}}, "direction"),
         ({"trails": 3}, "trails"),
     ],
 )
@@ -126,6 +134,16 @@ def test_nothing_is_chosen_on_test_data():
             load_search(path)
     finally:
         path.unlink()
+
+
+def test_validation_lines_are_not_those_of_test_data_either(tmp_path):
+    raw = yaml.safe_load(shipped("data/configs/searches/dpo_tiny.yaml").read_text())
+    raw["config"] = str(shipped("data/configs/tiny/demo.yaml"))
+    raw["objective"] = {"stage": "dpo", "column": "loss", "direction": "minimize"}
+    load_search(write_text(tmp_path / "a.yaml", yaml.safe_dump(raw)))
+    raw["set"]["dpo.validation_split"] = "test"
+    with pytest.raises(ConfigError, match="dpo.validation_split: validation"):
+        load_search(write_text(tmp_path / "b.yaml", yaml.safe_dump(raw)))
 
 
 def test_the_presets_are_the_reports_searches():

@@ -10,11 +10,13 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 from uuid import uuid4
 
 from prefkit.core import (
     ConfigError,
     PrefkitError,
+    announce,
     cache_folder,
     check_number,
     fingerprint,
@@ -65,6 +67,12 @@ class WeightedReward(RewardSource):
             options = dict(options or {})
             weight, kind = options.pop("weight", 1.0), options.pop("kind", name)
             check_number(f"of.{name}.weight", weight)
+            if name == "reward":
+                raise ConfigError(
+                    "of: `reward` is what the sum is called. Call that one otherwise, with `kind`.",
+                    field="of.reward",
+                    reason="taken",
+                )
             made[name] = weight, make_reward(kind, options, f"of, {name}")
         return made
 
@@ -117,7 +125,8 @@ class HttpReward(RewardSource):
     retries: int = 4  # after an error of the line or of the server, ever later
     timeout: float = 60.0  # seconds for one reply
     wait: float = 1.0  # seconds before the first retry; doubled each time
-    cache: bool = True  # keep replies below the cache folder
+    cache: bool = True  # keep replies below the cache folder, and do not ask for them again
+    version: str = ""  # of what runs there: another one has replies of its own
 
     def __post_init__(self):
         super().__post_init__()
@@ -148,12 +157,12 @@ class HttpReward(RewardSource):
         return os.environ.get(self.key_env, "")
 
     def known_by(self):
-        return {"url": self.url}
+        return {"url": self.url, "version": self.version}
 
     @property
     def store(self):
         "Where replies of this address are kept: a file for each process that has asked."
-        return cache_folder() / "rewards" / fingerprint(self.url)
+        return cache_folder() / "rewards" / fingerprint([self.url, self.version])
 
     def rates(self, rows, answers):
         wanted = [{"prompt": row["prompt"], "text": one["text"]} for row, one in zip(rows, answers)]
@@ -172,11 +181,20 @@ class HttpReward(RewardSource):
 
     def _kept(self):
         lines = [line for file in sorted(self.store.glob("*.jsonl")) for line in iter_jsonl(file)]
-        return {record["key"]: record["reward"] for _, record, broken in lines if not broken}
+        found = {record["key"]: record["reward"] for _, record, broken in lines if not broken}
+        if found and not self._told:
+            type(self)._told = True  # once a process
+            announce(
+                f"reward {self.name}: {len(found):,} replies of {self.url} are known from before. "
+                "If another model runs there now, give it another version, or cache: false."
+            )
+        return found
 
     def _keep(self, batch, said):
         with JsonLinesFile(self.store / f"{self._own}.jsonl", {"key": str, "reward": float}) as own:
             own.append(*({"key": key, "reward": value} for key, value in zip(batch, said)))
+
+    _told: ClassVar[bool] = False
 
     @cached_property
     def _own(self):

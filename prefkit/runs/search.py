@@ -43,7 +43,7 @@ from prefkit.runs.config import (
     load_config,
     read_config,
 )
-from prefkit.runs.runner import git_state, open_run, run
+from prefkit.runs.runner import git_state, open_run, run, selected
 
 # ---- the config
 
@@ -222,10 +222,10 @@ def _objective(given, path) -> Objective:
     check_keys(
         given,
         ("stage", "column", "table", "where", "direction"),
-        ("stage", "column"),
+        ("stage", "column", "direction"),
         f"{path}, objective",
     )
-    direction = given.get("direction", "maximize")
+    direction = given["direction"]
     if direction not in ("maximize", "minimize"):
         raise ConfigError(f"{path}, objective: direction is maximize or minimize.")
     where = tuple((given.get("where") or {}).items())
@@ -246,11 +246,14 @@ def _check_trials(search: Search):
             field="objective",
             reason="unknown stage",
         )
-    if str(judged.parameters.get("split", "")).startswith("test") and search.objective.table:
+    place = "split" if search.objective.table else "validation_split"
+    data = judged.parameters.get("data")
+    held = {**judged.parameters, **(data if isinstance(data, dict) else {})}
+    if str(held.get(place, "")).startswith("test"):
         raise ConfigError(
-            f"objective: {judged.name} is asked on split: {judged.parameters['split']}. What is "
+            f"objective: {judged.name} is asked on {place}: {held[place]}. What is "
             "chosen by test data cannot be tested by them: set it to validation, such as `set: "
-            f"{{{judged.name}.split: validation}}`.",
+            f"{{{judged.name}.{place}: validation}}`.",
             field="objective",
             reason="chosen on test data",
         )
@@ -273,13 +276,7 @@ def _touched(search: Search) -> set[str]:
 
 def _above(config: Config, stage: str) -> set[str]:
     "A stage and all that it needs."
-    needs, found, waiting = {one.name: one.needs for one in config.stages}, set(), [stage]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += needs[name]
-    return found
+    return {one.name for one in selected(config, (stage,)).stages}
 
 
 # ---- one trial

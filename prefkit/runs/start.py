@@ -61,13 +61,13 @@ def new(
     kind, n, account = _look(data or EXAMPLE)
     text = shipped(f"data/configs/new/{kind}.yaml").read_text(encoding="utf-8")
     example, cut = EXAMPLE.replace("pairs", kind), n - max(1, n // 10)
-    changes = {
-        f"experiment: {kind}": f"experiment: {name}",
-        f"dataset: {example}": f"dataset: {json.dumps(str(data or EXAMPLE))}",
-        f"model: {MODEL}": f"model: {json.dumps(model)}",
+    changes = {  # what is the user's comes last, so that nothing in it is changed
+        "CONFIG": path.name,
         "[:58]": f"[:{cut}]",
         "[58:]": f"[{cut}:]",
-        "CONFIG": path.name,
+        f"experiment: {kind}": f"experiment: {name}",
+        f"model: {MODEL}": f"model: {json.dumps(model)}",
+        f"dataset: {example}": f"dataset: {json.dumps(str(data or EXAMPLE))}",
     }
     for old, put in changes.items():
         text = text.replace(old, put)
