@@ -4,10 +4,13 @@ given up, and never judged by test data.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -158,6 +161,31 @@ def test_the_presets_are_the_reports_searches():
     assert (rate.ends, lam.ends) == ((1e-6, 5e-5), (0.03, 0.3))
 
 
+def test_the_second_reports_grids_are_presets_and_ten_of_its_fifty_four_are_drawn():
+    one = {
+        name: load_search(shipped(f"data/configs/searches/{name}_second_report.yaml"))
+        for name in ("dpo", "xpo", "ipo", "rloo")
+    }
+    whole = {name: (search.many, len(search.grid())) for name, search in one.items()}
+    assert whole == {"dpo": (16, 16), "xpo": (16, 16), "ipo": (8, 8), "rloo": (10, 54)}
+    rates = (1e-7, 2e-7, 5e-7, 1e-6)
+    assert all(
+        one[name].space[f"{stage}.learning_rate"].choices == rates
+        for name, stage in (("dpo", "dpo_5k"), ("xpo", "xpo_01"), ("ipo", "ipo"))
+    )
+    assert [r.choices for n, r in one["xpo"].space.items() if "rate" not in n] == [
+        (0.05, 0.1),
+        (0.01, 0.1),
+    ]
+    drawn = one["rloo"].grid()[:10]
+    assert len({json.dumps(values) for values in drawn}) == 10
+    # a draw by the seed, not the first ten of the product; each value of each is among them
+    assert all(
+        {values[name] for values in drawn} == set(range_.choices)
+        for name, range_ in one["rloo"].space.items()
+    )
+
+
 def test_a_value_at_an_end_is_told(tmp_path):
     range_ = Range(low=1e-6, high=1e-4, log=True)
     assert [range_.at_edge(v) for v in (1e-6, 1.05e-6, 1e-5, 9.9e-5)] == [
@@ -274,6 +302,68 @@ def test_two_workers_share_a_search(tmp_path):
     made = read_json(tmp_path / "found.json")
     assert [one["state"] for one in made["trials"]] == ["complete"] * 5
     assert len(begun(tmp_path)) == 6 and begun(tmp_path).count("shared") == 1
+
+
+@pytest.fixture
+def postgres(tmp_path_factory):
+    "The address of a PostgreSQL of our own, on a socket in a folder of its own."
+    pytest.importorskip("psycopg")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    found = shutil.which("initdb") or (programs and str(programs[-1] / "initdb"))
+    if not found:
+        pytest.skip("no PostgreSQL is installed")
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path has to be short
+    as_user = {}
+    if os.geteuid() == 0:  # it does not run as root
+        as_user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        shutil.chown(folder, "nobody", "nogroup")
+    tool = lambda name, *words: subprocess.run(
+        [str(Path(found).with_name(name)), *words], check=True, stdout=subprocess.DEVNULL, **as_user
+    )
+    tool("initdb", "-D", str(folder / "data"), "-U", "prefkit", "-A", "trust")
+    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+    log = str(folder / "log")
+    tool("pg_ctl", "-D", str(folder / "data"), "-l", log, "-w", "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://prefkit@/postgres?host={folder}"
+    finally:
+        tool("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_search_by_postgresql(tmp_path, postgres):
+    "Two workers that have no folder in common: no combination of a grid is tried twice."
+    space = {"train.rate": {"choices": [0.01, 0.02, 0.03]}}
+    space["train.hyperparameters.beta"] = {"choices": [0.1, 0.2]}
+    workers = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        experiment(tmp_path / name, seconds=2.0)
+        config = config_of(tmp_path / name, storage=postgres, sampler="grid", space=space, trials=6)
+        words = [sys.executable, "-m", "prefkit", "search", str(config)]
+        words += ["--output-root", str(tmp_path / name / "runs")]
+        workers.append(subprocess.Popen(words))
+    assert [one.wait(timeout=300) for one in workers] == [0, 0]
+    # the one that ended last knows all
+    made = max(
+        (read_json(tmp_path / name / "found.json") for name in ("one", "two")),
+        key=lambda found: found["complete"],
+    )
+    assert [one["state"] for one in made["trials"]] == ["complete"] * 6
+    assert len({json.dumps(one["values"], sort_keys=True) for one in made["trials"]}) == 6
+    each = [set(begun(tmp_path / name)) - {"shared"} for name in ("one", "two")]
+    assert all(each) and not each[0] & each[1] and len(each[0] | each[1]) == 6
+
+
+def test_a_database_that_is_not_there_is_named_and_its_password_is_not(tmp_path):
+    experiment(tmp_path)
+    address = "postgresql+psycopg://me:s3cr3t-of-mine@127.0.0.1:9/none"
+    with pytest.raises(ConfigError, match="storage: the database cannot be used") as told:
+        run_search(config_of(tmp_path, storage=address), output_root=tmp_path / "runs")
+    assert "s3cr3t" not in str(told.value)
+    with pytest.raises(ConfigError, match="storage"):
+        run_search(config_of(tmp_path, storage="nonsense"), output_root=tmp_path / "runs")
 
 
 @pytest.mark.slow

@@ -394,6 +394,54 @@ def _alive(worker: str) -> bool:
     return True
 
 
+def _database(address: str):
+    "Optuna's storage in a database; raises `ConfigError` without repeating the address."
+    import optuna
+    import sqlalchemy
+
+    try:
+        return optuna.storages.RDBStorage(address)
+    except (ImportError, sqlalchemy.exc.SQLAlchemyError) as error:
+        why = str(getattr(error, "orig", None) or type(error).__name__).splitlines()[0]
+        lacks = isinstance(error, ImportError)
+        hint = "its driver is missing: pip install 'psycopg[binary]'" if lacks else why
+        raise ConfigError(
+            f"storage: the database cannot be used ({hint}). An address is such as "
+            "postgresql+psycopg://USER@HOST/DATABASE; without one a journal is kept beside the "
+            "trials.",
+            field="storage",
+            reason="no database",
+        ) from None
+
+
+def _lock_of(storage, file: Path):
+    "What lets one worker take a trial at a time: of all machines, where PostgreSQL joins them."
+    engine = getattr(storage, "engine", None)
+    if engine is None or engine.dialect.name != "postgresql":
+        return FileLock(str(file))
+    return _AdvisoryLock(engine)
+
+
+class _AdvisoryLock:
+    "A lock that PostgreSQL holds, and lets go of where its holder dies."
+
+    NUMBER = 0x70726566  # any, the same for all workers
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __enter__(self):
+        import sqlalchemy
+
+        self.connection = self.engine.connect()
+        ask = sqlalchemy.text("SELECT pg_advisory_lock(:number)")
+        self.connection.execute(ask, {"number": self.NUMBER})
+
+    def __exit__(self, *exception):
+        self.connection.invalidate()  # closed for good: its lock goes with it
+        self.connection.close()
+
+
 class Worker:
     "One process that takes trials until there are enough."
 
@@ -405,8 +453,11 @@ class Worker:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.search, self.trials, self.threads, self.optuna = search, trials, threads, optuna
         journal = str(trials.home / "journal.log")
-        self.storage = search.storage or JournalStorage(JournalFileBackend(journal))
-        self.lock = FileLock(str(trials.home / ".ask.lock"))
+        if search.storage:
+            self.storage = _database(search.storage)
+        else:
+            self.storage = JournalStorage(JournalFileBackend(journal))
+        self.lock = _lock_of(self.storage, trials.home / ".ask.lock")
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if search.prune else None
         with self.lock:
             self.study = optuna.create_study(
@@ -639,6 +690,12 @@ def _tell(worker, found):
     from prefkit.report.search import draw_importance, draw_landscape
 
     best = found["best"]
+    left = [str(one["number"]) for one in found["trials"] if one["state"] == "running"]
+    if left:
+        announce(
+            f"trials {', '.join(left)} are still with workers on other machines. If one of those "
+            "is gone, run this command there again."
+        )
     if best is None:
         announce("no trial came to its end.")
         return
