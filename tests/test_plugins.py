@@ -1,5 +1,5 @@
-"""Code of one's own from a config: rewards, losses, judges, data sets; several rewards, a server's
-and a judge's.
+"""Code of one's own from a config: rewards, losses, judges, data sets, answerers; several rewards,
+a server's and a judge's.
 """
 
 import json
@@ -10,10 +10,11 @@ from textwrap import dedent
 import pytest
 import yaml
 
-from prefkit.core import ConfigError, DataError, write_text
+from prefkit.core import ConfigError, DataError, read_jsonl, write_text
 from prefkit.data.records import DATASETS, load_records
 from prefkit.data.sources import MAKERS
 from prefkit.judging import combined
+from prefkit.judging.answerers import ANSWERERS, OwnAnswerer, register_answerer
 from prefkit.judging.judges import JUDGES
 from prefkit.judging.rewards import REWARDS, register_reward, reward_source
 from prefkit.plugins import register_dataset, register_loss
@@ -35,7 +36,7 @@ ANSWERS = [
 @pytest.fixture(autouse=True)
 def tables_as_they_were():
     "What a test registers is gone after it."
-    tables = (REWARDS, JUDGES, METHODS, DATASETS, MAKERS, plugins._LOADED)
+    tables = (REWARDS, JUDGES, METHODS, DATASETS, MAKERS, ANSWERERS, plugins._LOADED)
     before = [dict(table) for table in tables]
     yield
     for table, held in zip(tables, before):
@@ -434,3 +435,78 @@ def test_names_of_ours_are_taken_and_own_ones_may_be_given_again():
             register()
     with pytest.raises(DataError):
         load_records("mine", kind="sft", limit=3, on_bad_rows="error")[0]
+
+
+# ---- who answers
+
+
+RULE = """
+    from prefkit.plugins import register_answerer
+
+    def rule(prompts, *, word="white", settings=None):
+        assert settings["max_new_tokens"] == 8
+        return [f"{prompt} {word}." for prompt in prompts]
+
+    register_answerer("rule", rule)
+"""
+
+
+def evaluation(answerer):
+    parameters = {
+        "models": {"base": "data/tiny/base", "rule": answerer},
+        "prompts": 4,
+        "max_new_tokens": 8,
+    }
+    return {"evaluate": {"pipeline": "evaluate", "parameters": parameters}}
+
+
+def test_an_answerer_of_ones_own_is_judged_beside_models(tmp_path):
+    file_of(tmp_path, RULE)
+    config = config_of(tmp_path, evaluation({"answerer": "rule", "word": "black"}))
+    found = open_run(run(config, output_root=tmp_path / "runs", progress="quiet")["evaluate"])
+    made = read_jsonl(found.path / "generations.jsonl")
+    mine = [row for row in made if row["model"] == "rule"]
+    assert [row["answer"] for row in mine] == [f"{row['prompt']} black." for row in mine]
+    assert {row["model"] for row in found.info["metrics"]["win_rates"]} == {"rule"}
+    assert found.info["fingerprints"]["inputs"]["plugin mine.py"]
+
+
+@pytest.mark.parametrize(
+    "answerer, said",
+    [
+        ({"answerer": "rul"}, "Did you mean `rule`"),
+        ({"answerer": "rule", "words": 1}, "Did you mean `word`"),
+        ({"answerer": "rule", "settings": {}}, "no option `settings`"),
+    ],
+)
+def test_an_answerer_that_cannot_be_asked_is_refused_before_anything_runs(answerer, said, tmp_path):
+    file_of(tmp_path, RULE)
+    with pytest.raises(ConfigError, match=said):
+        run(config_of(tmp_path, evaluation(answerer)), output_root=tmp_path / "runs")
+    assert not (tmp_path / "runs" / "own").exists()
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        (["one"], "gave 1 answers to 2 prompts"),
+        ("text", "gave 1 answers"),
+        (["one", None], "gave None for an answer"),
+        (iter(()), "for an answer"),
+    ],
+)
+def test_what_an_answerer_gives_is_a_text_for_each_prompt(made, said):
+    register_answerer("fixed", lambda conversations: made)
+    with pytest.raises(DataError, match=said):
+        OwnAnswerer("fixed").answer({"a": ASKED, "b": ASKED}, {}, "", print)
+
+
+def test_an_answerers_error_names_file_and_line_and_its_form_is_checked(tmp_path):
+    plugins.load_plugins([file_of(tmp_path, RULE)])
+    with pytest.raises(ConfigError, match=r"mine.py, line 5: .*AssertionError"):
+        OwnAnswerer("rule").answer({"a": ASKED}, {"max_new_tokens": 9}, "", print)
+    with pytest.raises(ConfigError, match="first parameter is prompts or conversations"):
+        register_answerer("other", lambda answers: answers)
+    register_answerer("needs", lambda prompts, url: [url] * len(prompts))
+    with pytest.raises(ConfigError, match="option url must be given"):
+        OwnAnswerer("needs")

@@ -38,6 +38,7 @@ from prefkit.core import (
     write_jsonl,
 )
 from ..data.thoughts import closes_first, split_thought
+from .answerers import OwnAnswerer
 from .records import without_thought, without_thoughts
 from .served import JsonLinesFile, Served, ask_all
 from ..model.limits import embedding_rows, filling_of, vocabulary_of
@@ -442,7 +443,7 @@ def _answer_all(answerer, name, prompts, settings, done, made_by, append):
 
 
 def generate_records(
-    model,  # a loaded causal language model, or a `Served`
+    model,  # a loaded causal language model, a `Served`, or an `OwnAnswerer`
     prompts: list,  # as for `prompt_records`
     settings: dict,  # as for `decoding`
     *,
@@ -454,12 +455,14 @@ def generate_records(
     # the prompts' records with answer, tokens, ended, model and settings (reasoning where it
     # thought first, made_by with an output)
 ) -> list[dict]:
-    """One answer to every prompt, from a loaded model or from a server; raises `ConfigError` and
-    `DataError` that say what to do.
+    """One answer to every prompt, from a loaded model, a server or a function; raises `ConfigError`
+    and `DataError` that say what to do.
     """
     settings = decoding(settings)
     if isinstance(model, Served):
         answerer = ServedModel(model, output)
+    elif isinstance(model, OwnAnswerer):
+        answerer = model
     else:
         answerer = LoadedModel(model, tokenizer, batch_size)
     name = name or answerer.name

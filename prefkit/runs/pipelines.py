@@ -40,6 +40,7 @@ from prefkit.data.thoughts import split_thought
 from prefkit.data.world import SPLITS, gold_reward, second_judge, tiny_records
 from prefkit.data.world import prompts as prompts_of
 from prefkit.judging.rewards import make_reward
+from prefkit.judging.answerers import of_config
 from prefkit.judging.served import Served, reach
 from prefkit.data.sources import (
     SplitError,
@@ -535,7 +536,8 @@ def evaluation_prompts(
 
 def prompts_that_fit(
     asked: Records,  # as `evaluation_prompts` gives them
-    models: dict,  # name -> checkpoint, or a server's settings: it knows its own limits
+    # name -> checkpoint, or what knows its own limits: a server's settings, {answerer: NAME}
+    models: dict,
     ways: list[dict],  # settings of sampling
     chat_template: str = "",  # of all models, in place of their own
     on_bad_rows: str = "drop",  # or error
@@ -607,7 +609,7 @@ def _check_no_tools(rows):
 
 def check_evaluation(
     *,
-    models: dict,  # name -> checkpoint, or a server's settings
+    models: dict,  # name -> checkpoint, a server's settings, or {answerer: NAME}
     references: list[str],  # of the models
     judges: dict,  # name -> options
     dataset: str,  # where the prompts come from
@@ -676,7 +678,7 @@ def _check_evaluation_start(start, prompts, models):
 
 
 def check_models(
-    models: dict,  # name -> checkpoint, or a server's settings
+    models: dict,  # name -> checkpoint, a server's settings, or {answerer: NAME}
     references: list[str],  # of the models
     chat_template: str = "",  # of all models, in place of their own
 ):
@@ -693,13 +695,13 @@ def check_models(
             continue
         if chat_template:
             raise ConfigError(
-                f"chat_template: {name} is asked through a server, which has a template of its "
-                "own. Leave chat_template out.",
+                f"chat_template: {name} is asked through a server or a function, which has a "
+                "template of its own or none. Leave chat_template out.",
                 field="chat_template",
                 reason="a server has its own",
             )
         try:
-            Served(**value)
+            of_config(value)
         except (ConfigError, TypeError) as error:
             raise ConfigError(
                 f"models, {name}: {error}", field=f"models.{name}", reason="no server"
@@ -759,7 +761,7 @@ def check_judges(
 
 
 def reach_servers(
-    models: dict,  # name -> checkpoint, or a server's settings
+    models: dict,  # name -> checkpoint, a server's settings, or {answerer: NAME}
     judges: dict,  # name -> options
 ):
     """Ask every server of an evaluation once, so that one that is away is known before hours of
@@ -770,7 +772,7 @@ def reach_servers(
     asked: dict[str, Callable] = {
         f"models, {name}": partial(reach, Served(**value))
         for name, value in models.items()
-        if isinstance(value, dict)
+        if isinstance(value, dict) and "answerer" not in value
     }
     for name, options in judges.items():
         own = {key: value for key, value in options.items() if key != "kind"}

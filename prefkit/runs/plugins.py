@@ -1,5 +1,5 @@
 """Code of one's own that a config names: `plugins: [my_reward.py]`. A file is executed once in each
-process of a run, and registers what it adds: rewards, judges, losses, data sets.
+process of a run, and registers what it adds: rewards, judges, losses, data sets, answerers.
 
 Installed packages do the same by an entry point of the group `prefkit.plugins`.
 """
