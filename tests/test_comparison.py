@@ -46,7 +46,10 @@ ROOT = project_root()
 REPORT = ROOT / "nbs/reports/comparison.ipynb"
 REPORTED = yaml.safe_load((ROOT / "data/reported/comparison.yaml").read_text(encoding="utf-8"))
 ROWS = {row["stage"]: row for row in REPORTED["table_2"]["rows"]}
-TEXT = Path(os.environ.get("PREFKIT_REAL_DATA", "nowhere")).parent / REPORTED["text"]
+TEXT = (
+    Path(os.environ.get("PREFKIT_REAL_DATA", "nowhere")).parent
+    / "papers/rl-finetuning-comparison.txt"
+)
 
 
 def stages(name):
