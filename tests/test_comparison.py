@@ -221,8 +221,19 @@ def test_the_reports_own_settings_stand_in_the_config_for_an_l4():
         "orpo": "learning_rate_orpo",
         "kto": "learning_rate_kto",
     }
+    later = {"dpo_v4_0": "v4_dpo", "orpo_v4_0": "v4_orpo"}
+    for name, setting in later.items():
+        given, settings = found[name], dict(value(setting))
+        assert given["learning_rate"] == settings.pop("learning_rate")
+        assert list(given["hyperparameters"].values()) == list(settings.values())
+        assert given["epochs"] == value("v4_epochs") and given["max_length"] == 1024
+        assert given["batch_size"] * given["gradient_accumulation"] == value("v4_batch_size")
+    limits = found["evaluate_limits"]
+    asked = {(row["model"], row["inference_tokens"]) for row in REPORTED["table_3"]["rows"]}
+    assert {limit for _, limit in asked} == set(limits["token_limits"])
     for name, given in found.items():
-        if name in ("reward_model", "sft_chosen", "evaluate"):  # which the report has not
+        # which the report has not, or with settings of their own
+        if name in ("reward_model", "sft_chosen", "evaluate", "evaluate_limits", *later):
             continue
         method = given.get("method", "sft")
         pairs = 2 if given.get("from_pairs") else 1  # a batch of answers
@@ -264,7 +275,7 @@ def test_the_reports_own_settings_stand_in_the_config_for_an_l4():
     ]
 
 
-@pytest.mark.parametrize("name", ["comparison", "xpo_ipo"])
+@pytest.mark.parametrize("name", ["comparison", "xpo_ipo", "length_penalty", "orpo"])
 def test_each_value_of_the_l4_config_has_its_source_or_says_that_it_is_ours(name):
     text = (ROOT / f"data/configs/l4/{name}.yaml").read_text(encoding="utf-8")
     kept = (
@@ -287,7 +298,7 @@ def test_each_value_of_the_l4_config_has_its_source_or_says_that_it_is_ours(name
     part = re.sub(r"  reward_model:.*?(?=\n  \w)", "", text, flags=re.S)
     lines = [line for line in part.splitlines() if re.match(rf"\s+({'|'.join(kept)}):", line)]
     assert len(lines) > 15 and not [
-        line for line in lines if not re.search(r"# .*(section|table|figure|ours)", line)
+        line for line in lines if not re.search(r"# .*(section|appendix|table|figure|ours)", line)
     ]
 
 
@@ -334,10 +345,11 @@ def test_two_steps_of_every_stage_of_the_l4_config_on_stand_ins(name, rates, tmp
     # pictures of four rows are nobody's concern
     monkeypatch.setattr(figures, "save_figure", lambda fig, *_: plt.close(fig))
     config, seen = load_config(ROOT / f"data/configs/l4/{name}.yaml"), {}
+    judged = None
     for stage in config.stages:
         check_stage(stage)
         if stage.pipeline.stem == "evaluate":
-            judged = stage
+            judged = judged or stage
             continue
         few = {
             "max_steps": 2,

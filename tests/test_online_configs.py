@@ -3,6 +3,7 @@ before anything is loaded.
 """
 
 import pytest
+import yaml
 
 from prefkit.runs.config import load_config
 from prefkit.core import project_root
@@ -17,14 +18,14 @@ def stages(name):
     return {stage.name: stage for stage in load_config(CONFIGS / f"{name}.yaml").stages}
 
 
-@pytest.mark.parametrize("name", ["l4/ppo_orpo", "l4/rloo_countdown", "l4/rloo_kl"])
+@pytest.mark.parametrize("name", ["l4/orpo", "l4/rloo_countdown", "l4/length_penalty"])
 def test_a_config_for_a_gpu_passes_its_checks_without_a_download(name):
     for stage in stages(name).values():
         check_stage(stage)
 
 
 def test_ppo_has_the_numbers_of_the_orpo_papers_table_5():
-    given = stages("l4/ppo_orpo")["ppo"].parameters
+    given = stages("l4/orpo")["ppo"].parameters
     hyper, s = (
         get_method("ppo").hyperparameters(given["hyperparameters"]),
         RolloutSettings.of(given),
@@ -47,7 +48,7 @@ def test_ppo_has_the_numbers_of_the_orpo_papers_table_5():
 
 
 def test_the_length_penalty_report_has_its_numbers():
-    found = stages("l4/rloo_kl")
+    found = stages("l4/length_penalty")
     given = found["rloo_kl"].parameters
     assert get_method("rloo_kl").hyperparameters(given["hyperparameters"])["lam"] == 0.1
     assert [
@@ -58,17 +59,38 @@ def test_the_length_penalty_report_has_its_numbers():
             "samples",
             "max_steps",
             "warmup_steps",
-            "seed",
             "max_new_tokens",
             "split",
         )
-    ] == [5e-6, 2, 4, 1000, 10, 42, 256, "train_prefs[:50]"]
+    ] == [5e-6, 2, 4, 1000, 10, 256, "train_prefs[2000:2050]"]
     assert len(set(RolloutSettings.of(given).temperatures())) == 4  # varied
-    assert (
-        found["sft"].parameters["hyperparameters"] == {"lam": 1e-3}
-        and found["sft"].parameters["learning_rate"] == 1e-4
-        and found["sft"].parameters["seed"] == 16
-    )
+    assert found["sft"].parameters["hyperparameters"] == {"lam": 1e-3}
+    names = ("learning_rate", "batch_size", "gradient_accumulation", "warmup_steps", "seed")
+    for name in ("sft", "sft_plain"):
+        assert [found[name].parameters[key] for key in names] == [1e-4, 2, 2, 10, 16]
+    dpo = found["dpo"].parameters
+    assert [dpo[key] for key in names[:-1]] == [5e-6, 2, 2, 10] and dpo["epochs"] == 3
+    assert dpo["eval_steps"] * dpo["early_stopping_patience"] == 2500
+    judged = found["evaluate"].parameters
+    reported = yaml.safe_load((project_root() / "data/reported/length_penalty.yaml").read_text())
+    rows = {row["stage"] for row in reported["table_1"]["rows"]}
+    assert rows == set(judged["models"]) - {"instruct"} and judged["references"] == ["instruct"]
+    assert judged["decodings"]["beams"] == {"beams": 4, "length_penalty": 0.9}
+
+
+def test_the_orpo_paper_has_its_numbers():
+    found = stages("l4/orpo")
+    settings = {
+        name: (found[name].parameters["learning_rate"], found[name].parameters["epochs"])
+        for name in ("sft", "dpo", "orpo")
+    }
+    assert settings == {"sft": (1e-5, 1.0), "dpo": (5e-6, 3.0), "orpo": (8e-6, 10.0)}
+    assert found["orpo"].parameters["model"] == found["sft"].parameters["model"]  # no SFT before
+    assert found["dpo"].parameters["keep_best"] and found["orpo"].parameters["keep_best"]
+    assert {found[name].parameters["max_length"] for name in settings} == {2048}
+    judged = found["evaluate"].parameters
+    assert judged["judges"]["rm_large"]["model_name_or_path"] == "stage:judge_model"
+    assert found["ppo"].parameters["reward_options"]["model_name_or_path"] == "stage:reward_model"
 
 
 def test_the_synthetic_data_report_has_its_numbers():
