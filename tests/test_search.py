@@ -124,6 +124,20 @@ def test_what_is_wrong_with_a_config_is_said_before_anything_runs(changes, said,
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_a_stage_would_refuse_is_refused_before_any_trial(tmp_path):
+    raw = yaml.safe_load(shipped("data/configs/searches/dpo_tiny.yaml").read_text())
+    raw["config"] = str(shipped("data/configs/tiny/demo.yaml"))
+    raw["set"]["evaluate.models"] = {"dpo": "stage:dpo", "sft": "stage:sft"}
+    with pytest.raises(ConfigError, match="sft stands after every other model"):
+        load_search(write_text(tmp_path / "a.yaml", yaml.safe_dump(raw)))
+
+
+def test_settings_keep_their_order(tmp_path):
+    "Of two models the first is the reference."
+    found = load_search(shipped("data/configs/searches/dpo_tiny.yaml"))
+    assert "evaluate.models={sft: 'stage:sft', dpo: 'stage:dpo'}" in found.settings
+
+
 def test_nothing_is_chosen_on_test_data():
     found = load_search(shipped("data/configs/searches/dpo_tiny.yaml"))
     assert "evaluate.split=validation" in found.settings

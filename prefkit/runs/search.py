@@ -43,6 +43,7 @@ from prefkit.runs.config import (
     load_config,
     read_config,
 )
+from prefkit.runs.fingerprints import check_stage
 from prefkit.runs.runner import git_state, open_run, run, selected
 
 # ---- the config
@@ -234,9 +235,17 @@ def _objective(given, path) -> Objective:
 
 def _check_trials(search: Search):
     "Both ends of every range have to make a config; the objective has to be no test."
-    for end in (0, 1):
-        values = {name: one.ends[end] for name, one in search.space.items()}
-        loaded = load_config(search.config, (*search.settings, *_texts(values)))
+    ends = [
+        load_config(
+            search.config,
+            (
+                *search.settings,
+                *_texts({name: one.ends[end] for name, one in search.space.items()}),
+            ),
+        )
+        for end in (0, 1)
+    ]
+    loaded = ends[0]
     stages = {stage.name: stage for stage in loaded.stages}
     judged = stages.get(search.objective.stage)
     if judged is None:
@@ -261,11 +270,15 @@ def _check_trials(search: Search):
         raise ConfigError(
             f"objective: nothing that is searched changes {judged.name}.", field="space"
         )
+    for one in ends:
+        for stage in selected(one, (judged.name,)).stages:
+            check_stage(stage)
 
 
 def _texts(values: dict) -> tuple[str, ...]:
     "As `--set` takes them; YAML's own way of writing 1.0e-05 is a number to YAML."
-    as_text = lambda value: yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()
+    style = {"default_flow_style": True, "sort_keys": False, "width": 10**6}
+    as_text = lambda value: yaml.safe_dump([value], **style).strip()
     return tuple(f"{name}={as_text(value)[1:-1]}" for name, value in values.items())
 
 
