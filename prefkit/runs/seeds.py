@@ -56,6 +56,9 @@ LINES = (
     "reward_accuracy",
     "kl_k1",
     "reward_gold",
+    "log_odds_ratio",
+    "bonus",
+    "grad_norm",
     "seconds",
     "seconds_sampling",
 )

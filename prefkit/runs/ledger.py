@@ -1,0 +1,466 @@
+"""The ledger: what the reports claim, how each claim is decided, and what came of it.
+
+`data/ledger.yaml` says of every claim which number of which experiment decides it, on which side
+the claim has it and from where on a difference matters, before the experiment is run on the
+ledger's own seeds. Results stand in `data/results/ledger/`.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from prefkit.core import ConfigError, DataError, nearest, project_root, resolve_path, shipped
+from prefkit.judging.kinds import make
+from prefkit.report.claims import rank_correlation
+from prefkit.runs.config import load_config
+from prefkit.runs.seeds import open_results, run_seeds
+from prefkit.stats.verdicts import (
+    OPEN,
+    SIDES,
+    Verdict,
+    benjamini_yekutieli,
+    judge_claim,
+    judge_together,
+)
+
+SEEDS = (5, 6, 7, 8, 9)  # none of them was looked at before the criteria were written
+POINTS = 0.05  # of a win rate or share: the smallest effect of interest unless a claim says another
+
+# ---- measures: one number from what one seed has found
+
+
+def _row(rows: list[dict], what: str, **wanted) -> dict:
+    "The one row of a table with these values; raises `DataError`."
+    found = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    if len(found) != 1:
+        told = ", ".join(f"{key} {value}" for key, value in wanted.items())
+        raise DataError(
+            f"{what}: {len(found)} rows with {told}, where one is needed.",
+            field=what,
+            reason="not one row",
+        )
+    return found[0]
+
+
+def _way(rows: list[dict], decoding: str) -> dict:
+    "The decoding as a column, where a table has several."
+    return {"decoding": decoding} if any("decoding" in row for row in rows) else {}
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often a model wins against another by a judge, less the same of a third model, or by
+    another judge, or one half.
+    """
+
+    kind: ClassVar[str] = "win_rate"
+    of: str
+    against: str
+    less: str = ""
+    judge: str = "gold"
+    less_judge: str = ""
+    decoding: str = "sampled"
+    effect: ClassVar[float | None] = POINTS
+
+    def value(self, found: dict) -> float:
+        rows = found.get("win_rates", [])
+        named = {"reference": self.against, **_way(rows, self.decoding)}
+
+        def rate(model, judge):
+            return _row(rows, "win_rates", model=model, judge=judge, **named)["rate"]
+
+        if not self.less and not self.less_judge:
+            return rate(self.of, self.judge) - 0.5
+        other = rate(self.less or self.of, self.less_judge or self.judge)
+        return rate(self.of, self.judge) - other
+
+    def models(self) -> set[str]:
+        return {self.of, self.against, self.less} - {""}
+
+
+@dataclass(frozen=True)
+class Score:
+    "A column of an evaluation's scores (gold, second, right, tokens, ...), less another model's."
+
+    kind: ClassVar[str] = "score"
+    of: str
+    column: str
+    less: str = ""
+    than: float = 0.0  # subtracted, too
+    decoding: str = "sampled"
+
+    @property
+    def effect(self) -> float | None:
+        return POINTS if self.column in ("right", "sampled", "any", "ended") else None
+
+    def value(self, found: dict) -> float:
+        rows = found.get("scores", [])
+        way = _way(rows, self.decoding)
+        one = lambda model: _row(rows, "scores", model=model, **way)[self.column]
+        return one(self.of) - (one(self.less) if self.less else 0.0) - self.than
+
+    def models(self) -> set[str]:
+        return {self.of, self.less} - {""}
+
+
+@dataclass(frozen=True)
+class Distance:
+    "KL from the start in nats an answer, less another model's."
+
+    kind: ClassVar[str] = "kl"
+    of: str
+    less: str = ""
+    effect: ClassVar[float | None] = None
+
+    def value(self, found: dict) -> float:
+        one = lambda model: _row(found.get("distances", []), "distances", model=model)["kl"]
+        return one(self.of) - (one(self.less) if self.less else 0.0)
+
+    def models(self) -> set[str]:
+        return {self.of, self.less} - {""}
+
+
+PLACES = ("first", "last", "lowest", "highest", "change", "turn", "drop", "rises")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A column of a stage's lines at one place of its course, less another stage's. `change` is the
+    last less the first, `turn` the last less the lowest, `drop` the highest less the last, `rises`
+    the share of lines that lie above the one before.
+    """
+
+    kind: ClassVar[str] = "training"
+    of: str  # a stage
+    column: str
+    at: str = "last"
+    minus: str = ""  # another column, subtracted line by line
+    less: str = ""  # another stage
+    than: float = 0.0  # subtracted, too
+    split: str = "validation"
+    effect: ClassVar[float | None] = None
+
+    def __post_init__(self):
+        if self.at not in PLACES:
+            raise ConfigError(f"at: {self.at!r} is none of {', '.join(PLACES)}.", field="at")
+
+    def value(self, found: dict) -> float:
+        mine = self._at(found, self.of)
+        return mine - (self._at(found, self.less) if self.less else 0.0) - self.than
+
+    def _at(self, found, stage):
+        lines = found.get("training", {}).get(stage, [])
+        columns = [self.column, *([self.minus] if self.minus else [])]
+        kept = [
+            [line[name] for name in columns]
+            for line in lines
+            if line.get("split") == self.split
+            and all(line.get(name) is not None for name in columns)
+        ]
+        values = [first - sum(rest) for first, *rest in kept]
+        if not values:
+            raise DataError(
+                f"training: {stage} has no {self.column} among its {self.split} lines.",
+                field=self.column,
+                reason="missing",
+            )
+        places = {
+            "first": values[0],
+            "last": values[-1],
+            "lowest": min(values),
+            "highest": max(values),
+            "change": values[-1] - values[0],
+            "turn": values[-1] - min(values),
+            "drop": max(values) - values[-1],
+            "rises": sum(b > a for a, b in zip(values, values[1:])) / max(1, len(values) - 1),
+        }
+        return float(places[self.at])
+
+    def stages(self) -> set[str]:
+        return {self.of, self.less} - {""}
+
+
+@dataclass(frozen=True)
+class Seconds:
+    "Wall time of stages over that of others, less a number."
+
+    kind: ClassVar[str] = "seconds"
+    of: list
+    over: list
+    than: float
+    effect: ClassVar[float | None] = None
+
+    def value(self, found: dict) -> float:
+        total = lambda names: sum(found["wall_seconds"][name] for name in names)
+        return total(self.of) / total(self.over) - self.than
+
+    def stages(self) -> set[str]:
+        return {*self.of, *self.over}
+
+
+@dataclass(frozen=True)
+class Order:
+    "Spearman's correlation of win rates with reported numbers of the same models."
+
+    kind: ClassVar[str] = "order"
+    reported: dict  # model -> number
+    against: str
+    judge: str = "gold"
+    decoding: str = "sampled"
+    effect: ClassVar[float | None] = None
+
+    def value(self, found: dict) -> float:
+        ours = [
+            WinRate(model, self.against, judge=self.judge, decoding=self.decoding).value(found)
+            for model in self.reported
+        ]
+        return rank_correlation(list(self.reported.values()), ours)
+
+    def models(self) -> set[str]:
+        return {*self.reported, self.against}
+
+
+MEASURES = {one.kind: one for one in (WinRate, Score, Distance, Training, Seconds, Order)}
+
+
+# ---- claims
+
+
+@dataclass(frozen=True)
+class LedgerClaim:
+    "A claim of a report, and how it is decided."
+
+    id: str
+    report: str  # of data/reported
+    claim: str
+    place: str  # where the report says it
+    lesson: str  # whose file's name, without its number, explains it
+    says: str = "above"
+    measures: tuple = ()
+    effect: float = 0.0
+    config: str = ""  # below data/configs, without .yaml
+    exact: dict = field(default_factory=dict)  # {verdict, by}: decided by computation
+    untestable: str = ""  # why
+    reported: str = ""  # the report's number, in words
+
+    @property
+    def results(self) -> str:  # below data/results
+        return f"ledger/{self.config.replace('/', '_')}.json"
+
+    def judge(self, seeds: dict[str, dict]) -> Verdict:  # what the seeds of its config found
+        "What these seeds say; raises `DataError` where one of them lacks what is measured."
+        told = []
+        for measure in self.measures:
+            values = [measure.value(found) for found in seeds.values()]
+            told.append(judge_claim(values, self.says, self.effect))
+        return judge_together(told)
+
+
+KEYS = set(LedgerClaim.__dataclass_fields__) - {"measures"} | {"measure"}
+
+
+def _measures(given: Any, where: str) -> tuple:
+    made = []
+    for one in given if isinstance(given, list) else [given]:
+        if not isinstance(one, dict) or len(one) != 1:
+            raise ConfigError(f"{where}: a measure is one of {', '.join(MEASURES)} with options.")
+        [(kind, options)] = one.items()
+        if kind not in MEASURES:
+            raise ConfigError(f"{where}: there is no measure `{kind}`.{nearest(kind, MEASURES)}")
+        made.append(make(MEASURES[kind], options, where))
+    return tuple(made)
+
+
+def _claim(given: dict) -> LedgerClaim:
+    where = f"ledger, {given.get('id', '?')}"
+    for key in given:
+        if key not in KEYS:
+            raise ConfigError(f"{where}: there is no `{key}`.{nearest(key, KEYS)}", field=key)
+    rest = {key: value for key, value in given.items() if key != "measure"}
+    ways = [key for key in ("measure", "exact", "untestable") if given.get(key)]
+    if len(ways) != 1:
+        raise ConfigError(
+            f"{where}: a claim is decided by a measure, exactly, or says why it is untestable; "
+            f"this one has {' and '.join(ways) or 'none of them'}.",
+            field="measure",
+            reason="not one way",
+        )
+    if ways != ["measure"]:
+        return make(LedgerClaim, rest, where)
+    measures = _measures(given["measure"], where)
+    effects = [measure.effect for measure in measures]
+    if "effect" not in given and (None in effects or len(set(effects)) > 1):
+        raise ConfigError(
+            f"{where}: effect: say from where on a difference matters, in the measure's units.",
+            field="effect",
+            reason="missing",
+        )
+    made = make(LedgerClaim, {"effect": effects[0], **rest, "measures": measures}, where)
+    if made.says not in SIDES or not made.config or made.effect <= 0:
+        raise ConfigError(
+            f"{where}: says is one of {', '.join(SIDES)}, config names an experiment, effect is "
+            "above 0.",
+            field="says",
+            reason="not usable",
+        )
+    return made
+
+
+def open_ledger(
+    path: str | Path | None = None,  # None: data/ledger.yaml
+) -> list[LedgerClaim]:
+    "All claims, checked; raises `ConfigError`."
+    file = Path(path) if path else shipped("data/ledger.yaml")
+    claims = [_claim(one) for one in yaml.safe_load(file.read_text(encoding="utf-8"))["claims"]]
+    names = [one.id for one in claims]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"ledger, {name}: stands {names.count(name)} times.", field="id")
+    return claims
+
+
+def check_names(
+    claim: LedgerClaim,
+):
+    "Raise `ConfigError` for a stage or model that the claim's config has not."
+    if not claim.measures:
+        return
+    config = load_config(shipped(f"data/configs/{claim.config}.yaml"))
+    stages = {stage.name: stage for stage in config.stages}
+    models = set()
+    for stage in stages.values():
+        if stage.pipeline.stem.startswith("evaluate"):
+            models |= set(stage.parameters["models"])
+    for measure in claim.measures:
+        for known, asked in (
+            (models, measure.models() if hasattr(measure, "models") else ()),
+            (set(stages), measure.stages() if hasattr(measure, "stages") else ()),
+        ):
+            for name in asked:
+                if name not in known:
+                    raise ConfigError(
+                        f"ledger, {claim.id}: {claim.config} has no `{name}`."
+                        f"{nearest(name, known)}",
+                        field=name,
+                        reason="not in the config",
+                    )
+
+
+# ---- what came of it
+
+
+def held(claim: LedgerClaim) -> dict[str, dict]:
+    "The ledger's seeds of a claim's config that have been run; {} for none."
+    try:
+        found = open_results(claim.results, "prefkit ledger --run")["seeds"]
+    except ConfigError:
+        return {}
+    return {seed: one for seed, one in found.items() if int(seed) in SEEDS}
+
+
+def verdicts(
+    claims: list[LedgerClaim],
+) -> dict[str, Verdict | None]:  # id -> what was found; None: not run, or on fewer than two seeds
+    "What the committed results say of every claim that is measured."
+    found = {}
+    for claim in claims:
+        if claim.measures:
+            seeds = held(claim)
+            found[claim.id] = claim.judge(seeds) if len(seeds) > 1 else None
+    return found
+
+
+def corrected(
+    found: dict[str, Verdict | None],
+    rate: float = 0.05,  # of false ones among what is told
+) -> dict[str, str]:  # id -> what is said when all claims are looked at together
+    "What still stands where the false discovery rate is held; the rest cannot be told."
+    told = {name: one for name, one in found.items() if one is not None}
+    stands = benjamini_yekutieli([one.p for one in told.values()], rate)
+    return {name: one.said if ok else OPEN for (name, one), ok in zip(told.items(), stands)}
+
+
+def run_claims(
+    claims: list[LedgerClaim],
+    seeds: tuple[int, ...] = SEEDS,
+    jobs: int = 1,  # stages at a time
+    output_root: str | Path | None = None,  # holds the experiments' folders
+    progress: str = "auto",
+) -> list[Path]:  # results, one for each config
+    "Run what these claims need and has not been run, one experiment after another."
+    made = []
+    for config in dict.fromkeys(one.config for one in claims if one.config):
+        results = next(one.results for one in claims if one.config == config)
+        output = project_root() / "data/results" / results
+        made.append(
+            run_seeds(
+                resolve_path(f"data/configs/{config}.yaml"),
+                list(seeds),
+                output,
+                output_root=output_root,
+                progress=progress,
+                jobs=jobs,
+                lines=True,
+                add=True,
+            )
+        )
+    return made
+
+
+def ledger_lines(
+    claims: list[LedgerClaim],
+    found: dict[str, Verdict | None],
+) -> list[str]:
+    "A line for each claim: what is said of it, alone and together with all others."
+    together = corrected(found)
+    lines = []
+    for claim in claims:
+        verdict = found.get(claim.id)
+        if claim.untestable:
+            said = "not testable here"
+        elif claim.exact:
+            said = f"{claim.exact['verdict']} (exact)"
+        elif verdict is None:
+            said = "not run yet"
+        else:
+            alone = "" if together[claim.id] == verdict.said else f" (alone: {verdict.said})"
+            said = f"{together[claim.id]}{alone}"
+        lines.append(f"{claim.id:<22} {said:<34} {claim.claim}")
+    return lines
+
+
+def claim_words(
+    claim: LedgerClaim,
+    verdict: Verdict | None,
+) -> list[str]:
+    "All that there is to say of one claim."
+    lines = [f"{claim.id}: {claim.claim}", f"said in: {claim.place}"]
+    if claim.reported:
+        lines.append(f"reported: {claim.reported}")
+    if claim.untestable:
+        return [*lines, f"not testable here: {claim.untestable}"]
+    if claim.exact:
+        return [*lines, f"decided exactly: {claim.exact['verdict']} ({claim.exact['by']})"]
+    lines.append(f"decided by: {claim.config}, says {claim.says}, effect {claim.effect:g}")
+    if verdict is None:
+        return [*lines, f"not run yet: prefkit ledger --claim {claim.id} --run"]
+    return [
+        *lines,
+        f"found: {verdict.mean:+.3f} [{verdict.low:+.3f}, {verdict.high:+.3f}], {verdict.n} seeds, "
+        f"smallest detectable {verdict.detectable:.3f}, p {verdict.p:.2g}",
+        f"verdict: {verdict.said}",
+    ]
+
+
+def lesson_of(
+    claim: LedgerClaim,
+) -> Path:  # the notebook that explains it
+    "Raises `ConfigError` where no lesson or tutorial has that name."
+    folder = project_root() / "nbs"
+    for path in sorted([*folder.glob("lib/*/*.ipynb"), *folder.glob("tutorials/*.ipynb")]):
+        if re.sub(r"^\d+_", "", path.stem) == claim.lesson:
+            return path
+    raise ConfigError(f"ledger, {claim.id}: there is no lesson `{claim.lesson}`.", field="lesson")
