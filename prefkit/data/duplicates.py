@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 from prefkit.core import check_number
 
@@ -36,7 +37,7 @@ class Found:
     "What a text is a duplicate of."
 
     text: str  # as it was added
-    where: str  # as it was added
+    where: Any  # as it was added
     alike: float  # 1.0: equal but for case, punctuation and spacing
 
 
@@ -55,8 +56,8 @@ class Seen:
         self.exact: dict[str, int] = {}  # a plain text -> its place
         self.holding: dict[str, list[int]] = defaultdict(list)  # shingle -> places
 
-    def add(self, text: str, where: str):
-        "Remember a text, and where it stands, in words."
+    def add(self, text: str, where: Any):
+        "Remember a text, and where it stands."
         bare = plain(text)
         place, parts = len(self.texts), shingles(bare)
         self.texts.append((text, where, parts))
