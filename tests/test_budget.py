@@ -15,6 +15,7 @@ import pytest
 from helpers.served import Faulty, serving
 from prefkit.core import ConfigError, read_jsonl
 from prefkit.judging.budget import Budget, Limits, most_tokens
+from prefkit.judging.judges import make_judge
 from prefkit.judging.served import Served, ask_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,6 +123,7 @@ def test_where_the_server_does_not_tell_the_most_it_may_be_counts(counting, tmp_
 CLIENT = """
 import sys
 from prefkit.judging.budget import Budget, Limits
+from prefkit.judging.judges import make_judge
 from prefkit.judging.served import Served, ask_all
 requests = {}
 for number in range(60):
@@ -208,6 +210,19 @@ def test_no_more_at_once_than_allowed(counting, tmp_path):
     counting.delay = 0.05
     ask(counting, asking(20), tmp_path, Limits(price_per_million=PRICES), concurrency=3)
     assert counting.most == 3
+
+
+def test_a_judge_behind_a_server_keeps_limits(counting, tmp_path):
+    options = {"model": "m", "base_url": counting.client().base_url, "key_env": "FAKE_KEY"}
+    judge = make_judge("reward_api", **options, limits={"requests_per_minute": 600})
+    asked = [{"prompt_id": f"{n}", "prompt": "?", "answer": f"word {n}"} for n in range(8)]
+    counting.says = lambda name, body: ("reward:1.5", "stop", None)
+    assert judge.score(asked, tmp_path / "judged.jsonl").values == [1.5] * 8
+    at = starts(counting)
+    assert at[-1] - at[0] >= 7 * 0.1 - 0.05
+    assert len(read_jsonl(tmp_path / "judged.spent.jsonl")) == 16  # set aside, and what it took
+    with pytest.raises(ConfigError, match="requests_per_minute"):
+        make_judge("reward_api", **options, limits={"requests_per_minut": 600})
 
 
 @pytest.mark.parametrize(

@@ -583,6 +583,28 @@ def test_the_config_for_an_l4_has_the_report_s_numbers():
     assert not silent, "\n".join(silent)
 
 
+@pytest.mark.slow
+def test_the_page_s_command_runs_as_it_stands(tmp_path):
+    "With the stand-in for a server, which the card and the output say."
+    words = ["run", "data/configs/tiny/synthetic_dpo.yaml", "--output-root", str(tmp_path)]
+    environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "prefkit.cli", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "synthetic_dpo" / "pairs"
+    for text in (done.stdout, (folder / "checkpoint/README.md").read_text()):
+        assert "is no language model" in text
+    assert open_run(folder.with_name("dpo")).info["metrics"]["steps"] == 6
+    page = (ROOT / "nbs/tutorials/pairs_from_an_api.ipynb").read_text(encoding="utf-8")
+    assert f"prefkit {' '.join(words[:2])}" in page
+
+
 # ---- a real server
 
 SMOLLM2 = ROOT / "data/models/smollm2"

@@ -732,7 +732,8 @@ def reach(
 def _settled(found, server):
     "Whether the list of models says enough: the model is in it, or the server is at fault."
     if isinstance(found, _Try):
-        return found.status != 404
+        # transformers serve cannot list where nothing was ever fetched from the Hub: 500
+        return found.status not in (404, 500)
     try:
         listed = json.loads(found)["data"]
         return server.model in [one.get("id") for one in listed]

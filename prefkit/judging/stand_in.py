@@ -34,7 +34,8 @@ def stand_in_reply(
     except DataError:
         return "I know nothing of that." if side == "chosen" else "Yes."
     rng = random.Random(derive_seed(STAND_IN, last["content"]))
-    return preference_pair(World(), request, rng, pool(), 0.0)[side][-1]["content"]
+    # as a model, it does not always do what it is told: whoever orders the answers errs at times
+    return preference_pair(World(), request, rng, pool(), 1.0)[side][-1]["content"]
 
 
 class _Handler(BaseHTTPRequestHandler):
