@@ -1,4 +1,4 @@
-"""Limits on what asking costs: what a server counts never passes them, whatever it does, and
+"""AskingLimits on what asking costs: what a server counts never passes them, whatever it does, and
 whenever the run is killed.
 """
 
@@ -14,7 +14,7 @@ import pytest
 
 from helpers.served import Faulty, serving
 from prefkit.core import ConfigError, read_jsonl
-from prefkit.judging.budget import Budget, Limits, most_tokens
+from prefkit.judging.budget import Budget, AskingLimits, most_tokens
 from prefkit.judging.judges import make_judge
 from prefkit.judging.served import Served, ask_all
 
@@ -68,16 +68,16 @@ def ask(server, requests, folder, limits, **options):
 
 def reserved(requests):
     "The most that one of the requests is set aside for."
-    limits = Limits(price_per_million=PRICES)
+    limits = AskingLimits(price_per_million=PRICES)
     return max(limits.money(*most_tokens(body)) for body in requests.values())
 
 
 def test_what_the_server_counts_never_passes_the_limit_whatever_it_does(counting, tmp_path):
     requests, limit = asking(60, FAULTS), 0.0095
     with pytest.raises(ConfigError, match="raise spend_limit") as error:
-        ask(counting, requests, tmp_path, Limits(price_per_million=PRICES, spend_limit=limit))
+        ask(counting, requests, tmp_path, AskingLimits(price_per_million=PRICES, spend_limit=limit))
     assert (error.value.field, error.value.reason) == ("spend_limit", "spend limit reached")
-    with Budget(Limits(price_per_million=PRICES), tmp_path / "spent.jsonl") as budget:
+    with Budget(AskingLimits(price_per_million=PRICES), tmp_path / "spent.jsonl") as budget:
         spent = budget.spent()
     kept = len(read_jsonl(tmp_path / "replies.jsonl"))
     for told in (f"Spent: {spent['money']:.6g}", f"spend_limit {limit:g}", f"{60 - kept} requests"):
@@ -87,7 +87,7 @@ def test_what_the_server_counts_never_passes_the_limit_whatever_it_does(counting
     assert spent["money"] > limit - reserved(requests)
     before = dict(counting.asked)
     replies, failures, spent = ask(
-        counting, requests, tmp_path, Limits(price_per_million=PRICES, spend_limit=1.0)
+        counting, requests, tmp_path, AskingLimits(price_per_million=PRICES, spend_limit=1.0)
     )
     assert list(replies) == list(requests) and not failures
     assert counting.money() <= spent["money"]
@@ -97,13 +97,13 @@ def test_what_the_server_counts_never_passes_the_limit_whatever_it_does(counting
 
 def test_without_faults_it_is_known_to_the_token(counting, tmp_path):
     requests = asking(30)
-    *_, spent = ask(counting, requests, tmp_path, Limits(price_per_million=PRICES))
+    *_, spent = ask(counting, requests, tmp_path, AskingLimits(price_per_million=PRICES))
     assert spent["money"] == pytest.approx(counting.money()) and spent["estimated"] == 0
     assert spent["tries"] == 30 == sum(counting.asked.values())
 
 
 def test_keep_goes_on_with_what_came_and_says_what_was_not_asked(counting, tmp_path):
-    limits = Limits(price_per_million=PRICES, spend_limit=0.004, on_spend_limit="keep")
+    limits = AskingLimits(price_per_million=PRICES, spend_limit=0.004, on_spend_limit="keep")
     replies, failures, spent = ask(counting, asking(40), tmp_path, limits)
     assert 0 < len(replies) < 40 and len(replies) + len(failures) == 40
     assert all(why.startswith("not asked: spend_limit 0.004") for why in failures.values())
@@ -112,17 +112,17 @@ def test_keep_goes_on_with_what_came_and_says_what_was_not_asked(counting, tmp_p
 
 def test_where_the_server_does_not_tell_the_most_it_may_be_counts(counting, tmp_path):
     counting.tells, requests = False, asking(5)
-    *_, spent = ask(counting, requests, tmp_path, Limits(price_per_million=PRICES))
+    *_, spent = ask(counting, requests, tmp_path, AskingLimits(price_per_million=PRICES))
     most = [most_tokens(body) for body in requests.values()]
     assert spent["estimated"] == 5
     assert (spent["prompt_tokens"], spent["completion_tokens"]) == tuple(map(sum, zip(*most)))
-    with Budget(Limits(), tmp_path / "spent.jsonl") as budget:
+    with Budget(AskingLimits(), tmp_path / "spent.jsonl") as budget:
         assert "5 of them counted with the most" in budget.words()
 
 
 CLIENT = """
 import sys
-from prefkit.judging.budget import Budget, Limits
+from prefkit.judging.budget import Budget, AskingLimits
 from prefkit.judging.judges import make_judge
 from prefkit.judging.served import Served, ask_all
 requests = {}
@@ -130,7 +130,7 @@ for number in range(60):
     message = {"role": "user", "content": f"question {number}: ok"}
     requests[f"question {number}"] = {"messages": [message], "max_tokens": 40}
 server = Served("m", sys.argv[1], key_env="", concurrency=6)
-limits = Limits(price_per_million={"prompt": 2.0, "completion": 10.0}, spend_limit=1.0)
+limits = AskingLimits(price_per_million={"prompt": 2.0, "completion": 10.0}, spend_limit=1.0)
 with Budget(limits, sys.argv[2] + "/spent.jsonl") as budget:
     ask_all(server, requests, sys.argv[2] + "/replies.jsonl", budget=budget, quiet=True)
 """
@@ -149,7 +149,7 @@ def test_what_was_under_way_when_a_run_was_killed_counts(counting, tmp_path):
     time.sleep(0.5)  # what was on its way reaches the server
     first, counting.delay = dict(counting.asked), 0.0
     kept = {record["id"] for record in read_jsonl(tmp_path / "replies.jsonl")}
-    with Budget(Limits(price_per_million=PRICES), tmp_path / "spent.jsonl") as budget:
+    with Budget(AskingLimits(price_per_million=PRICES), tmp_path / "spent.jsonl") as budget:
         held = budget.spent()
     assert counting.money() <= held["money"] and held["estimated"] <= 6
     assert len(first.keys() - kept) <= 6
@@ -162,14 +162,14 @@ def test_what_was_under_way_when_a_run_was_killed_counts(counting, tmp_path):
         for number in range(60)
     }
     with pytest.raises(ConfigError, match="spend_limit"):
-        ask(counting, requests, tmp_path, Limits(price_per_million=PRICES, spend_limit=limit))
+        ask(counting, requests, tmp_path, AskingLimits(price_per_million=PRICES, spend_limit=limit))
     assert counting.money() <= limit
     assert all(counting.asked[name] == 1 for name in kept)
 
 
 def test_a_server_that_is_away_costs_nothing(tmp_path):
     server = Served("m", "http://127.0.0.1:9/v1", key_env="", retries=0, backoff=0.0)
-    with Budget(Limits(price_per_million=PRICES), tmp_path / "spent.jsonl") as budget:
+    with Budget(AskingLimits(price_per_million=PRICES), tmp_path / "spent.jsonl") as budget:
         _, failures = ask_all(
             server, asking(3), tmp_path / "replies.jsonl", budget=budget, quiet=True
         )
@@ -182,7 +182,7 @@ def starts(server):
 
 
 def test_requests_come_as_evenly_as_they_may(counting, tmp_path):
-    ask(counting, asking(12, ("ok", "500 ok")), tmp_path, Limits(requests_per_minute=600))
+    ask(counting, asking(12, ("ok", "500 ok")), tmp_path, AskingLimits(requests_per_minute=600))
     at = starts(counting)
     gaps = [later - sooner for sooner, later in zip(at, at[1:])]
     assert len(at) == 18 and at[-1] - at[0] >= 17 * 0.1 - 0.05
@@ -193,7 +193,7 @@ def test_requests_come_as_evenly_as_they_may(counting, tmp_path):
 def test_tokens_a_minute_are_those_that_are_set_aside(counting, tmp_path):
     requests = asking(8)
     tokens = [sum(most_tokens(body)) for body in requests.values()]
-    ask(counting, requests, tmp_path, Limits(tokens_per_minute=60 * 10 * min(tokens)))
+    ask(counting, requests, tmp_path, AskingLimits(tokens_per_minute=60 * 10 * min(tokens)))
     at = starts(counting)
     assert at[-1] - at[0] >= 7 * 0.1 - 0.05
 
@@ -201,14 +201,14 @@ def test_tokens_a_minute_are_those_that_are_set_aside(counting, tmp_path):
 def test_the_rate_holds_for_a_run_that_is_started_again(tmp_path):
     body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
     for expected in (0.0, 30.0, 60.0):
-        with Budget(Limits(requests_per_minute=2), tmp_path / "spent.jsonl") as budget:
+        with Budget(AskingLimits(requests_per_minute=2), tmp_path / "spent.jsonl") as budget:
             assert budget.slot(body) == pytest.approx(min(expected, 30.0), abs=5)
             budget.reserve(body)
 
 
 def test_no_more_at_once_than_allowed(counting, tmp_path):
     counting.delay = 0.05
-    ask(counting, asking(20), tmp_path, Limits(price_per_million=PRICES), concurrency=3)
+    ask(counting, asking(20), tmp_path, AskingLimits(price_per_million=PRICES), concurrency=3)
     assert counting.most == 3
 
 
@@ -239,12 +239,12 @@ def test_a_judge_behind_a_server_keeps_limits(counting, tmp_path):
 )
 def test_limits_that_cannot_be_are_refused_by_name(given, field):
     with pytest.raises(ConfigError) as error:
-        Limits(**given)
+        AskingLimits(**given)
     assert error.value.field == field
 
 
 def test_a_request_that_may_cost_anything_is_refused(counting, tmp_path):
     requests = {"a": {"messages": [{"role": "user", "content": "a"}]}}
     with pytest.raises(ConfigError, match="Give max_tokens"):
-        ask(counting, requests, tmp_path, Limits(price_per_million=PRICES, spend_limit=1.0))
+        ask(counting, requests, tmp_path, AskingLimits(price_per_million=PRICES, spend_limit=1.0))
     assert not counting.asked

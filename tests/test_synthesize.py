@@ -21,14 +21,14 @@ import yaml
 from helpers.served import Faulty, serving
 from prefkit.core import ConfigError, DataError, PrefkitError, read_jsonl, write_text
 from prefkit.data.world import gold_reward
-from prefkit.judging.budget import Budget, Limits
+from prefkit.judging.budget import Budget, AskingLimits
 from prefkit.judging.stand_in import stand_in_reply
 from prefkit.judging.synthesis import (
     BETTER,
     WORSE,
     Asker,
     NewPrompts,
-    Pairs,
+    NewPairs,
     Recipe,
     filter_pairs,
     read_prompts,
@@ -83,7 +83,7 @@ def rows(*texts, split="train"):
 @contextmanager
 def asker(server, folder, limits=None, **options):
     client = server.client(**{"concurrency": 4, **options})
-    with Budget(limits or Limits(), folder / "spent.jsonl") as budget:
+    with Budget(limits or AskingLimits(), folder / "spent.jsonl") as budget:
         yield Asker(client, folder / "replies.jsonl", budget)
 
 
@@ -239,7 +239,7 @@ def answers(server, **faults):
 
 def test_answers_of_no_use_are_dropped_by_reason_and_kept_beside(scripted, tmp_path):
     answers(scripted)
-    pairs = Pairs(Recipe(criteria="Be kind."), ASKED)
+    pairs = NewPairs(Recipe(criteria="Be kind."), ASKED)
     with asker(scripted, tmp_path) as ask:
         made = pairs.make(ask)
     assert [row["prompt_id"] for row in made] == ["p0", "p7"]
@@ -268,7 +268,7 @@ def test_answers_of_no_use_are_dropped_by_reason_and_kept_beside(scripted, tmp_p
 def test_or_the_first_of_them_is_an_error_that_says_what_to_do(scripted, tmp_path):
     answers(scripted)
     with asker(scripted, tmp_path) as ask, pytest.raises(DataError) as error:
-        Pairs(Recipe(on_bad_rows="error"), ASKED).make(ask)
+        NewPairs(Recipe(on_bad_rows="error"), ASKED).make(ask)
     assert error.value.reason == "cut off"
     for says in ("p1: ", "the rejected answer", "Raise max_tokens", "on_bad_rows=drop"):
         assert says in str(error.value)
@@ -278,28 +278,28 @@ def test_faults_that_pass_change_nothing(scripted, tmp_path):
     answers(scripted)
     quiet, loud = tmp_path / "quiet", tmp_path / "loud"
     with asker(scripted, quiet) as ask:
-        expected = Pairs(Recipe(), ASKED).make(ask)
+        expected = NewPairs(Recipe(), ASKED).make(ask)
     scripted.asked.clear()
     answers(scripted, chosen=["429/0.05", "malformed", "ok"], rejected=["500", "hang", "ok"])
     with asker(scripted, loud, timeout=1.0) as ask:
-        assert Pairs(Recipe(), ASKED).make(ask) == expected
+        assert NewPairs(Recipe(), ASKED).make(ask) == expected
     assert scripted.asked["chosen Last"] == scripted.asked["rejected Last"] == 3
 
 
 def test_faults_that_stay_are_named_and_only_they_are_asked_again(scripted, tmp_path):
     answers(scripted, **{"rejected Last": ["500", "500", "ok"]})
     with asker(scripted, tmp_path, retries=1) as ask, pytest.raises(DataError) as error:
-        Pairs(Recipe(), ASKED).make(ask)
+        NewPairs(Recipe(), ASKED).make(ask)
     assert error.value.reason == "no reply" and "p7 rejected: status 500" in str(error.value)
     before = dict(scripted.asked)
     with asker(scripted, tmp_path, retries=1) as ask:
-        assert len(Pairs(Recipe(), ASKED).make(ask)) == 2
+        assert len(NewPairs(Recipe(), ASKED).make(ask)) == 2
     again = {name for name in before if scripted.asked[name] > before[name]}
     assert again == {"rejected Last", "chosen Long"}  # and what the server refused
 
 
 def test_where_money_ends_the_pairs_that_are_whole_are_kept(scripted, tmp_path):
-    limits = Limits(
+    limits = AskingLimits(
         price_per_million={"prompt": 1.0, "completion": 10.0},
         spend_limit=0.02,
         on_spend_limit="keep",
@@ -307,7 +307,7 @@ def test_where_money_ends_the_pairs_that_are_whole_are_kept(scripted, tmp_path):
     asked = [{**ASKED[0], "prompt_id": f"p{n}", "prompt": f"Say {n}."} for n in range(40)]
     for side in ("chosen", "rejected"):
         scripted.lines |= {f"{side} Say {n}.": f"{side} " * 40 for n in range(40)}
-    pairs = Pairs(Recipe(), asked)
+    pairs = NewPairs(Recipe(), asked)
     with asker(scripted, tmp_path, limits) as ask:
         made = pairs.make(ask)
         assert ask.budget.spent()["money"] <= 0.02 and ask.budget.reached
@@ -472,15 +472,15 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(scripted, tmp_path):
 ASKING = """
 import sys
 from pathlib import Path
-from prefkit.judging.budget import Budget, Limits
+from prefkit.judging.budget import Budget, AskingLimits
 from prefkit.judging.served import Served
-from prefkit.judging.synthesis import Asker, Pairs, Recipe
+from prefkit.judging.synthesis import Asker, NewPairs, Recipe
 lineage = {"model": "m", "request": "prompts 0"}
 asked = [{"prompt_id": f"p{n}", "prompt": f"Say {n}.", "lineage": lineage} for n in range(40)]
 home = Path(sys.argv[2])
 server = Served("m", sys.argv[1], key_env="", concurrency=4)
-with Budget(Limits(), home / "spent.jsonl") as budget:
-    Pairs(Recipe(), asked).make(Asker(server, home / "replies.jsonl", budget))
+with Budget(AskingLimits(), home / "spent.jsonl") as budget:
+    NewPairs(Recipe(), asked).make(Asker(server, home / "replies.jsonl", budget))
 """
 
 
@@ -502,7 +502,7 @@ def test_killed_while_answers_come_it_asks_only_for_what_is_missing(scripted, tm
     scripted.delay, first = 0.0, sum(scripted.asked.values())
     asked = [{**ASKED[0], "prompt_id": f"p{n}", "prompt": f"Say {n}."} for n in range(40)]
     with asker(scripted, tmp_path) as ask:
-        assert len(Pairs(Recipe(), asked).make(ask)) == 40
+        assert len(NewPairs(Recipe(), asked).make(ask)) == 40
     assert sum(scripted.asked.values()) == 80 + first - len(kept) and first - len(kept) <= 4
 
 

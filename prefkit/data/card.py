@@ -11,70 +11,15 @@ LICENCES = {
     "tiny-world": "Apache-2.0, as prefkit, which generates it",
     "HuggingFaceH4/ultrafeedback_binarized": "MIT",
 }
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+SIZE_CATEGORIES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+)
 
 
-def licence_of(dataset: str) -> str:  # a name of DATASETS, or of the Hub
-    "The licence of a data set, as far as it is known here."
-    name = DATASETS[dataset].hub or dataset if dataset in DATASETS else dataset
-    return LICENCES.get(name, "not known here: see its own card")
-
-
-def table(rows: list[dict]) -> str:
-    "Rows with equal columns as a table of Markdown."
-    shown = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([shown(row[name]) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def data_card(
-    *,
-    title: str,
-    model: str,  # as the server calls it
-    server: str,  # its address
-    dataset: str,  # of the seed prompts
-    split: str,
-    criteria: str,
-    settings: dict[str, dict],  # what was asked for -> how
-    counts: dict[str, int],  # rows of each split
-    steps: list,  # of RowReport: what became of requests, prompts, answers and pairs
-    judge: str,  # who filtered the pairs, in words
-    spent: str,  # in words
-) -> str:  # Markdown with YAML in front
-    "A card for pairs that a model has made."
-    total, hub = sum(counts.values()), DATASETS[dataset].hub if dataset in DATASETS else dataset
-    front = {
-        "pretty_name": title,
-        "license": "other",
-        "license_name": "terms-of-the-models-owner",
-        "task_categories": ["text-generation"],
-        "tags": ["preference", "pairs", "dpo", "synthetic", "prefkit"],
-        "size_categories": [next((name for most, name in SIZES if total < most), "n>1M")],
-        "annotations_creators": ["machine-generated"],
-        "language_creators": ["machine-generated"],
-        "source_datasets": [hub or dataset],
-    }
-    how = [
-        {
-            "asked for": what,
-            **{name: options.get(name, "") for name in ("temperature", "max_tokens")},
-        }
-        for what, options in settings.items()
-    ]
-    became = [
-        {
-            "step": each.source,
-            "looked at": each.read,
-            "kept": each.kept,
-            "dropped": each.dropped_rows,
-        }
-        for each in steps
-    ]
-    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    quoted = "\n".join(f"> {line}" for line in criteria.strip().splitlines())
-    splits = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    return f"""---
+CARD = """---
 {head}---
 # {title}
 
@@ -85,14 +30,14 @@ dispreferred answers. Made by prefkit's pipeline `synthesize`.
 
 - **Model:** `{model}`, asked through {server}.
 - **Prompts:** in the theme of `{dataset}` (split `{split}`), of which each request showed \
-{settings["prompts"]["seeds"]}.
+{seeds}.
   Those that repeat one another, a seed prompt or a held-out prompt, word for word or nearly, are
   left out.
 - **Answers:** the preferred one by the criteria below, the dispreferred one to fall short of them.
   A row holds the bare prompt, not the instruction.
 - **Filter:** {judge}
 
-{table(how)}
+{how}
 
 Criteria:
 
@@ -100,10 +45,10 @@ Criteria:
 
 ## What became of it
 
-{table(became)}
+{became}
 
 ```
-{chr(10).join(str(each) for each in steps)}
+{account}
 ```
 
 **Spent:** {spent}.
@@ -124,5 +69,89 @@ what the model was told to write, not what people prefer.
 
 The text is a model's output: the terms of whoever owns the model and runs the server apply, which
 may forbid to train other models on it, or to publish it. Look them up before either. Seed set:
-`{dataset}`, licence: {licence_of(dataset)}.
+`{dataset}`, licence: {licence}.
 """
+
+
+def licence_of(dataset: str) -> str:  # a name of DATASETS, or of the Hub
+    "The licence of a data set, as far as it is known here."
+    name = DATASETS[dataset].hub or dataset if dataset in DATASETS else dataset
+    return LICENCES.get(name, "not known here: see its own card")
+
+
+def rows_table(rows: list[dict]) -> str:
+    "Rows with equal columns as a table of Markdown."
+    shown = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([shown(row[name]) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _front(title, total, source):
+    "What stands in front of a card for machines."
+    front = {
+        "pretty_name": title,
+        "license": "other",
+        "license_name": "terms-of-the-models-owner",
+        "task_categories": ["text-generation"],
+        "tags": ["preference", "pairs", "dpo", "synthetic", "prefkit"],
+        "size_categories": [next((name for most, name in SIZE_CATEGORIES if total < most), "n>1M")],
+        "annotations_creators": ["machine-generated"],
+        "language_creators": ["machine-generated"],
+        "source_datasets": [source],
+    }
+    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+
+
+def data_card(
+    *,
+    title: str,
+    model: str,  # as the server calls it
+    server: str,  # its address
+    dataset: str,  # of the seed prompts
+    split: str,
+    criteria: str,
+    settings: dict[str, dict],  # what was asked for -> how
+    counts: dict[str, int],  # rows of each split
+    steps: list,  # of RowReport: what became of requests, prompts, answers and pairs
+    judge: str,  # who filtered the pairs, in words
+    spent: str,  # in words
+) -> str:  # Markdown with YAML in front
+    "A card for pairs that a model has made."
+    total, hub = sum(counts.values()), DATASETS[dataset].hub if dataset in DATASETS else dataset
+    how = [
+        {
+            "asked for": what,
+            **{name: options.get(name, "") for name in ("temperature", "max_tokens")},
+        }
+        for what, options in settings.items()
+    ]
+    became = [
+        {
+            "step": each.source,
+            "looked at": each.read,
+            "kept": each.kept,
+            "dropped": each.dropped_rows,
+        }
+        for each in steps
+    ]
+    quoted = "\n".join(f"> {line}" for line in criteria.strip().splitlines())
+    splits = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return CARD.format(
+        head=_front(title, total, hub or dataset),
+        title=title,
+        total=total,
+        splits=splits,
+        model=model,
+        server=server,
+        dataset=dataset,
+        split=split,
+        seeds=settings["prompts"]["seeds"],
+        judge=judge,
+        how=rows_table(how),
+        quoted=quoted,
+        became=rows_table(became),
+        account="\n".join(str(each) for each in steps),
+        spent=spent,
+        licence=licence_of(dataset),
+    )

@@ -14,14 +14,14 @@ from prefkit.core import check_number
 WORDS = 3  # in a row make a shingle
 
 
-def plain(text: str) -> str:
+def words_alone(text: str) -> str:
     "A text without case, punctuation, accents and spacing: what is equal then says the same."
     whole = unicodedata.normalize("NFKD", text).casefold()
     return " ".join(re.findall(r"\w+", "".join(x for x in whole if not unicodedata.combining(x))))
 
 
 def shingles(text: str) -> frozenset[str]:  # never empty
-    "Every three words in a row of a text that is `plain`; of a shorter one, itself."
+    "Every three words in a row of a text that is `words_alone`; of a shorter one, itself."
     words = text.split()
     runs = range(max(1, len(words) - WORDS + 1))
     return frozenset(" ".join(words[at : at + WORDS]) for at in runs)
@@ -58,7 +58,7 @@ class Seen:
 
     def add(self, text: str, where: Any):
         "Remember a text, and where it stands."
-        bare = plain(text)
+        bare = words_alone(text)
         place, parts = len(self.texts), shingles(bare)
         self.texts.append((text, where, parts))
         self.exact.setdefault(bare, place)
@@ -67,7 +67,7 @@ class Seen:
 
     def find(self, text: str) -> Found | None:
         "The text that is most alike, if one is; of several equals the first."
-        bare = plain(text)
+        bare = words_alone(text)
         if bare in self.exact:
             known, where, _ = self.texts[self.exact[bare]]
             return Found(known, where, 1.0)

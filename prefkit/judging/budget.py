@@ -18,7 +18,7 @@ AROUND_ALL, AROUND_EACH = 64, 8
 
 
 @dataclass(frozen=True)
-class Limits:
+class AskingLimits:
     "Limits for the requests to one server; raises `ConfigError` for a field out of range."
 
     requests_per_minute: float | None = None  # tries are sent evenly; None: no limit
@@ -88,7 +88,7 @@ class Budget:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: AskingLimits,
         path: str | Path,  # a JSON-lines file of tries; the same one to go on
     ):
         self.limits, self.tries = limits, {}

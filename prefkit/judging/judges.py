@@ -44,7 +44,7 @@ from typing import Any, ClassVar
 
 # %% ../../nbs/lib/judging/56_judges.ipynb #9e80b9f5
 from ..core import ConfigError, DataError, PrefkitError, check_number, fingerprint, is_number
-from .budget import Budget, Limits
+from .budget import AskingLimits, Budget
 from .kinds import kind_of, lookup, make, options_of
 from prefkit.judging.records import (
     messages_of,
@@ -361,7 +361,7 @@ class ServerJudge(Judge):
     timeout: float = 60.0  # seconds for one try
     retries: int = 4  # tries after the first
     ask: Callable | None = None  # body of a request -> text of the reply: in place of the server
-    # on rate and spend, as `prefkit.judging.budget.Limits`: {requests_per_minute: 60}
+    # on rate and spend, as `prefkit.judging.budget.AskingLimits`: {requests_per_minute: 60}
     limits: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -371,7 +371,7 @@ class ServerJudge(Judge):
                 field="ask",
                 reason="no function",
             )
-        make(Limits, self.limits, "limits")
+        make(AskingLimits, self.limits, "limits")
         self.server = Served(
             self.model,
             "http://localhost" if self.ask else str(self.base_url),  # None is refused there
@@ -407,7 +407,7 @@ class ServerJudge(Judge):
             found, failed = ask_all(self.server, requests, store, **asked)
         else:
             spent = Path(store).with_suffix(".spent.jsonl")
-            with Budget(Limits(**self.limits), spent) as budget:
+            with Budget(AskingLimits(**self.limits), spent) as budget:
                 found, failed = ask_all(self.server, requests, store, budget=budget, **asked)
         return {key: (each["read"], each["reply"]) for key, each in found.items()}, failed
 

@@ -24,7 +24,7 @@ from prefkit.core import (
     fingerprint,
     nearest,
 )
-from prefkit.data.duplicates import Seen, plain
+from prefkit.data.duplicates import Seen, words_alone
 from prefkit.data.records import RowReport
 from prefkit.judging.asking import decoding, request_body
 from prefkit.judging.budget import Budget
@@ -32,7 +32,7 @@ from prefkit.judging.records import text_of
 from prefkit.judging.served import REFUSED, Served, ask_all
 
 # section 3.3: what the reward model of its leaderboard goes by
-CRITERIA = (
+REPORT_CRITERIA = (
     "Chat quality (fluency, relevance, coherence) in basic interactions, adversarial scenarios, "
     "multi-turn consistency"
 )
@@ -94,7 +94,7 @@ def _options(name, default, given):
 class Recipe:
     "What is asked for, and how; raises `ConfigError` for a field out of range."
 
-    criteria: str = CRITERIA  # what makes an answer good
+    criteria: str = REPORT_CRITERIA  # what makes an answer good
     prompting: dict = field(default_factory=dict)  # in place of some of `PROMPTING`
     preferred: dict = field(default_factory=dict)  # in place of some of `PREFERRED`
     dispreferred: dict = field(default_factory=dict)  # in place of some of `DISPREFERRED`
@@ -242,7 +242,7 @@ def read_prompts(
     points = [
         re.sub(r'^(["“*]+)(.*?)(["”*]+)$', r"\2", point.strip(), flags=re.S) for point in points
     ]
-    points = [point.strip() for point in points if plain(point)]
+    points = [point.strip() for point in points if words_alone(point)]
     if points:
         return points
     why = "" if ended else " before it was cut off (raise prompting.max_tokens)"
@@ -378,7 +378,7 @@ class NewPrompts:
 
 # ---- answers
 
-SIDES = {"chosen": BETTER, "rejected": WORSE}
+INSTRUCTIONS = {"chosen": BETTER, "rejected": WORSE}
 
 
 def _answer(said, refused):
@@ -400,7 +400,7 @@ def _answer(said, refused):
     return text
 
 
-class Pairs:
+class NewPairs:
     "Answers to prompts, two to each, and the account of how they came about."
 
     def __init__(
@@ -419,7 +419,7 @@ class Pairs:
         """
         requests = {}
         for row in self.asked:  # both answers of a prompt together: a limit cuts off few pairs
-            for side in SIDES:
+            for side in INSTRUCTIONS:
                 name = f"{row['prompt_id']} {side}"
                 requests[name] = self._body(ask.server, row, side, name)
         said, refused = ask(requests, "answers")
@@ -437,7 +437,7 @@ class Pairs:
         return self.recipe.preferred if side == "chosen" else self.recipe.dispreferred
 
     def _body(self, server, row, side, name):
-        system = SIDES[side].format(criteria=self.recipe.criteria.strip())
+        system = INSTRUCTIONS[side].format(criteria=self.recipe.criteria.strip())
         messages = [
             {"role": "system", "content": system},
             {"role": "user", "content": row["prompt"]},
@@ -447,7 +447,7 @@ class Pairs:
     def _read(self, row, said, refused, reached):
         "A pair of the two answers to one prompt."
         self.report.read += 1
-        names = {side: f"{row['prompt_id']} {side}" for side in SIDES}
+        names = {side: f"{row['prompt_id']} {side}" for side in INSTRUCTIONS}
         lost = [name for name in names.values() if name not in said and name not in refused]
         texts = {}
         try:
@@ -458,7 +458,7 @@ class Pairs:
                     texts[side] = _answer(said.get(name), refused.get(name))
                 except DataError as error:
                     raise error.at(f"the {side} answer") from error
-            if plain(texts["chosen"]) == plain(texts["rejected"]):
+            if words_alone(texts["chosen"]) == words_alone(texts["rejected"]):
                 raise DataError(
                     repr(texts["chosen"][:80]), field="answer", reason="both answers are the same"
                 )
@@ -480,7 +480,7 @@ class Pairs:
             **row["lineage"],
             "criteria": fingerprint(self.recipe.criteria),
             **{f"{side}_request": name for side, name in names.items()},
-            **{f"{side}_tokens": usage[side].get("completion_tokens") for side in SIDES},
+            **{f"{side}_tokens": usage[side].get("completion_tokens") for side in INSTRUCTIONS},
         }
         return {
             "prompt": [{"role": "user", "content": row["prompt"]}],
@@ -494,7 +494,7 @@ class Pairs:
 
 
 def filter_pairs(
-    rows: list[dict],  # of `Pairs`
+    rows: list[dict],  # of `NewPairs`
     # of messages and two answers (text, tokens, ended) to each, the two scores
     scores: Callable[[list, list], list],
     least_margin: float = 0.0,  # by which a chosen answer has to be above the rejected one
@@ -504,7 +504,7 @@ def filter_pairs(
     """
     report, kept, dropped = RowReport("pairs judged"), [], []
     ended = lambda row, side: {"text": row[side][0]["content"], "tokens": 0, "ended": True}
-    answers = [[ended(row, side) for side in SIDES] for row in rows]
+    answers = [[ended(row, side) for side in INSTRUCTIONS] for row in rows]
     for row, (chosen, rejected) in zip(rows, scores([row["prompt"] for row in rows], answers)):
         report.read += 1
         judged = {**row, "score_chosen": float(chosen), "score_rejected": float(rejected)}

@@ -12,7 +12,7 @@ from typing import Any
 from prefkit.core import ConfigError, DataError, announce, derive_seed, fingerprint
 from prefkit.data.records import Records, RowReport, load_records
 from prefkit.judging import combined  # noqa: F401 adds the rewards that ask others
-from prefkit.judging.budget import Budget, Limits
+from prefkit.judging.budget import Budget, AskingLimits
 from prefkit.judging.judges import make_judge
 from prefkit.judging.rewards import check_data, make_reward, reward_source
 from prefkit.judging.served import Served, reach
@@ -77,7 +77,7 @@ def reach_server(server: dict):
             raise error.at("server") from error
 
 
-def check_prompts(
+def check_seeds(
     dataset: str,
     split: str,
     limit: int | None,
@@ -111,7 +111,7 @@ def seed_prompts(
 @contextmanager
 def asking(
     server: dict,  # as in a config
-    limits: Limits,
+    limits: AskingLimits,
     folder: Path,  # of the run
     *parts,  # what tells this set of pairs from another: the data set, the split, the seed
 ):  # -> Asker
@@ -188,7 +188,7 @@ class Filter:
 
     def __call__(
         self,
-        rows: list[dict],  # of `Pairs`
+        rows: list[dict],  # of `NewPairs`
         least_margin: float,
         store: str | Path,  # keeps the replies of a judge behind a server
     ) -> tuple[list[dict], list[dict], RowReport]:
