@@ -14,7 +14,7 @@ import pytest
 
 from helpers.served import Faulty, serving
 from prefkit.core import ConfigError, read_jsonl
-from prefkit.judging.budget import Budget, AskingLimits, most_tokens
+from prefkit.judging.budget import AskingLimits, Budget, most_tokens
 from prefkit.judging.judges import make_judge
 from prefkit.judging.served import Served, ask_all
 
@@ -122,7 +122,7 @@ def test_where_the_server_does_not_tell_the_most_it_may_be_counts(counting, tmp_
 
 CLIENT = """
 import sys
-from prefkit.judging.budget import Budget, AskingLimits
+from prefkit.judging.budget import AskingLimits, Budget
 from prefkit.judging.judges import make_judge
 from prefkit.judging.served import Served, ask_all
 requests = {}

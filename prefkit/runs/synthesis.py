@@ -12,7 +12,7 @@ from typing import Any
 from prefkit.core import ConfigError, DataError, announce, derive_seed, fingerprint
 from prefkit.data.records import Records, RowReport, load_records
 from prefkit.judging import combined  # noqa: F401 adds the rewards that ask others
-from prefkit.judging.budget import Budget, AskingLimits
+from prefkit.judging.budget import AskingLimits, Budget
 from prefkit.judging.judges import make_judge
 from prefkit.judging.rewards import check_data, make_reward, reward_source
 from prefkit.judging.served import Served, reach
