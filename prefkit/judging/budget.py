@@ -5,11 +5,12 @@ server says it took. So the limit holds with many requests under way, and for a 
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from prefkit.core import ConfigError, check_number
-from prefkit.judging.served import JsonLinesFile
+from prefkit.judging.served import JsonLinesFile, Served, ask_all
 
 PRICES = ("prompt", "completion")
 ON_SPEND_LIMIT = ("error", "keep")
@@ -228,3 +229,18 @@ class Budget:
         for name in PRICES:
             self.tokens[name] += record[name] - before[name]
         self.tries[record["try"]] = record
+
+
+def ask_within(
+    limits: dict,  # of `AskingLimits`; {}: none
+    server: Served,
+    requests: dict[str, dict],  # as `ask_all` takes them
+    store: str | Path,  # as `ask_all` takes it; what was spent stands beside it, .spent.jsonl
+    read: Callable | None,  # as `ask_all` takes it
+    label: str,  # for the progress bar
+) -> tuple[dict[str, dict], dict[str, str]]:
+    "`ask_all` with limits, where there are any."
+    if not limits:
+        return ask_all(server, requests, store, read=read, label=label)
+    with Budget(AskingLimits(**limits), Path(store).with_suffix(".spent.jsonl")) as budget:
+        return ask_all(server, requests, store, read=read, budget=budget, label=label)
