@@ -671,7 +671,7 @@ def test_a_real_model_makes_pairs(smollm2, tmp_path, monkeypatch):
                 "held_out": [],
                 "new_prompts": 4,
                 "validation_prompts": 0,
-                "prompting": {"seeds": 2, "prompts": 4, "max_tokens": 150},
+                "prompting": {"seeds": 2, "prompts": 4, "max_tokens": 150, "temperature": 0.5},
                 "preferred": {"max_tokens": 100},
                 "dispreferred": {"max_tokens": 100},
                 "reward": "text",

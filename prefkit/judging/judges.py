@@ -365,11 +365,8 @@ class ServerJudge(Judge):
 
     def __post_init__(self):
         if self.ask is not None and not callable(self.ask):
-            raise ConfigError(
-                "ask must be a function of a request's body that returns the reply's text.",
-                field="ask",
-                reason="no function",
-            )
+            what = "ask must be a function of a request's body that returns the reply's text."
+            raise ConfigError(what, field="ask", reason="no function")
         make(AskingLimits, self.limits, "limits")
         self.server = Served(
             self.model,
