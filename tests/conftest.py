@@ -74,3 +74,14 @@ def real_data():
         pytest.skip("PREFKIT_REAL_DATA is not set: no samples of real data sets here")
     assert Path(folder).is_dir(), f"PREFKIT_REAL_DATA names {folder}, which is not a folder"
     return Path(folder)
+
+
+@pytest.fixture()
+def faulty(monkeypatch):
+    "A server that has every fault there is, and a key for it."
+    from helpers.served import KEY, Faulty, serving
+
+    monkeypatch.setenv("FAKE_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving(Faulty()) as server:
+        yield server

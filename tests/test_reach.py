@@ -70,6 +70,7 @@ NO_MODEL = (404, {"error": {"message": "no model x"}})
         ("alias", {"list": LIST, "chat": YES}, ["list", "chat"]),  # proxies list some only
         ("m", {"list": (404, {}), "chat": YES}, ["list", "chat"]),
         ("m", {"list": (200, "pong"), "chat": YES}, ["list", "chat"]),
+        ("m", {"list": (500, {}), "chat": YES}, ["list", "chat"]),  # transformers serve
         ("m", {"list": (405, {})}, ["list"]),
         ("m", {"list": (501, {})}, ["list"]),
         ("m", {"list": (429, {"error": {"message": "slowly"}})}, ["list"]),
@@ -90,6 +91,7 @@ def test_a_server_that_answers_passes_and_pays_for_a_token_at_most(server, model
         ({"list": (403, {})}, "key_env", "key refused"),
         ({"list": (404, {}), "chat": (401, {})}, "key_env", "key refused"),
         ({"list": (503, {"error": {"message": "loading"}})}, "base_url", "unreachable"),
+        ({"list": (500, {}), "chat": (500, {})}, "base_url", "unreachable"),
         ({"list": (404, {}), "chat": (502, {})}, "base_url", "unreachable"),
         ({"list": (404, {}), "chat": (200, {"error": "down"})}, "base_url", "unreachable"),
         ({"list": (404, {}), "chat": NO_MODEL}, "model", "no such model"),

@@ -44,6 +44,7 @@ from typing import Any, ClassVar
 
 # %% ../../nbs/lib/judging/56_judges.ipynb #9e80b9f5
 from ..core import ConfigError, DataError, PrefkitError, check_number, fingerprint, is_number
+from .budget import AskingLimits, ask_within
 from .kinds import kind_of, lookup, make, options_of
 from prefkit.judging.records import (
     messages_of,
@@ -360,14 +361,13 @@ class ServerJudge(Judge):
     timeout: float = 60.0  # seconds for one try
     retries: int = 4  # tries after the first
     ask: Callable | None = None  # body of a request -> text of the reply: in place of the server
+    limits: dict = field(default_factory=dict)  # as AskingLimits: {requests_per_minute: 60}
 
     def __post_init__(self):
         if self.ask is not None and not callable(self.ask):
-            raise ConfigError(
-                "ask must be a function of a request's body that returns the reply's text.",
-                field="ask",
-                reason="no function",
-            )
+            what = "ask must be a function of a request's body that returns the reply's text."
+            raise ConfigError(what, field="ask", reason="no function")
+        make(AskingLimits, self.limits, "limits")
         self.server = Served(
             self.model,
             "http://localhost" if self.ask else str(self.base_url),  # None is refused there
@@ -386,8 +386,7 @@ class ServerJudge(Judge):
         requests: dict[str, dict],  # id -> body
         store: str | Path | None,
         read: Callable,  # reply text -> what is in it; raises `DataError`
-        # id -> (what was read, the reply's text); id -> why there is none
-    ) -> tuple[dict, dict]:
+    ) -> tuple[dict, dict]:  # id -> (what was read, the reply's text); id -> why there is none
         "Raises `ConfigError` where nothing would keep the replies of a server."
         if self.ask:
             return self._asked(self.ask, requests, read)
@@ -398,7 +397,7 @@ class ServerJudge(Judge):
                 field="store",
                 reason="missing",
             )
-        found, failed = ask_all(self.server, requests, store, read=read, label=self.name)
+        found, failed = ask_within(self.limits, self.server, requests, store, read, self.name)
         return {key: (each["read"], each["reply"]) for key, each in found.items()}, failed
 
     def _asked(self, ask, requests, read):

@@ -10,6 +10,7 @@ import asyncio, base64, email.utils, json, os, random, re, threading, time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from filelock import FileLock, Timeout
@@ -289,6 +290,12 @@ class _Try:
     status: int | None = None  # None: no answer from the server at all, or none that can be read
     wait: float | None = None  # seconds that the server asks us to wait
     exhausted: bool = False  # a 429 that no waiting helps: the account is empty
+    sent: bool = True  # False: no connection came about
+
+    @property
+    def free(self):
+        "Whether the server has made nothing that it could want money for."
+        return not self.sent or self.status is not None
 
     @property
     def again(self):
@@ -354,7 +361,8 @@ async def _content(call, server, secret) -> "bytes | _Try":
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
         why = f"no connection ({type(cause).__name__}: {cause})"
-        return _Try(why=secret.clean(why)[:300])
+        sent = type(cause).__name__ not in ("ConnectError", "ConnectTimeout")
+        return _Try(why=secret.clean(why)[:300], sent=sent)
 
 
 async def _try(client, server, body, secret) -> _Try:
@@ -434,8 +442,9 @@ def _result(raw, read):
 class _Asking:
     "The state of one call of `ask_all`."
 
-    def __init__(self, server, requests, store, read, secret):
+    def __init__(self, server, requests, store, read, secret, budget=None):
         self.server, self.requests, self.store = server, requests, store
+        self.budget: Any = budget
         self.read, self.secret = read, secret
         self.prints = {name: self._print(body) for name, body in requests.items()}
         self.results: dict[str, dict] = {}
@@ -443,7 +452,7 @@ class _Asking:
         self.stop: PrefkitError | str | None = None  # why nothing more is asked; an error is raised
         self.progress = None
         self.not_before = 0.0  # on the monotonic clock
-        self.lost_in_a_row, self.refused = 0, 0
+        self.lost_in_a_row, self.refused, self.under_way = 0, 0, 0
         kept = {name: store.kept.get((name, self.prints[name])) for name in requests}
         self.todo = [name for name, raw in kept.items() if raw is None or not self._take(name, raw)]
         self.failures.clear()  # those are asked again
@@ -487,7 +496,15 @@ class _Asking:
             await self._pause()
             if attempt and self.stop:
                 break  # no more tries once it is clear that they are in vain
-            made = await _try(client, self.server, self.requests[name], self.secret)
+            place = await self._place(name) if self.budget else 0
+            if place is None:
+                self.failures[name] = f"not asked: {self.stop}"
+                return
+            body = self.requests[name]
+            made = await _try(client, self.server, body, self.secret)
+            if self.budget:
+                self.under_way -= 1
+                self.budget.settle(place, body, made.raw and made.raw.get("usage"), made.free)
             if made.raw is not None:
                 # first of all: what is paid for is kept
                 self.store.keep(name, self.prints[name], made.raw)
@@ -508,6 +525,26 @@ class _Asking:
                 break
         self.failures[name] = made.why + (f", after {attempt + 1} tries" if attempt else "")
         self._go_on_or_stop(made)
+
+    async def _place(self, name):
+        "A place within the limits, waited for; None: there will be none."
+        body = self.requests[name]
+        while self.stop is None:
+            if self.budget.fits(body):
+                self.under_way += 1
+                await asyncio.sleep(self.budget.slot(body))
+                if self.stop is None and self.not_before <= time.monotonic():
+                    place = self.budget.reserve(body)
+                    if place is not None:
+                        return place
+                self.under_way -= 1
+                await self._pause()
+            elif self.under_way:  # which may cost less than was set aside for it
+                await asyncio.sleep(0.02)
+            else:
+                left = sum(each not in self.results for each in self.requests)
+                self.stop = self.budget.reach(left)
+        return None
 
     async def _pause(self):
         while (left := self.not_before - time.monotonic()) > 0:
@@ -609,6 +646,8 @@ def ask_all(
     # `Reply`, a text -> anything; raises `DataError` where the reply is not usable, which names it
     # a failure and asks again next time
     read: Callable | None = None,
+    # a `prefkit.judging.budget.Budget`: limits on requests and tokens a minute and on money
+    budget: Any = None,
     label: str = "asking",  # for the progress bar
     quiet: bool = False,  # no progress bar
     # id -> reply (a `Reply`: text without thought), finish_reason, usage, raw, read; and id -> why
@@ -619,14 +658,15 @@ def ask_all(
     Raises `ConfigError` where going on makes no sense (key refused, no such model, no credit) and
     `DataError` where every request is refused, in both cases after keeping what was received. The
     address of the server is not part of a request: for another model behind the same name take
-    another file.
+    another file. Where a spend limit is reached, it is a `ConfigError` too, unless the budget says
+    `keep`: then those that were not asked are among the failures.
     """
     for name, body in requests.items():
         _check_request(name, body)
     check_key_host(server.base_url, server.key_env)
     secret = Secret(server.key_env)
     with _Store(store) as replies:
-        asking = _Asking(server, requests, replies, read, secret)
+        asking = _Asking(server, requests, replies, read, secret, budget)
         if asking.todo and quiet:
             _run(asking.all)
         elif asking.todo:
@@ -692,7 +732,8 @@ def reach(
 def _settled(found, server):
     "Whether the list of models says enough: the model is in it, or the server is at fault."
     if isinstance(found, _Try):
-        return found.status != 404
+        # transformers serve cannot list where nothing was ever fetched from the Hub: 500
+        return found.status not in (404, 500)
     try:
         listed = json.loads(found)["data"]
         return server.model in [one.get("id") for one in listed]

@@ -38,6 +38,7 @@ TABLES = {
     "distances": ("model", "start"),
     "best_of_n": ("chosen_by", "n"),
     "own_pairs": ("stage", "part"),
+    "synthesize": ("stage", "part"),
 }
 WAYS = ("decoding", "token_limit")  # name a row too, where an evaluation had several
 WITHIN = ("n", "wins", "ties")
