@@ -16,10 +16,11 @@ from typing import Annotated
 
 import typer
 
-from prefkit.core import PrefkitError
+from prefkit.core import ConfigError, PrefkitError, nearest
 from prefkit.model.smollm2 import make_model
 from prefkit.runs import runner, start
 from prefkit.runs.catalogue import catalogue_lines
+from prefkit.runs.ledger import claim_words, ledger_lines, open_ledger, run_claims, verdicts
 from prefkit.runs.search import run_search
 from prefkit.runs.seeds import run_seeds
 
@@ -274,6 +275,33 @@ def search(
 ):
     """Search for settings by Optuna, on validation data; a killed search goes on."""
     print(f"the results: {_carry_out(run_search, config, workers, output_root, number)}")
+
+
+@app.command()
+def ledger(
+    claim: Annotated[
+        str, typer.Option(metavar="ID", help="Just this one, such as orpo-05.", show_default=False)
+    ] = "",
+    run: Annotated[bool, typer.Option("--run", help="Run what has not been run yet.")] = False,
+    jobs: Jobs = 1,
+    output_root: OutputRoot = None,
+):
+    """What the reports claim, and what became of each claim here."""
+
+    def show():
+        claims = open_ledger()
+        asked = [one for one in claims if one.id == claim] if claim else claims
+        if not asked:
+            raise ConfigError(
+                f"claim: there is no `{claim}`.{nearest(claim, [one.id for one in claims])}"
+            )
+        if run:
+            run_claims(asked, jobs=jobs, output_root=output_root)
+        found = verdicts(claims)
+        lines = claim_words(asked[0], found.get(claim)) if claim else ledger_lines(claims, found)
+        print("\n".join(lines))
+
+    _carry_out(show)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from prefkit.core import ConfigError, DataError, fingerprint_files, nearest, run
 from prefkit.judging.served import Served
 
 ANSWERERS: dict[str, Callable] = {}
-FORMS = ("prompts", "conversations")  # what such a function takes first
+QUESTION_FORMS = ("prompts", "conversations")  # what such a function takes first
 
 
 def register_answerer(
@@ -23,9 +23,9 @@ def register_answerer(
 ):
     "Add an answerer; a name may be given again. Raises `ConfigError` for a function of other form."
     given = list(inspect.signature(function).parameters)
-    if not given or given[0] not in FORMS:
+    if not given or given[0] not in QUESTION_FORMS:
         raise ConfigError(
-            f"answerer {name}: its first parameter is {' or '.join(FORMS)}, not "
+            f"answerer {name}: its first parameter is {' or '.join(QUESTION_FORMS)}, not "
             f"{given[0] if given else 'missing'}.",
             field="function",
             reason="wrong form",

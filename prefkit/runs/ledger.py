@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import yaml
+from scipy.stats import rankdata
 
 from prefkit.core import ConfigError, DataError, nearest, project_root, resolve_path, shipped
 from prefkit.judging.kinds import make
-from prefkit.report.claims import rank_correlation
 from prefkit.runs.config import load_config
 from prefkit.runs.seeds import open_results, run_seeds
 from prefkit.stats.verdicts import (
     OPEN,
-    SIDES,
-    Verdict,
+    CLAIMED,
+    ClaimVerdict,
     benjamini_yekutieli,
     judge_claim,
     judge_together,
@@ -51,7 +52,7 @@ def _way(rows: list[dict], decoding: str) -> dict:
 
 
 @dataclass(frozen=True)
-class WinRate:
+class WinRateOf:
     """How often a model wins against another by a judge, less the same of a third model, or by
     another judge, or one half.
     """
@@ -82,7 +83,7 @@ class WinRate:
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreOf:
     "A column of an evaluation's scores (gold, second, right, tokens, ...), less another model's."
 
     kind: ClassVar[str] = "score"
@@ -123,7 +124,7 @@ class Distance:
         return {self.of, self.less} - {""}
 
 
-PLACES = ("first", "last", "lowest", "highest", "change", "turn", "drop", "rises")
+_PLACES = ("first", "last", "lowest", "highest", "change", "turn", "drop", "rises")
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,8 @@ class Training:
     effect: ClassVar[float | None] = None
 
     def __post_init__(self):
-        if self.at not in PLACES:
-            raise ConfigError(f"at: {self.at!r} is none of {', '.join(PLACES)}.", field="at")
+        if self.at not in _PLACES:
+            raise ConfigError(f"at: {self.at!r} is none of {', '.join(_PLACES)}.", field="at")
 
     def value(self, found: dict) -> float:
         mine = self._at(found, self.of)
@@ -214,16 +215,19 @@ class Order:
 
     def value(self, found: dict) -> float:
         ours = [
-            WinRate(model, self.against, judge=self.judge, decoding=self.decoding).value(found)
+            WinRateOf(model, self.against, judge=self.judge, decoding=self.decoding).value(found)
             for model in self.reported
         ]
-        return rank_correlation(list(self.reported.values()), ours)
+        ranks, own = rankdata(list(self.reported.values())), rankdata(ours)
+        return float(np.corrcoef(ranks, own)[0, 1]) if np.ptp(own) else 0.0
 
     def models(self) -> set[str]:
         return {*self.reported, self.against}
 
 
-MEASURES = {one.kind: one for one in (WinRate, Score, Distance, Training, Seconds, Order)}
+LEDGER_MEASURES = {
+    one.kind: one for one in (WinRateOf, ScoreOf, Distance, Training, Seconds, Order)
+}
 
 
 # ---- claims
@@ -250,7 +254,7 @@ class LedgerClaim:
     def results(self) -> str:  # below data/results
         return f"ledger/{self.config.replace('/', '_')}.json"
 
-    def judge(self, seeds: dict[str, dict]) -> Verdict:  # what the seeds of its config found
+    def judge(self, seeds: dict[str, dict]) -> ClaimVerdict:  # what the seeds of its config found
         "What these seeds say; raises `DataError` where one of them lacks what is measured."
         told = []
         for measure in self.measures:
@@ -259,26 +263,30 @@ class LedgerClaim:
         return judge_together(told)
 
 
-KEYS = set(LedgerClaim.__dataclass_fields__) - {"measures"} | {"measure"}
+_KEYS = set(LedgerClaim.__dataclass_fields__) - {"measures"} | {"measure"}
 
 
 def _measures(given: Any, where: str) -> tuple:
     made = []
     for one in given if isinstance(given, list) else [given]:
         if not isinstance(one, dict) or len(one) != 1:
-            raise ConfigError(f"{where}: a measure is one of {', '.join(MEASURES)} with options.")
+            raise ConfigError(
+                f"{where}: a measure is one of {', '.join(LEDGER_MEASURES)} with options."
+            )
         [(kind, options)] = one.items()
-        if kind not in MEASURES:
-            raise ConfigError(f"{where}: there is no measure `{kind}`.{nearest(kind, MEASURES)}")
-        made.append(make(MEASURES[kind], options, where))
+        if kind not in LEDGER_MEASURES:
+            raise ConfigError(
+                f"{where}: there is no measure `{kind}`.{nearest(kind, LEDGER_MEASURES)}"
+            )
+        made.append(make(LEDGER_MEASURES[kind], options, where))
     return tuple(made)
 
 
 def _claim(given: dict) -> LedgerClaim:
     where = f"ledger, {given.get('id', '?')}"
     for key in given:
-        if key not in KEYS:
-            raise ConfigError(f"{where}: there is no `{key}`.{nearest(key, KEYS)}", field=key)
+        if key not in _KEYS:
+            raise ConfigError(f"{where}: there is no `{key}`.{nearest(key, _KEYS)}", field=key)
     rest = {key: value for key, value in given.items() if key != "measure"}
     ways = [key for key in ("measure", "exact", "untestable") if given.get(key)]
     if len(ways) != 1:
@@ -299,9 +307,9 @@ def _claim(given: dict) -> LedgerClaim:
             reason="missing",
         )
     made = make(LedgerClaim, {"effect": effects[0], **rest, "measures": measures}, where)
-    if made.says not in SIDES or not made.config or made.effect <= 0:
+    if made.says not in CLAIMED or not made.config or made.effect <= 0:
         raise ConfigError(
-            f"{where}: says is one of {', '.join(SIDES)}, config names an experiment, effect is "
+            f"{where}: says is one of {', '.join(CLAIMED)}, config names an experiment, effect is "
             "above 0.",
             field="says",
             reason="not usable",
@@ -322,7 +330,7 @@ def open_ledger(
     return claims
 
 
-def check_names(
+def check_claim(
     claim: LedgerClaim,
 ):
     "Raise `ConfigError` for a stage or model that the claim's config has not."
@@ -363,7 +371,9 @@ def held(claim: LedgerClaim) -> dict[str, dict]:
 
 def verdicts(
     claims: list[LedgerClaim],
-) -> dict[str, Verdict | None]:  # id -> what was found; None: not run, or on fewer than two seeds
+) -> dict[
+    str, ClaimVerdict | None
+]:  # id -> what was found; None: not run, or on fewer than two seeds
     "What the committed results say of every claim that is measured."
     found = {}
     for claim in claims:
@@ -374,7 +384,7 @@ def verdicts(
 
 
 def corrected(
-    found: dict[str, Verdict | None],
+    found: dict[str, ClaimVerdict | None],
     rate: float = 0.05,  # of false ones among what is told
 ) -> dict[str, str]:  # id -> what is said when all claims are looked at together
     "What still stands where the false discovery rate is held; the rest cannot be told."
@@ -412,7 +422,7 @@ def run_claims(
 
 def ledger_lines(
     claims: list[LedgerClaim],
-    found: dict[str, Verdict | None],
+    found: dict[str, ClaimVerdict | None],
 ) -> list[str]:
     "A line for each claim: what is said of it, alone and together with all others."
     together = corrected(found)
@@ -434,7 +444,7 @@ def ledger_lines(
 
 def claim_words(
     claim: LedgerClaim,
-    verdict: Verdict | None,
+    verdict: ClaimVerdict | None,
 ) -> list[str]:
     "All that there is to say of one claim."
     lines = [f"{claim.id}: {claim.claim}", f"said in: {claim.place}"]

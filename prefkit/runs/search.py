@@ -410,11 +410,11 @@ def _alive(worker: str) -> bool:
 def _database(address: str):
     "Optuna's storage in a database; raises `ConfigError` without repeating the address."
     import optuna
-    import sqlalchemy
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         return optuna.storages.RDBStorage(address)
-    except (ImportError, sqlalchemy.exc.SQLAlchemyError) as error:
+    except (ImportError, SQLAlchemyError) as error:
         why = str(getattr(error, "orig", None) or type(error).__name__).splitlines()[0]
         lacks = isinstance(error, ImportError)
         hint = "its driver is missing: pip install 'psycopg[binary]'" if lacks else why

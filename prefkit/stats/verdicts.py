@@ -12,15 +12,15 @@ from scipy.special import stdtr, stdtrit
 from prefkit.core import ConfigError, DataError, check_number
 from prefkit.stats.intervals import mean_interval, smallest_detectable, standard_error
 
-SIDES = ("above", "below", "same", "at most")
-HOLDS, REVERSED, FAILS, OPEN = SAID = ("holds", "reversed", "does not hold", "cannot be told")
+CLAIMED = ("above", "below", "same", "at most")
+HOLDS, REVERSED, FAILS, OPEN = _SAID = ("holds", "reversed", "does not hold", "cannot be told")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     "What seeds say of a claim, and by which test."
 
-    said: str  # one of `SAID`
+    said: str  # "holds", "reversed", "does not hold" or "cannot be told"
     mean: float  # of the difference from no difference
     low: float  # its 95 % interval by Student's t
     high: float
@@ -31,9 +31,9 @@ class Verdict:
 
 def judge_claim(
     values: Sequence[float],  # (seeds,) the difference from what is compared with, one a seed
-    says: str,  # one of `SIDES`: above or below 0, no different from it, or no more than it
+    says: str,  # one of `CLAIMED`: above or below 0, no different from it, or no more than it
     effect: float,  # the smallest difference that would matter, above 0, in the values' units
-) -> Verdict:
+) -> ClaimVerdict:
     """Above or below: the claim holds where the 95 % interval lies on its side of 0, is reversed
     where it lies on the other, does not hold where the interval ends short of `effect`: what there
     may be does not matter. Same: two one-sided tests at 5 % (Schuirmann 1987) against `effect`; it
@@ -42,9 +42,9 @@ def judge_claim(
     0 and does not end there. All else cannot be told. Raises `ConfigError`, and `DataError` for
     fewer than two seeds or NaN.
     """
-    if says not in SIDES:
+    if says not in CLAIMED:
         raise ConfigError(
-            f"says: {says!r} is none of {', '.join(SIDES)}.", field="says", reason="unknown"
+            f"says: {says!r} is none of {', '.join(CLAIMED)}.", field="says", reason="unknown"
         )
     check_number("effect", effect, above=0)
     numbers = np.asarray(values, dtype=np.float64)
@@ -72,7 +72,9 @@ def judge_claim(
     else:
         said, p = OPEN, of_zero
     spread = float(numbers.std(ddof=1))
-    return Verdict(said, mean, low, high, p, smallest_detectable(spread, len(numbers)), len(numbers))
+    return ClaimVerdict(
+        said, mean, low, high, p, smallest_detectable(spread, len(numbers)), len(numbers)
+    )
 
 
 def _p_values(numbers, side, effect):
@@ -100,8 +102,8 @@ def _student(distance, numbers):
 
 
 def judge_together(
-    verdicts: Sequence[Verdict],  # of the comparisons that a claim makes
-) -> Verdict:  # of all of them: the numbers are those of the comparison that decides
+    verdicts: Sequence[ClaimVerdict],  # of the comparisons that a claim makes
+) -> ClaimVerdict:  # of all of them: the numbers are those of the comparison that decides
     """A claim of several comparisons holds where each does (intersection and union: the largest p),
     does not hold where one fails or is reversed (the smallest p, times how many there are), and
     cannot be told otherwise.
@@ -117,7 +119,7 @@ def judge_together(
 
 
 def _of(verdict, said, p):
-    return Verdict(
+    return ClaimVerdict(
         said, verdict.mean, verdict.low, verdict.high, p, verdict.detectable, verdict.n
     )
 
