@@ -23,6 +23,7 @@ from prefkit.runs.catalogue import catalogue_lines
 from prefkit.runs.ledger import claim_words, ledger_lines, open_ledger, run_claims, verdicts
 from prefkit.runs.search import run_search
 from prefkit.runs.seeds import run_seeds
+from prefkit.runs.stage import way_out
 
 app = typer.Typer(
     add_completion=False,
@@ -46,10 +47,20 @@ SetOptions = Annotated[
         ),
     ),
 ]
+
+
+def _folder(text: str) -> Path:
+    "A folder as it is named; an empty name, of a variable that is not set, is none."
+    if not text.strip():
+        raise typer.BadParameter("the name is empty. Name a folder, or leave it out for data/runs.")
+    return Path(text)
+
+
 OutputRoot = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
+        parser=_folder,
         help="Where the experiments' folders stand.  [default: data/runs]",
         show_default=False,
     ),
@@ -85,6 +96,12 @@ def _carry_out(action, *arguments):
         return action(*arguments)
     except PrefkitError as error:
         print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if getattr(error, "errno", None) is None and not isinstance(error, MemoryError):
+            raise
+        # what the machine lacks is no fault of the program's
+        said = str(error) or type(error).__name__
+        print(f"error: {said}{way_out(said)}", file=sys.stderr)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
     finally:
@@ -223,11 +240,12 @@ def seeds(
     ] = False,
 ):
     """Run an experiment for several seeds and gather what its evaluations found."""
-    if not all(word.strip().isdigit() for word in seeds.split(",")):
+    words = [word.strip() for word in seeds.split(",")]
+    if not all(word.isascii() and word.isdigit() and len(word) <= 10 for word in words):
         raise typer.BadParameter(
             f"{seeds!r}: numbers with commas between, such as 0,1,2.", param_hint="--seeds"
         )
-    numbers = [int(word) for word in seeds.split(",")]
+    numbers = [int(word) for word in words]
     options = (tuple(settings), output_root, "auto", jobs, lines, add)
     print(f"the results: {_carry_out(run_seeds, config, numbers, output, *options)}")
 

@@ -5,7 +5,7 @@ is.
 
 import ast, hashlib, inspect, json, math, os, random, re, tempfile, time, traceback
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import cache, partial
 from numbers import Integral, Real
@@ -85,6 +85,22 @@ def cache_folder() -> Path:  # need not exist
     )
 
 
+@contextmanager
+def optional_cache(
+    path: Path,  # what is going to be written
+):
+    "Around a write into the cache: one that fails is said, and the work goes on without it."
+    try:
+        yield
+    except (OSError, ConfigError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        why = getattr(cause, "strerror", cause)
+        announce(
+            f"{path.parent.name} of the cache cannot be written to ({why}): what is kept there for "
+            "other runs is made again next time. PREFKIT_CACHE names another folder for it."
+        )
+
+
 def resolve_path(
     path: str | Path,  # absolute, or relative to the current folder or the project's root
 ) -> Path:  # the absolute path; it need not exist
@@ -104,7 +120,15 @@ def resolve_path(
     if path.is_absolute():
         return path
     places = Path.cwd() / path, project_root() / path, shipped(path)
-    return next((place for place in places if place.exists()), places[1])
+    return next((place for place in places if there(place)), places[1])
+
+
+def there(path: Path) -> bool:
+    "Whether a path exists; one that no file system takes (too long, a zero byte) does not."
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def run_own(function: Callable, *arguments, **named):
@@ -138,6 +162,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(str(name), known, n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
     return f"{hint} Known: {', '.join(known) or 'none'}."
+
+
+def in_short(value) -> str:
+    "A value in a message, in few letters; Python does not write the longest numbers."
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:50]}..."
 
 
 def is_number(value, *, whole: bool = False) -> bool:
@@ -238,15 +271,42 @@ def write_text(
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise ConfigError(
-            f"cannot write {path}: {error.strerror}. Choose an output folder that you may write to."
+            f"cannot write {path}: {error.strerror}. Choose an output folder that you may write "
+            "to.",
+            field=str(path),
+            reason="cannot be written",
         ) from error
-    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files private; these are for everyone
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files private; these are for everyone
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}. Make room there, or choose another output "
+            "folder.",
+            field=str(path),
+            reason="cannot be written",
+        ) from error
     return path
+
+
+def sync_files(
+    folder: Path,
+):
+    "Wait until all that a folder holds is on the disk, so that a power cut does not take it."
+    for path in (*folder.rglob("*"), folder):
+        if os.name == "nt" and path.is_dir():  # Windows opens no folders
+            continue
+        handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(

@@ -31,6 +31,7 @@ HEAVY = set(
     (
         "IPython accelerate datasets fastapi huggingface_hub ipykernel ipywidgets jinja2 "
         "jupyter_client lm_eval matplotlib nbclient nbconvert nbformat numpy openai optuna pandas "
+        "sqlalchemy "
         "papermill peft pyarrow sacrebleu safetensors scipy tensorboard tokenizers torch tqdm "
         "trackio transformers uvicorn wandb"
     ).split()

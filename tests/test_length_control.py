@@ -535,7 +535,7 @@ def test_errors_name_what_is_wrong():
         ({"preference": [1, 0, math.nan]}, "row 2 is nan"),
         ({"preference": [1, 2, 1]}, "preference - 1"),
         ({"preference": [[1, 0, 1]]}, "shape"),
-        ({"preference": ["a", "b", "c"]}, "not all values are numbers"),
+        ({"preference": ["a", "b", "c"]}, "number 0: 'a' is no number"),
         ({"preference": [1.0]}, "at least 2"),
         ({"preference": []}, "at least 2"),
         ({"model_length": [3, 4]}, "model_length has 2 values for 3"),

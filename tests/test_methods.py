@@ -26,6 +26,7 @@ from prefkit.train.methods import (
 )
 from prefkit.train.settings import TrainSettings
 from prefkit.train.loop import train_model
+from prefkit.train.saves import read_claim, write_claim
 
 BASE = project_root() / "data/tiny/base"
 OFFLINE = methods(online=False)
@@ -220,9 +221,8 @@ def test_samples_of_the_reference_are_drawn_once_and_kept(tmp_path, tokenizer, r
     monkeypatch.setattr(
         "prefkit.train.methods.sample_ids", lambda *args, **kwargs: pytest.fail("drawn again")
     )
-    (tmp_path / "training.json").write_text(
-        (tmp_path / "training.json").read_text().replace('"finished": true', '"finished": false')
-    )
+    place = tmp_path / "training.json"
+    write_claim(place, {**read_claim(place), "finished": False})
     again = trained(tmp_path, tokenizer, rows, "xpo", keep_checkpoints=True)
     # the run was gone through anew, from its last checkpoint
     assert again.resumed_from == result.steps

@@ -267,5 +267,5 @@ def test_the_times_of_all_stages_add_up_and_stand_beside_what_passed():
 
 def test_a_run_json_that_is_there_and_cannot_be_read_is_no_unfinished_run(tmp_path):
     (tmp_path / "run.json").mkdir()  # as good as a file that we may not read
-    with pytest.raises(OSError):
+    with pytest.raises(ConfigError, match="run.json: Is a directory. Make it readable"):
         is_done(tmp_path)

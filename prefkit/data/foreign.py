@@ -341,7 +341,8 @@ def read_turn(
     kept = {name: value for name, value in turn.items() if value is not None}
     if {"from", "value"} <= set(turn):
         kept["role"], kept["content"] = turn["from"], turn["value"]
-        del kept["from"], kept["value"]
+        for name in ("from", "value"):
+            kept.pop(name, None)
         if isinstance(kept["role"], str):
             kept["role"] = SHAREGPT_ROLES.get(kept["role"], kept["role"])
     if isinstance(role := kept.get("role"), str) and role in OTHER_ROLES:

@@ -26,7 +26,7 @@ from prefkit.judging.rewards import REWARDS, RewardSource, check_data, make_rewa
 from prefkit.judging.judges import JUDGES, Judge
 from prefkit.judging.keys import check_key_host
 from prefkit.judging.kinds import lookup
-from prefkit.judging.served import JsonLinesFile
+from prefkit.judging.served import MOST_BYTES, JsonLinesFile, Secret
 from prefkit.judging.several import judge_scores
 
 
@@ -213,7 +213,7 @@ class HttpReward(RewardSource):
         for tried in range(self.retries + 1):
             try:
                 with OPENER.open(request, timeout=self.timeout) as reply:
-                    return self._read(reply.read(), len(batch))
+                    return self._read(reply.read(MOST_BYTES), len(batch))
             except urllib.error.HTTPError as error:
                 said = f"{error.code} {error.reason}"
                 if error.code < 500 and error.code != 429:
@@ -225,6 +225,7 @@ class HttpReward(RewardSource):
         raise self._failed(f"{said}, {self.retries + 1} times")
 
     def _failed(self, said):
+        said = Secret(self.key_env).hide(said)
         return ConfigError(f"{self.url}: {said}.", field="url", reason="no reply")
 
     def _read(self, text, n):

@@ -477,8 +477,9 @@ TEMPLATE = (
     "Verdict: tie"
 )
 
+# the first class stays in its line: else every line would look through all blank ones behind it
 _VERDICT = re.compile(
-    r"""^[\s*_#>`"']*(?:final\s+)?verdict[\s*_`"']*[:=][\s*_`"'(\[]*"""
+    r"""^(?:[^\S\n]|[*_#>`"'])*(?:final\s+)?verdict[\s*_`"']*[:=][\s*_`"'(\[]*"""
     r"""(?:answer\s+|assistant\s+)?(?P<word>A|B|tie)[\s*_`"')\].!]*$"""
     r"""|\[\[(?P<mark>A|B|C)\]\]"""
     r"""|\A[\s*_`"'(\[]*(?P<bare>A|B|tie)[\s*_`"')\].!]*\Z""",

@@ -43,6 +43,7 @@ from prefkit.core import (
     check_number,
     fingerprint,
     fingerprint_files,
+    in_short,
     input_path,
     is_number,
 )
@@ -164,10 +165,10 @@ def _finish(source, number, row, answer, value):
     parts = dict(value) if isinstance(value, dict) else {"reward": value}
     try:
         raw = float(parts.pop("reward"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
-            f"{value!r} for {_place(number, row, answer)} is neither a number nor a dict with "
-            "`reward`.",
+            f"{in_short(value)} for {_place(number, row, answer)} is neither a number nor a dict "
+            "with `reward`.",
             field="reward",
             reason="no number",
         ) from error

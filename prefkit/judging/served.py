@@ -32,6 +32,11 @@ RETRIED = (408, 409, 425, 429)  # besides 5xx: the server could not answer now
 REFUSED = (400, 413, 422)  # this request is at fault, for instance too long; the next may not be
 # servers that need more said than OpenAI's own fields; see `prefkit.judging.asking`
 ENGINES = ("", "vllm", "sglang", "llama.cpp", "transformers")
+MOST_BYTES = 2**26  # of a reply: whoever sends more does not answer
+MOST_LEVELS = (
+    64  # levels of a reply's JSON; what is deeper cannot be stored and read again everywhere
+)
+PART = 4  # letters in a row that tell something of a key
 SECRET_LENGTH = 8  # a shorter "key" is a placeholder such as EMPTY, as local servers want it
 
 
@@ -139,6 +144,20 @@ class Secret:
             value = value.replace(form, "[key]")
         return value
 
+    def hide(self, text: str) -> str:
+        """The same text of an error without the key and without any part of it: servers repeat
+        its first or last letters.
+        """
+        text, shown, at = self.clean(text), [], 0
+        while self._forms and at < len(text):
+            end = at + PART
+            while end <= len(text) and text[at:end] in self._key:
+                end += 1
+            found = end > at + PART
+            shown.append("[key]" if found else text[at])
+            at = end - 1 if found else at + 1
+        return "".join(shown) if self._forms else text
+
 
 def _client(server, secret):
     try:
@@ -157,8 +176,34 @@ def _client(server, secret):
         timeout=server.timeout,
         max_retries=0,
         # another host would get the prompts, and the key
-        http_client=DefaultAsyncHttpxClient(follow_redirects=False),
+        http_client=DefaultAsyncHttpxClient(
+            follow_redirects=False, event_hooks={"response": [_limit]}
+        ),
+        default_headers={"Accept-Encoding": "identity"},  # so that what is counted is what comes
     )
+
+
+async def _limit(response):
+    "Let a reply be read up to `MOST_BYTES`, a compressed one to a fiftieth of it."
+    whole = response.stream
+    most = MOST_BYTES // (50 if response.headers.get("content-encoding") else 1)
+
+    class Limited(type(whole)):  # of the client's own kind, which it asks for when it closes it
+        def __init__(self):
+            pass
+
+        async def __aiter__(self):
+            seen = 0
+            async for part in whole:
+                seen += len(part)
+                if seen > most:
+                    raise OSError(f"the reply is longer than {most:,} bytes")
+                yield part
+
+        async def aclose(self):
+            await whole.aclose()
+
+    response.stream = Limited()
 
 
 # What is on disk.
@@ -183,7 +228,8 @@ class JsonLinesFile:
             self.file = self.path.open("a+b")
         except OSError as error:
             raise ConfigError(
-                f"cannot write {self.path}: {error.strerror}. Choose another file.",
+                f"cannot write {self.path}: {error.strerror}. Choose another file; what is below "
+                "the cache lies elsewhere where PREFKIT_CACHE names another folder.",
                 field=str(self.path),
                 reason="cannot be written",
             ) from None
@@ -196,10 +242,18 @@ class JsonLinesFile:
             raise
 
     def _lock(self):
-        self.lock = FileLock(str(self.path.with_name(f".{self.path.name}.lock")), timeout=0)
+        "The file itself is locked; where there is no fcntl, one beside it."
+        self.lock = None
         try:
-            self.lock.acquire()
-        except Timeout:
+            import fcntl
+        except ImportError:  # Windows
+            self.lock = FileLock(str(self.path.with_name(f".{self.path.name}.lock")), timeout=0)
+        try:
+            if self.lock:
+                self.lock.acquire()
+            else:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (Timeout, BlockingIOError):
             raise ConfigError(
                 f"{self.path}: another process is writing there. Wait for it, or choose another "
                 "file.",
@@ -262,8 +316,9 @@ class JsonLinesFile:
 
     def close(self):
         "Let others write."
-        self.file.close()
-        self.lock.release()
+        self.file.close()  # and with it the lock
+        if self.lock:
+            self.lock.release()
 
 
 class _Store(JsonLinesFile):
@@ -321,7 +376,7 @@ def retry_after(
             return float(value) * scale
         try:
             return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             # neither a number nor a date: as if it were not there
             continue
     return None
@@ -329,6 +384,12 @@ def retry_after(
 
 def _refuse_constant(name):
     raise ValueError(f"{name} is not JSON")
+
+
+def _is_deep(value, left=MOST_LEVELS) -> bool:
+    "Whether JSON has more levels than are stored."
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left < 0 or any(_is_deep(one, left - 1) for one in inner)
 
 
 def _has_message(raw):
@@ -350,7 +411,7 @@ async def _content(call, server, secret) -> "bytes | _Try":
     except (TimeoutError, openai.APITimeoutError):
         return _Try(why=f"no reply within {server.timeout:g} seconds")
     except openai.APIStatusError as error:
-        text = " ".join(secret.clean(error.response.text).split())[:300] or "no reason given"
+        text = " ".join(secret.hide(error.response.text[:2000]).split())[:300] or "no reason given"
         kinds = (str(error.code), str(error.type))
         return _Try(
             why=f"status {error.status_code}: {text}",
@@ -362,7 +423,7 @@ async def _content(call, server, secret) -> "bytes | _Try":
         cause = error.__cause__ or error
         why = f"no connection ({type(cause).__name__}: {cause})"
         sent = type(cause).__name__ not in ("ConnectError", "ConnectTimeout")
-        return _Try(why=secret.clean(why)[:300], sent=sent)
+        return _Try(why=secret.hide(why[:2000])[:300], sent=sent)
 
 
 async def _try(client, server, body, secret) -> _Try:
@@ -376,9 +437,11 @@ async def _try(client, server, body, secret) -> _Try:
         raw = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return _Try(why="the reply is not JSON")
+    if _is_deep(raw):
+        return _Try(why=f"the reply is nested more than {MOST_LEVELS} levels deep")
     if not _has_message(raw):
         said = raw.get("error") if isinstance(raw, dict) else None
-        shown = f": {json.dumps(secret.clean(said))[:300]}" if said else ""
+        shown = f": {secret.hide(json.dumps(said)[:2000])[:300]}" if said else ""
         return _Try(why=f"the reply holds no choice with a message{shown}")
     return _Try(raw=secret.clean(raw))
 
@@ -465,7 +528,7 @@ class _Asking:
         try:
             self.results[name] = _result(raw, self.read)
         except DataError as error:
-            self.failures[name] = self.secret.clean(str(error))
+            self.failures[name] = self.secret.hide(str(error))
             return False
         return True
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from prefkit.core import ConfigError, nearest, resolve_path, shipped
+from prefkit.core import ConfigError, PrefkitError, nearest, resolve_path, shipped, there
 from prefkit.runs.plugins import load_plugins
 
 
@@ -65,20 +65,46 @@ class Parameter:
 def read_notebook(path: str | Path) -> dict:  # the notebook as JSON
     "Read a notebook; raises `ConfigError` where there is none."
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        book = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such notebook.", field="pipeline", reason="does not exist"
         ) from None
-    except ValueError:
-        raise ConfigError(
-            f"{path}: not a notebook (not valid JSON).", field="pipeline", reason="cannot be read"
-        ) from None
+    except OSError as error:
+        raise _no_notebook(path, error.strerror) from None
+    except (ValueError, RecursionError):
+        raise _no_notebook(path, "not valid JSON") from None
+    cells = book.get("cells") if isinstance(book, dict) else None
+    if not isinstance(cells, list) or not all(map(_is_cell, cells)):
+        raise _no_notebook(path, "it has no list of cells, each with its kind and its source")
+    return book
+
+
+def _no_notebook(path, why):
+    return ConfigError(
+        f"{path}: not a notebook ({why}). Name an .ipynb file of Jupyter's format 4.",
+        field="pipeline",
+        reason="cannot be read",
+    )
+
+
+def _is_cell(cell) -> bool:
+    "Whether part of a notebook is a cell of Jupyter's format 4, as far as it is read here."
+    match cell:
+        case {"cell_type": str(), "source": str() | list() as source}:
+            about = cell.get("metadata", {})
+            tags = about.get("tags", []) if isinstance(about, dict) else None
+            return isinstance(tags, list) and all(isinstance(part, str) for part in source)
+    return False
+
+
+NO_RESULT = {"parameters", "check", "reach", "draw"}  # tags of cells that make no result
 
 
 def code_cells(
     path: str | Path,  # an .ipynb file
-    tag: str | None = None,  # only cells with this tag; None: only cells without any
+    # only cells with this tag; None: those that make a result, which are none of NO_RESULT
+    tag: str | None = None,
 ) -> list[str]:  # their sources in order
     "The code cells of a notebook, by tag."
     cells = [cell for cell in read_notebook(path)["cells"] if cell["cell_type"] == "code"]
@@ -86,7 +112,7 @@ def code_cells(
     return [
         "".join(cell["source"])
         for cell, has in zip(cells, tags)
-        if (tag in has if tag else not has)
+        if (tag in has if tag else not NO_RESULT.intersection(has))
     ]
 
 
@@ -115,7 +141,7 @@ def _parameter(node, remarks):
             return None
     try:
         value = ast.literal_eval(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     remark = remarks.get(node.end_lineno) or remarks.get(node.lineno - 1, "")
     return Parameter(name, kind or type(value).__name__, value, remark)
@@ -132,8 +158,15 @@ def read_parameters(
             field="pipeline",
             reason="no cell of parameters",
         )
-    remarks = comments(cells[0])
-    for node in ast.parse(cells[0]).body:
+    try:
+        remarks, lines = comments(cells[0]), ast.parse(cells[0]).body
+    except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise ConfigError(
+            f"{path}: its cell of parameters is not Python ({error}).",
+            field="pipeline",
+            reason="no parameter",
+        ) from None
+    for node in lines:
         parameter = _parameter(node, remarks)
         if parameter is None:
             raise ConfigError(
@@ -441,22 +474,85 @@ def check_parameters(
     }
 
 
+MOST_VALUES = 100_000  # of a config, with what its anchors repeat
+LONGEST_NUMBER = 1000  # bits
+PLAIN = {f"tag:yaml.org,2002:{name}" for name in "map seq str int float bool null merge".split()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone: no dates, bytes or sets. Whatever cannot be such a value is a
+    `ConfigError` with its line, and so is a mapping in which a key stands twice.
+    """
+
+    # a date is text, as it would be in quotes
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in kinds if tag in PLAIN]
+        for first, kinds in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    where = ""  # stands at the start of a message
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None:
+            self._count(node, {})
+        return node
+
+    def _count(self, node, known) -> int:
+        "How many values a node stands for, its aliases written out; refused where they explode."
+        if id(node) not in known:
+            known[id(node)] = None  # it is being counted
+            inner = node.value if isinstance(node, yaml.CollectionNode) else []
+            parts = [part for item in inner for part in (item if type(item) is tuple else [item])]
+            known[id(node)] = 1 + sum(self._count(part, known) for part in parts)
+        number = known[id(node)]
+        if number is None:
+            raise self._refused(node, "an anchor stands inside of itself")
+        if number > MOST_VALUES:
+            raise self._refused(node, f"its anchors stand for more than {MOST_VALUES:,} values")
+        return number
+
+    def _refused(self, node, why):
+        return ConfigError(
+            f"{self.where}, line {node.start_mark.line + 1}: {why}.", reason="not usable"
+        )
+
+    def construct_object(self, node, deep=False):
+        try:
+            value = super().construct_object(node, deep)
+        except (yaml.YAMLError, PrefkitError, RecursionError):
+            raise
+        except Exception:  # what Python says of a number, a truth or a date that is none
+            kind = node.tag.rpartition(":")[2]
+            raise self._refused(node, f"`{str(node.value)[:40]}` is no {kind}") from None
+        if node.tag not in PLAIN:
+            kind = node.tag.rpartition(":")[2]
+            raise self._refused(node, f"a config holds plain values, and this is {kind}")
+        if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+            raise self._refused(node, "a number of hundreds of digits")
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            raise self._refused(node, "half a character, or a zero byte, in a text")
+        return value
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise ConfigError(
+                f"{self.where}, line {node.start_mark.line + 1}: `{twice[0]}` stands twice. Keep "
+                "one.",
+                field=twice[0],
+                reason="given twice",
+            )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(text: str, where: str):
-    "YAML as plain values; raises `ConfigError` for broken syntax and for a key that stands twice."
+    "YAML as plain values; raises `ConfigError` for whatever is none."
 
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node, deep=False):
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            twice = [key for key in keys if keys.count(key) > 1]
-            if twice:
-                raise ConfigError(
-                    f"{where}, line {node.start_mark.line + 1}: `{twice[0]}` stands twice. Keep "
-                    "one.",
-                    field=twice[0],
-                    reason="given twice",
-                )
-            return super().construct_mapping(node, deep)
+    class Loader(_Loader):
+        pass
 
+    Loader.where = where
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
@@ -466,6 +562,8 @@ def read_yaml(text: str, where: str):
             f"({getattr(error, 'problem', error)}).",
             reason="not YAML",
         ) from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply to be read.", reason="not usable") from None
 
 
 def check_keys(value, known: tuple, needed: tuple, where: str):
@@ -604,7 +702,7 @@ def find_pipeline(name: str, folder: Path) -> Path:
     """
     if not name.endswith(".ipynb"):
         home = shipped("nbs/pipelines")
-        if (home / f"{name}.ipynb").is_file():
+        if there(home / f"{name}.ipynb"):
             return home / f"{name}.ipynb"
         known = sorted(path.stem for path in home.glob("*.ipynb"))
         raise ConfigError(
@@ -612,7 +710,7 @@ def find_pipeline(name: str, folder: Path) -> Path:
             field="pipeline",
             reason="unknown",
         )
-    return (folder / name).resolve() if (folder / name).is_file() else resolve_path(name)
+    return (folder / name).resolve() if there(folder / name) else resolve_path(name)
 
 
 def make_stage(
@@ -659,7 +757,7 @@ def make_stage(
 def check_report(name):
     "Raise `ConfigError` unless the config names no report, or one that there is."
     home = shipped("nbs/reports")
-    if name is None or (isinstance(name, str) and (home / f"{name}.ipynb").is_file()):
+    if name is None or (isinstance(name, str) and there(home / f"{name}.ipynb")):
         return
     known = sorted(path.stem for path in home.glob("*.ipynb"))
     raise ConfigError(
@@ -706,18 +804,8 @@ def load_config(
         )
     for setting in settings:
         apply_setting(raw, setting)
-    for name in (raw["experiment"], *raw["stages"]):
-        if (
-            not isinstance(name, str)
-            or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)
-            or name == "report"
-        ):
-            raise ConfigError(
-                f"`{name}` cannot name a run folder. Use letters, digits, and _ . - after the "
-                "first (`report` is taken).",
-                field=str(name),
-                reason="no name of a folder",
-            )
+    check_folders((raw["experiment"],))
+    check_folders(tuple(raw["stages"]))
     seed = raw.get("seed", 0)
     if not fits(seed, "int") or seed < 0:
         raise ConfigError(
@@ -731,6 +819,33 @@ def load_config(
         for name, entry in raw["stages"].items()
     }
     return Config(raw["experiment"], seed, upstream_first(stages), raw.get("report"), plugins)
+
+
+LONGEST_NAME = 120  # letters; most file systems take 255, and the runner puts words around it
+# words behind a dot that the runner gives the folders and files beside a run's own
+TAKEN = re.compile(r"\.(aside-.*|partial|old|lock)$")
+
+
+def check_folders(names: tuple):
+    "Raise `ConfigError` for names of run folders that the runner cannot give, or tell apart."
+    for name in names:
+        fine = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)
+        if not fine or name == "report" or len(name) > LONGEST_NAME or TAKEN.search(name):
+            shown = name if isinstance(name, str) and len(name) <= LONGEST_NAME else str(name)[:40]
+            raise ConfigError(
+                f"`{shown}` cannot name a run folder. Use at most {LONGEST_NAME} letters, digits, "
+                "and _ . - after the first (`report` is taken, and so are endings such as "
+                ".partial, .old, .lock, .aside-).",
+                field=str(name),
+                reason="no name of a folder",
+            )
+        same = [other for other in names if other != name and other.lower() == name.lower()]
+        if same:
+            raise ConfigError(
+                f"`{name}` and `{same[0]}` are one folder on some machines. Rename one.",
+                field=name,
+                reason="no name of a folder",
+            )
 
 
 def read_plugins(
@@ -747,7 +862,7 @@ def read_plugins(
         )
     here = [folder / one for one in named]
     found = tuple(
-        (one if one.is_file() else resolve_path(name)).resolve() for one, name in zip(here, named)
+        (one if there(one) else resolve_path(name)).resolve() for one, name in zip(here, named)
     )
     load_plugins(found)
     return found

@@ -17,6 +17,7 @@ from prefkit.core import (
     reached_modules,
     recorded_inputs,
     resolve_path,
+    there,
 )
 
 
@@ -61,7 +62,7 @@ def check_stage(
     with recorded_inputs() as inputs:
         _carry_out(stage, "check")
         for text in filter(looks_like_a_path, texts(stage.parameters)):
-            if resolve_path(text).exists():
+            if there(resolve_path(text)):
                 input_path(text)
             elif Path(text).suffix in DATA_FILES and not re.search(r"\s", text):
                 raise DataError(f"stage {stage.name}: {text} does not exist. {PLACES}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from prefkit.core import (
     ConfigError,
     DataError,
     PrefkitError,
+    announce,
     cache_folder,
     check_number,
     code_behind,
     fingerprint,
     nearest,
+    optional_cache,
+    resolve_path,
+    there,
 )
-from prefkit.data.chat import check_limits, use_template
+from prefkit.data.chat import check_limits, check_messages, use_template
 from prefkit.data.records import (
     DATASETS,
     Records,
@@ -170,9 +175,8 @@ def encode_once(
     ]
     code = code_behind(encode_records)
     name = fingerprint([list(records), asdict(records.report), told, settings, code])
-    file = (folder or cache_folder() / "encoded") / f"{name}.parquet"
-    if file.exists():
-        table = parquet.read_table(file)
+    file = (folder or cache_folder() / "encoded") / f"{name}.rows"
+    if (table := _kept_table(file)) is not None:
         return _rows_in(table), RowReport(**json.loads(table.schema.metadata[b"report"]))
     with all_cores():
         rows, report = encode_records(records, tokenizer, **settings)
@@ -184,15 +188,38 @@ def encode_once(
     # that say of a column why it is not there
     whole = not any(getattr(row.record, "left_out", {}) for row in rows)
     if whole and _rows_in(table) == rows:
+        told = pyarrow.BufferOutputStream()
+        about = table.replace_schema_metadata({"report": json.dumps(asdict(report))})
+        parquet.write_table(about, told, compression="zstd")
+        _keep_table(file, told.getvalue().to_pybytes())
+    return rows, report
+
+
+def _keep_table(file: Path, table: bytes):
+    "Keep a table behind a sum of its bytes; a cache that cannot be written to is done without."
+    with optional_cache(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
-        parquet.write_table(
-            table.replace_schema_metadata({"report": json.dumps(asdict(report))}),
-            part,
-            compression="zstd",
-        )
+        part.write_bytes(sha256(table).digest() + table)
         part.replace(file)
-    return rows, report
+
+
+def _kept_table(file: Path):  # None: there is none that is as it was written
+    "A table that `_keep_table` has kept; a damaged one is said, and made anew."
+    import pyarrow
+    from pyarrow import parquet
+
+    if not file.is_file():
+        return None
+    try:
+        text = file.read_bytes()
+    except OSError:
+        text = b""
+    told, table = text[:32], text[32:]
+    if sha256(table).digest() == told:
+        return parquet.read_table(pyarrow.BufferReader(table))
+    announce(f"{file} is damaged: what it held is made anew.")
+    return None
 
 
 def _with_texts(row, change):
@@ -593,6 +620,30 @@ class _Reader:
             check_prompt_lengths(self.config, {name: ids}, max_new_tokens)
         except DataError as error:
             raise error.at(where) from error
+
+
+def check_questions(
+    source: str,  # the model that is going to be asked: a folder, a name on the Hub, stage:NAME
+    chat_template: str,  # in place of its own; "": its own
+    questions: list[str],  # `sample_prompts`
+):
+    """Raise `ConfigError` for a question that cannot be put: an empty one, or one that holds a
+    token which the model reads as a boundary. Of a model that is not here only the first is known.
+    """
+    here = there(resolve_path(source))
+    for number, text in enumerate(questions, 1):
+        chat = [{"role": "user", "content": text}]
+        try:
+            if here:
+                _Reader.of(source, chat_template).check("", str(number), chat, 1)
+            else:
+                check_messages(chat)
+        except DataError as error:
+            raise ConfigError(
+                f"sample_prompts, {number}: {str(error).removeprefix(': ')}",
+                field="sample_prompts",
+                reason=error.reason,
+            ) from None
 
 
 def _check_no_tools(rows):

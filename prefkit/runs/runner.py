@@ -23,10 +23,14 @@ from prefkit.core import (
     ANNOUNCED,
     nearest,
     ConfigError,
+    DataError,
     PrefkitError,
+    fingerprint,
+    fingerprint_files,
     project_root,
     read_jsonl,
     shipped,
+    sync_files,
     write_json,
     write_text,
 )
@@ -53,25 +57,93 @@ from prefkit.runs.stage import (
 
 def folder_state(folder: Path) -> dict:  # {} where there is nothing
     "The run.json of a folder that is whole, else the stage.json of one that is not."
-    for name in ("run.json", "stage.json"):
+    for name, is_state in (("run.json", _is_whole), ("stage.json", _is_begun)):
         try:
-            return json.loads((folder / name).read_text(encoding="utf-8"))
+            state = json.loads((folder / name).read_text(encoding="utf-8"))
         # There is no such run, or it is not whole, which is what the caller asks. Or half a file is
         # left by a power cut: it vouches for nothing, and the stage says that it runs.
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             continue
+        except OSError as error:
+            raise ConfigError(
+                f"{folder / name}: {error.strerror}. Make it readable, or delete {folder}: its "
+                "stage is then run again.",
+                field=str(folder / name),
+                reason="cannot be read",
+            ) from error
+        if is_state(state):
+            return state
     return {}
+
+
+def _is_whole(state) -> bool:
+    "Whether a run.json is as `close_folder` has written it; one of an earlier version has no sum."
+    if not isinstance(state, dict) or not _is_prints(state.get("fingerprints")):
+        return False
+    told = state.pop("sum", None)
+    return told in (None, fingerprint(state))
+
+
+def _is_begun(state) -> bool:
+    "Whether a stage.json says what the runner asks of it."
+    kinds = {"fingerprints": dict, "attempts": int, "seconds": (int, float)}
+    if not isinstance(state, dict) or state.get("status") == "done":
+        return False
+    return all(isinstance(state.get(name), kind) for name, kind in kinds.items() if name in state)
+
+
+def _is_prints(prints) -> bool:
+    if not isinstance(prints, dict) or not isinstance(prints.get("stage"), str):
+        return False
+    read = prints.get("read", {})
+    return isinstance(read, dict) and all(isinstance(was, str) for was in read.values())
 
 
 def is_done(
     folder: Path,  # a run folder
     stage_print: str | None = None,  # if given, its fingerprint must be this
 ) -> bool:
-    "Whether a folder holds a finished run."
+    "Whether a folder holds a finished run; with a fingerprint, one whose files are as they were."
     state = folder_state(folder)
     if state.get("status") != "done" or stage_print is None:
         return state.get("status") == "done"
-    return state["fingerprints"]["stage"] == stage_print and still_as_read(state["fingerprints"])
+    if state["fingerprints"]["stage"] != stage_print or not still_as_read(state["fingerprints"]):
+        return False
+    return not changed_files(folder, state)
+
+
+WEIGHTS_OF_RUN = (
+    "checkpoint",
+    "adapter",
+)  # folders of a run; a person may delete them to save space
+
+
+def files_of_run(folder: Path) -> dict[str, str]:  # name -> fingerprint
+    "What a run is read for: its models, lines and tables."
+    files = [
+        path for name in WEIGHTS_OF_RUN for path in (folder / name).rglob("*") if path.is_file()
+    ]
+    files += [path for end in ("jsonl", "json", "yaml") for path in folder.glob(f"[!.]*.{end}")]
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
+    ours = ("run.json", "stage.json", "result.json", "progress.json")
+    return {name: fingerprint_files(folder / name) for name in names if name not in ours}
+
+
+def changed_files(folder: Path, state: dict, models: bool = True) -> list[str]:  # names
+    "Files of a finished run that are not as its run.json says; a model that is gone is none."
+    told = state.get("files", {})
+    return [
+        name
+        for name, was in told.items()
+        if _counts(folder, name, models)
+        and not ((folder / name).is_file() and fingerprint_files(folder / name) == was)
+    ]
+
+
+def _counts(folder, name, models):
+    "Whether a file of a run is to be looked at."
+    place = name.partition("/")[0]
+    return place not in WEIGHTS_OF_RUN or (models and (folder / place).is_dir())
 
 
 def promote(home: Path, name: str):
@@ -118,6 +190,8 @@ def prepare(
         "runs",
     )
     held = folder_state(partial).get("fingerprints", {})
+    if (partial / "stage.json").exists() and not held:
+        note = "runs; its half-finished run is damaged (stage.json) and not gone on with"
     if partial.exists() and held.get("stage") != prints["stage"]:
         _set_aside(home, name, held, wanted)
         if held:
@@ -129,10 +203,11 @@ def prepare(
         note = f"goes on in its half-finished run (attempt {state['attempts'] + 1})"
     elif is_done(home / name):
         before = folder_state(home / name)["fingerprints"]
-        why = difference(before, prints) or (
-            "its checkpoint" if still_as_read(before) else "what it read"
-        )
-        note = f"runs again ({why} changed)"
+        why = difference(before, prints)
+        if not why and still_as_read(before):
+            changed = changed_files(home / name, folder_state(home / name))
+            why = ", ".join(changed[:3]) or "its checkpoint"
+        note = f"runs again ({why or 'what it read'} changed)"
     write_json(
         partial / "stage.json", {**state, "status": "running", "attempts": state["attempts"] + 1}
     )
@@ -215,7 +290,9 @@ def close_folder(
     # that holds its farewell at most
     for name in ("result.json", "progress.json", "kernel.log", ANNOUNCED):
         (partial / name).unlink(missing_ok=True)
-    write_json(partial / "run.json", info)
+    info["files"] = files_of_run(partial)
+    sync_files(partial)
+    write_json(partial / "run.json", {**info, "sum": fingerprint(json.loads(json.dumps(info)))})
     (partial / "stage.json").unlink()
 
 
@@ -485,12 +562,20 @@ def open_run(
         raise ConfigError(
             f"{folder}: no finished run. Run its experiment first: prefkit run CONFIG."
         )
+    state = folder_state(folder)
+    if changed := changed_files(folder, state, models=False):
+        raise DataError(
+            f"{folder}: {', '.join(changed)} is not what its run has written. Run its experiment "
+            "again: prefkit run CONFIG.",
+            field=changed[0],
+            reason="changed",
+        )
     rows, samples = [
         read_jsonl(folder / name) if (folder / name).exists() else []
         for name in ("metrics.jsonl", "samples.jsonl")
     ]
     params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    return Run(folder, folder_state(folder), params, pandas.DataFrame(rows), samples)
+    return Run(folder, state, params, pandas.DataFrame(rows), samples)
 
 
 def find_report(

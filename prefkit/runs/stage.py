@@ -2,7 +2,7 @@
 how far it is, and fails in one clear sentence.
 """
 
-import ast, gc, json, os, platform, queue, shutil, signal, socket, sys, threading, time
+import ast, gc, json, os, platform, queue, re, shutil, signal, socket, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -234,7 +234,29 @@ def _in_one_sentence(error, where, output):
         if kind is not StageError or error.ename in ("PrefkitError", "StageError")
         else f"{error.ename}: {error.evalue}"
     )
+    if kind is StageError:
+        what = f"{what.removesuffix(': ')}{way_out(what)}"
     return kind(f"{where}: {what}\n(the executed notebook: {output})")
+
+
+# what a machine runs out of: how errors say so -> the way out
+WAYS_OUT = {
+    "MemoryError|out of memory|alloc.*memory|Cannot allocate": " The machine is out of memory: "
+    "lower batch_size (raise gradient_accumulation instead) or max_length; `prefkit plan CONFIG` "
+    "says what a stage needs.",
+    "No space left|Disk quota|File too large": " There is no room left on the disk: make some, and "
+    "the same command goes on.",
+    "Too many open files": " The limit of open files is too low: raise it (ulimit -n 4096), and "
+    "the same command goes on.",
+    "Read-only file system|Permission denied": " Choose a folder that you may write to "
+    "(--output-root; PREFKIT_CACHE for the cache).",
+}
+
+
+def way_out(said: str) -> str:  # "" where it is another error
+    "What to do about an error of the system, by its words."
+    found = [way for words, way in WAYS_OUT.items() if re.search(words, said, re.IGNORECASE)]
+    return f".{found[0]}" if found else ""
 
 
 def execute(
@@ -335,7 +357,7 @@ def in_kernel(
 ):
     "Run a notebook in a kernel; raises what the notebook raised, in one sentence."
     import papermill
-    from nbclient.exceptions import DeadKernelError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from papermill.log import logger as papermill_log
 
@@ -352,8 +374,8 @@ def in_kernel(
     for tries_left in (3, 2, 1, 0):
         try:
             papermill.execute_notebook(
-                str(notebook),
-                str(output),
+                as_written(notebook),
+                as_written(output),
                 parameters,
                 kernel_name="python3",
                 progress_bar=False,
@@ -368,9 +390,16 @@ def in_kernel(
                 f"{where}: its process was ended from outside, perhaps for want of memory. Started "
                 f"again it goes on.\n(its last words, if any: {log})"
             ) from None
+        except CellExecutionError as error:  # a cell failed, and papermill found no words for it
+            raise _in_one_sentence(error, where, output) from None
         except RuntimeError:  # before the first cell
             if not (tries_left and _port_was_taken(log)):
                 raise
+
+
+def as_written(path: Path) -> str:
+    "A path for papermill, which would put parameters in the place of what stands in braces."
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _port_was_taken(log: Path) -> bool:
@@ -514,13 +543,18 @@ class Watch:
             self._pass_on()
             try:
                 state = json.loads((self.folder / "progress.json").read_text())
-            except (OSError, json.JSONDecodeError):
+            except (OSError, ValueError):
                 state = {"label": "starting", "done": 0, "total": 0, "note": ""}
             self.display.show(self.title, state)
             # a killed attempt's time counts too
             if time.monotonic() - saved > 5:
-                self.save()
+                self._try_to_save()
                 saved = time.monotonic()
+
+    def _try_to_save(self):
+        "On a full disk the time is lost, and the error is that of the stage."
+        with suppress(ConfigError):
+            self.save()
 
     def __enter__(self):
         self.thread.start()
@@ -531,7 +565,7 @@ class Watch:
         self.thread.join()
         self._pass_on()
         self.display.close()
-        self.save()
+        self._try_to_save()
 
 
 def seconds_to_start(
@@ -547,9 +581,8 @@ def seconds_to_start(
             "".join(cell["source"])
         ):
             break
-    return (
-        datetime.fromisoformat(cell["metadata"]["papermill"]["start_time"]) - start
-    ).total_seconds()
+    begin = datetime.fromisoformat(cell["metadata"]["papermill"]["start_time"])
+    return max(0.0, (begin - start).total_seconds())  # the clock may have been set back
 
 
 def only_imports(

@@ -10,6 +10,8 @@ from prefkit.core import ConfigError, nearest, resolve_path
 from prefkit.data.sources import check_options
 from prefkit.model.loading import check_model
 from prefkit.runs.config import (
+    LONGEST_NAME,
+    TAKEN,
     Parameter,
     check_keys,
     check_parameters,
@@ -230,6 +232,8 @@ def load_study(
         where = f"{path}, run {number}"
         entry = _check_entry(own, common, where)
         runs += [_make_run(words, one, own, study, where, seen) for words, one in _variants(entry)]
+    for one in runs:
+        _check_folder(one, str(path))
     twice = [name for name, count in Counter(one.folder for one in runs).items() if count > 1]
     if twice:
         raise ConfigError(
@@ -252,6 +256,20 @@ def load_study(
         tuple(raw["keep"]) if raw.get("keep") is not None else None,
         resolve_path(output),
     )
+
+
+def _check_folder(run: StudyRun, where: str):
+    "Raise `ConfigError` for a name that would make a folder outside of the study, or another's."
+    name = run.folder
+    fine = re.match("[A-Za-z0-9]", name) and len(name) <= LONGEST_NAME and not TAKEN.search(name)
+    if not fine or name == "report" or name.endswith(".ipynb"):
+        raise ConfigError(
+            f"{where}: `{run.name[:60]}` cannot name the folder of a run. Begin with a letter or a "
+            f"digit and use at most {LONGEST_NAME}; `report` and endings such as .partial, .old, "
+            ".lock and .ipynb are taken.",
+            field="name",
+            reason="no name of a folder",
+        )
 
 
 def _check_entry(own: dict, common: dict, where: str) -> dict:

@@ -19,6 +19,7 @@ import math
 import operator
 import numpy as np
 from ..core import DataError
+from .intervals import as_numbers
 
 
 # %% ../../nbs/lib/stats/35_best_of_n.ipynb #f0047380
@@ -26,7 +27,7 @@ def _samples(n, **arrays):
     """Arrays of shape (prompts, m) as float64, finite, with m >= n >= 1, behind n as an int; raises
     `DataError`.
     """
-    n, arrays = _count(n), {name: np.asarray(x, dtype=np.float64) for name, x in arrays.items()}
+    n, arrays = _count(n), {name: as_numbers(name, x) for name, x in arrays.items()}
     shape = next(iter(arrays.values())).shape
     for name, x in arrays.items():
         if x.ndim != 2:

@@ -3,11 +3,13 @@ columns that they are made from.
 """
 
 import math
+from collections.abc import Iterable, Mapping, Set
+from numbers import Real
 
 import numpy as np
 from scipy.special import stdtrit
 
-from prefkit.core import ConfigError, DataError
+from prefkit.core import ConfigError, DataError, in_short
 
 Z_95 = 1.959964  # a standard normal variable stays within this of 0 in 95 % of cases
 
@@ -25,20 +27,57 @@ def upper_tail(
     return (1 + level) / 2
 
 
+def as_numbers(
+    name: str,  # what errors call it
+    values,  # numbers in an order: a list, an array, a column of a table, a tensor
+) -> np.ndarray:  # (n,) float64
+    """A column as numbers, None as NaN; raises `DataError` where a value is none, such as text, or
+    where the values have no order. An array of numbers may have more dimensions.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        return values.astype(np.float64)
+    words = name.replace("_", " ")
+    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
+        raise DataError(
+            f"{words}: {type(values).__name__} is no list of numbers. Give one number for each "
+            "prompt, in a list or an array.",
+            field=name,
+            reason="not numbers",
+        )
+    # arrays, columns and tensors, of whatever type, have a list of what they hold
+    known = list(values.tolist() if hasattr(values, "tolist") else values)
+    try:
+        if any(isinstance(value, (list, tuple)) for value in known):
+            return np.asarray(known, dtype=np.float64)  # its shape is the caller's to look at
+    except (TypeError, ValueError, OverflowError):
+        pass  # rows of unequal lengths: the first of them is named
+    return np.array([_number(name, place, value) for place, value in enumerate(known)])
+
+
+def _number(name, place, value) -> float:
+    "One value of a column."
+    try:
+        if value is None:
+            return math.nan
+        if isinstance(value, Real) or getattr(value, "shape", None) == ():
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass  # an array of text, or a whole number that no float holds
+    raise DataError(
+        f"{name.replace('_', ' ')}, number {place}: {in_short(value)} is no number that can be "
+        "computed with. Mend it, or leave this prompt out for all models.",
+        field=name,
+        reason="not numbers",
+    )
+
+
 def finite_column(
     name: str,  # what errors call it
     values,  # (n,) numbers
     n: int | None = None,  # how many there must be; None: any number
 ) -> np.ndarray:  # (n,) float64
     "A column of finite numbers, one for each prompt; raises `DataError`."
-    try:
-        values = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{name}: not all values are numbers. Read the column as numbers first.",
-            field=name,
-            reason="not numbers",
-        ) from None
+    values = as_numbers(name, values)
     if values.ndim != 1:
         raise DataError(
             f"{name} has shape {values.shape}, but must have shape (n,), one value a prompt.",
@@ -137,7 +176,7 @@ def mean_interval(
 
     Raises `DataError` if there is no value.
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = as_numbers("values", values)
     values = values[~np.isnan(values)]
     if not len(values):
         raise DataError(

@@ -16,7 +16,14 @@ import numpy as np
 from scipy.special import expit, ndtri
 
 from ..core import ConfigError, DataError
-from .intervals import Z_95, mean_interval, share_column, upper_tail, wilson_of_mean
+from prefkit.stats.intervals import (
+    Z_95,
+    as_numbers,
+    mean_interval,
+    share_column,
+    upper_tail,
+    wilson_of_mean,
+)
 from .length_control import fit_logistic
 
 
@@ -281,7 +288,7 @@ def all_pairs(
     """
     import pandas as pd
 
-    scores = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
+    scores = {name: as_numbers(name, values) for name, values in scores.items()}
     if len({values.shape for values in scores.values()}) != 1 or len(scores) < 2:
         raise DataError(
             "scores: at least two models with one score each for the same prompts, please.",
@@ -428,7 +435,7 @@ def cohens_kappa(
 # %% ../../nbs/lib/stats/55_rankings.ipynb #5d11d440
 def _numbers(name, values):
     "An array of numbers, no NaN; raises `DataError`."
-    values = np.asarray(list(values), dtype=np.float64)
+    values = as_numbers(name, values)
     if (bad := np.isnan(values)).any():
         raise DataError(
             f"{name} of row {bad.argmax()} is NaN ({bad.sum()} in all). Judge again or leave these "

@@ -29,7 +29,13 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from ..core import ConfigError, DataError
-from .intervals import mean_interval, standard_error, upper_tail, wilson_of_mean
+from prefkit.stats.intervals import (
+    as_numbers,
+    mean_interval,
+    standard_error,
+    upper_tail,
+    wilson_of_mean,
+)
 
 
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #9aee877b
@@ -56,12 +62,9 @@ class WinRate:
 # %% ../../nbs/lib/stats/53_win_rate.ipynb #0c58d739
 def _columns(**columns):
     """One float64 array for each name, one number for each prompt; raises `DataError` for unequal
-    lengths, no prompts or NaN.
+    lengths, no prompts, NaN or what is no number.
     """
-    arrays = [
-        np.asarray(column if isinstance(column, np.ndarray) else list(column), dtype=np.float64)
-        for column in columns.values()
-    ]
+    arrays = [as_numbers(name, column) for name, column in columns.items()]
     if any(x.shape != (len(arrays[0]),) for x in arrays) or not len(arrays[0]):
         said = [f"{len(x)} {name.replace('_', ' ')}" for name, x in zip(columns, arrays)]
         raise DataError(

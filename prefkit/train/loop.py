@@ -28,7 +28,6 @@ from prefkit.core import (
     derive_seed,
     iter_jsonl,
     set_seed,
-    write_json,
 )
 from prefkit.data.rows import Row, as_rows
 from prefkit.data.thoughts import split_thought
@@ -71,10 +70,13 @@ from prefkit.train.saves import (
     Saves,
     clear_leftovers,
     cut_lines,
+    end_of,
     open_folder,
     rows_fingerprint,
+    read_claim,
     save_folder,
     with_reference,
+    write_claim,
 )
 from prefkit.model.loading import check_loaded, model_config, model_fingerprint, read_weights
 from prefkit.train.schedule import epoch_batches, learning_rate_factor
@@ -132,7 +134,7 @@ def fit(
     log, best, clock = Log(folder, s, accelerator, callbacks), Best(s), Clock()
     parts = {"log": log, "best": best, "source": source}
     saves = Saves(folder / "checkpoints", source.learner, optimizer, scaler, parts, share)
-    resumed = saves.newest()
+    resumed = share.from_main(saves.newest())
     share.main_does(partial(tidy, folder, resumed))
     finished = resumed is not None and saves.load(resumed)
     if resumed is None:
@@ -845,11 +847,12 @@ class TrainingRun:
             setattr(model.config.get_text_config(), name, value)
         savers = (model.save_pretrained, tokenizer.save_pretrained)
         save_folder(self.folder / "checkpoint", *savers)
-        training = json.loads((self.folder / "training.json").read_text(encoding="utf-8"))
+        path = self.folder / "training.json"
+        training = read_claim(path) or {}
         training |= {"finished": True, "steps_taken": fitted.steps}
         training |= {"best_step": fitted.best_step, "best_loss": fitted.best_loss}
-        training |= {"notes": self.notes}
-        write_json(self.folder / "training.json", training)
+        training |= {"notes": self.notes, **end_of(self.folder)}
+        write_claim(path, training)
         if not self.settings.keep_checkpoints:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 

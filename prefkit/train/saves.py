@@ -2,8 +2,8 @@
 
 Started again, it has to end in the same weights, to the last bit, and in the same log. That takes
 four small rules: a file is written under another name and renamed; a checkpoint holds all that the
-next step depends on, and a sum for each of its files; lines after the checkpoint are dropped; and a
-folder belongs to one run.
+next step depends on, and a sum for each of its files and of the lines before it; lines after the
+checkpoint are dropped; and a folder belongs to one run.
 """
 
 import hashlib
@@ -33,10 +33,13 @@ from transformers.utils import logging as transformers_logging
 from prefkit.core import (
     ConfigError,
     PrefkitError,
+    announce,
     code_behind,
     fingerprint,
     fingerprint_files,
     iter_jsonl,
+    optional_cache,
+    sync_files,
     write_json,
     write_jsonl,
 )
@@ -49,6 +52,10 @@ from prefkit.train.devices import Share
 # in a checkpoint; it is written last, so its presence says that the checkpoint is whole
 STATE_FILE = "prefkit.json"
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"  # as save_pretrained calls them
+LINE_FILES = (
+    "metrics.jsonl",
+    "samples.jsonl",
+)  # what a run has written so far, beside its checkpoints
 BESIDE = "beside.safetensors"  # what is trained beside the model: a value head
 
 
@@ -92,6 +99,7 @@ def save_folder(folder: Path, *savers: Callable):
     with no_bars():
         for save in savers:
             save(partial)
+    sync_files(partial)
     discard(folder)
     os.replace(partial, folder)
 
@@ -135,21 +143,40 @@ class Saves:
             save_file(others, writing / BESIDE)
         torch.save(memory, writing / "optimizer.pt")
         torch.save(self.scaler.state_dict(), writing / "scaler.pt")
-        sums = {file.name: fingerprint_files(file) for file in sorted(writing.iterdir())}
-        write_json(writing / STATE_FILE, {**state, "files": sums})
+        state |= {"files": sums_of(writing), "lines": lines_so_far(self.folder.parent)}
+        write_json(writing / STATE_FILE, {**state, "sum": fingerprint(json_form(state))})
+        sync_files(writing)
         whole = self.folder / f"checkpoint-{step}"
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(writing, whole)
 
     def newest(self) -> int | None:
-        "Step of the last checkpoint whose files are as they were written; damaged ones are named."
-        for step, path in reversed(find_checkpoints(self.folder).items()):
-            damaged = damaged_files(path)
+        """Step of the last checkpoint that is as it was written, with the lines before it; damaged
+        ones are named, and where there is no other the run starts anew.
+        """
+        found = [path for path in self.folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+        for path in sorted(found, key=step_of, reverse=True):
+            damaged = self._damaged(path)
             if not damaged:
-                return step
+                return step_of(path)
             if self.share.rank == 0:
-                print(f"{path}: {', '.join(damaged)} is damaged. The checkpoint is not used.")
+                announce(
+                    f"{path}: {', '.join(damaged)} is damaged. The checkpoint is not used; an "
+                    "earlier one is, or the run starts anew."
+                )
         return None
+
+    def _damaged(self, path: Path) -> list[str]:
+        "Files that are not as they were, of what a run needs to go on from a checkpoint."
+        damaged = damaged_files(path)
+        if damaged:
+            return damaged
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        best = state["best"]["step"] if self.parts["best"].keep else None
+        kept = path.with_name(f"checkpoint-{best}")
+        if best is not None and kept != path:
+            damaged = [f"{kept.name}/{name}" for name in damaged_files(kept)]
+        return damaged + damaged_lines(self.folder.parent, state.get("lines", {}))
 
     def load(self, step: int) -> bool:  # whether the run was at its end
         "Everything as it was at a checkpoint."
@@ -225,16 +252,54 @@ def load_memory(learner, optimizer, memory: dict):
         optimizer.load_state_dict(memory)  # it moves it to where the weights are
 
 
+def step_of(checkpoint: Path) -> int:
+    "The step in a checkpoint's name."
+    return int(checkpoint.name.split("-")[1])
+
+
+def json_form(value):
+    "What comes back of a value that was written as JSON."
+    return json.loads(json.dumps(value))
+
+
+def sums_of(folder: Path) -> dict[str, str]:
+    "Fingerprints of the files of a folder, by name."
+    return {file.name: fingerprint_files(file) for file in sorted(folder.iterdir())}
+
+
 def damaged_files(
-    checkpoint: Path,  # a folder with a state file
+    checkpoint: Path,
 ) -> list[str]:  # names; empty: whole
     "Files of a checkpoint that are missing or not what was written."
     try:
-        sums = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        told, sums = state.pop("sum", None), state["files"]
+        if told is not None and told != fingerprint(state):
+            return [STATE_FILE]
+        files = {checkpoint / name: sum_ for name, sum_ in sums.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [STATE_FILE]
-    files = {checkpoint / name: sum_ for name, sum_ in sums.items()}
     return [file.name for file, was in files.items() if not same_file(file, was)]
+
+
+def lines_so_far(folder: Path) -> dict[str, dict]:
+    "How much a run has written of its lines, and its sum, by file."
+    texts = {name: (folder / name).read_bytes() for name in LINE_FILES if (folder / name).exists()}
+    return {name: {"bytes": len(text), "sum": sum_of(text)} for name, text in texts.items()}
+
+
+def damaged_lines(folder: Path, told: dict[str, dict]) -> list[str]:  # names
+    "Files of lines whose beginning is not what `lines_so_far` told."
+    return [
+        name
+        for name, one in told.items()
+        if not (folder / name).is_file()
+        or sum_of((folder / name).read_bytes()[: one["bytes"]]) != one["sum"]
+    ]
+
+
+def sum_of(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def same_file(file: Path, was: str) -> bool:
@@ -319,21 +384,57 @@ def open_folder(
     """Claim an output folder for one run; raises `OtherRun` if it holds another run, `ConfigError`
     if it cannot be written to.
     """
-    path = folder / "training.json"
-    if not path.exists():
-        write_json(path, {**identity, "finished": False})
+    path, identity = folder / "training.json", json_form(identity)  # tuples are lists
+    before = read_claim(path)
+    if before is None:
+        # nothing says whose checkpoints these are
+        if (folder / "checkpoints").exists():
+            announce(f"{path} is gone or damaged: the run starts anew.")
+            discard(folder / "checkpoints")
+        write_claim(path, {**identity, "finished": False})
         return False
-    # as json gives it back: tuples are lists
-    before, identity = json.loads(path.read_text()), json.loads(json.dumps(identity))
     changed = [
         name for key, value in identity.items() for name in differences(key, before.get(key), value)
     ]
     if changed:
         raise OtherRun(
-            f"{folder} holds a run with other {', '.join(changed)}. Choose another output_dir or "
-            "delete this one."
+            f"{folder} holds a run with other {', '.join(changed)} ({path.name}). Choose another "
+            "output_dir or delete this one."
         )
+    if before["finished"] and (damaged := damaged_end(folder, before)):
+        announce(f"{folder}: {', '.join(damaged)} is damaged. It is made again.")
+        write_claim(path, {**identity, "finished": False})
+        return False
     return before["finished"]
+
+
+def write_claim(path: Path, claim: dict):
+    "Write training.json, with a sum of what it says."
+    write_json(path, {**claim, "sum": fingerprint(json_form(claim))})
+
+
+def read_claim(path: Path) -> dict | None:  # None: there is none that is as it was written
+    "What `write_claim` has written, without the sum; one of an earlier version has none."
+    try:
+        claim = json.loads(path.read_text(encoding="utf-8"))
+        told = claim.pop("sum", None)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return claim if told in (None, fingerprint(claim)) and "finished" in claim else None
+
+
+def end_of(folder: Path) -> dict:
+    "Sums of what a finished run has left, for its training.json."
+    models = [folder / name for name in ("checkpoint", "adapter") if (folder / name).is_dir()]
+    return {"files": {one.name: sums_of(one) for one in models}, "lines": lines_so_far(folder)}
+
+
+def damaged_end(folder: Path, told: dict) -> list[str]:  # names
+    "Files of a finished run that are not as `end_of` has told; an earlier version told nothing."
+    told = {"files": {}, "lines": {}, **told}
+    files = [(f"{place}/{name}", one[name]) for place, one in told["files"].items() for name in one]
+    damaged = [name for name, was in files if not same_file(folder / name, was)]
+    return damaged + damaged_lines(folder, told["lines"])
 
 
 def differences(name: str, old, new) -> list[str]:
@@ -363,12 +464,19 @@ def model_settings(model) -> dict:
 
 def read_stored(
     path: Path | None,
-) -> dict:  # {} where there is none, or none that can be read: it is then made anew
+) -> dict:  # {} where there is none that is as it was written: it is then made anew
     "A stored reference."
-    try:
-        return json.loads(path.read_text()) if path and path.exists() else {}
-    except ValueError:
+    if path is None or not path.exists():
         return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        told = stored.pop("sum", None)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        stored, told = {}, None
+    if told == fingerprint(stored):
+        return stored
+    announce(f"{path} is damaged, or of an earlier version. It is made anew.")
+    return {}
 
 
 def draw_answers(model, rows: list[Row], extra: dict[str, Callable]) -> list[dict]:
@@ -414,9 +522,12 @@ def with_reference(
             whole = [row | more for row, more in zip(rows, added)]
             logps = reference_logps(model, whole, answers, pad_token_id, **options)
             stored[name] = [{**more, **ref} for more, ref in zip(added, logps)]
-    for place, one in zip((path, shared), found):
-        if place and one.get("key") != key:
-            write_json(place, stored)
+    whole = {**stored, "sum": fingerprint(json_form(stored))}
+    if found[0].get("key") != key:
+        write_json(path, whole)
+    if shared and found[1].get("key") != key:
+        with optional_cache(shared):
+            write_json(shared, whole)
     return {
         name: [row | logps for row, logps in zip(rows, stored[name])] for name, rows in sets.items()
     }

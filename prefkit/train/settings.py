@@ -22,6 +22,7 @@ BASE_PRECISIONS = ("float32", "bf16")
 DEVICES = ("auto", "cpu")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 SHARDINGS = ("ddp", "fsdp")
+MOST = 10**9  # of a whole number whose setting names no other limit
 
 
 def setting(
@@ -92,6 +93,8 @@ def check_range(one: Field, value):
             reason="no such choice",
         )
     low, high, above, below = (one.metadata[name] for name in ("low", "high", "above", "below"))
+    if type(value) is int and value > MOST and high is None:
+        high = MOST  # more than any machine does, and than its counters hold
     inside = (
         (low is None or value >= low)
         and (high is None or value <= high)
@@ -197,7 +200,7 @@ class TrainSettings(Settings):
         choices=PRECISIONS,
     )
     device: str = setting("auto", "auto: the GPU if there is one; cpu", choices=DEVICES)
-    processes: int = setting(1, "that share the work of each step", low=1)
+    processes: int = setting(1, "that share the work of each step", low=1, high=256)
     sharding: str = setting(
         "ddp",
         "several processes: each holds the model (ddp) or a part of it (fsdp)",
