@@ -305,7 +305,7 @@ def gsm8k_score(
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #4ac89249
-# the MinorDPO report (papers/minor-dpo.txt, section 4), word for word
+# "Minor DPO reject penalty to increase training robustness" (Xie et al.), section 4, word for word
 GSM8K_PROMPT = (
     "You are a helpful assistant. Please answer follow question step by step and give final answer "
     "in a separate line using the brief format So the answer is: . Below is the question:"
