@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefkit.core import ConfigError, DataError, SHARE, project_root, resolve_path, shipped
+from prefkit.core import (
+    SHARE,
+    ConfigError,
+    DataError,
+    project_root,
+    read_jsonl,
+    resolve_path,
+    shipped,
+)
 from prefkit.runs.catalogue import WHAT, catalogue
 from prefkit.runs.config import load_config
 from prefkit.runs.start import TRIED, new
@@ -108,6 +116,51 @@ def test_pairs_of_ones_own_become_a_page(prefkit, root, tmp_path):
     page = tmp_path / "data/runs/first/report/report.html"
     assert str(page) in said and "Held-out pairs" in page.read_text(encoding="utf-8")
     assert not list(SHARE.glob("**/runs"))
+
+
+OWN = {
+    "my_reward.py": """
+from prefkit.plugins import register_reward
+
+def near(prompts, answers, *, words=3, **columns):
+    return [-abs(len(answer.split()) - words) for answer in answers]
+
+register_reward("near", near)
+""",
+    "my_loss.py": """
+from torch.nn.functional import relu
+from prefkit.plugins import register_loss
+
+def hinge(policy_chosen_logps, policy_rejected_logps, *, margin=1.0):
+    return relu(margin - policy_chosen_logps + policy_rejected_logps)
+
+register_loss("hinge", hinge)
+""",
+}
+FEW = {
+    "model": "data/tiny/instruct",
+    "limit": 8,
+    "max_steps": 2,
+    "batch_size": 4,
+    "validation_limit": 4,
+}
+
+
+def test_a_reward_and_a_loss_of_ones_own_from_files(prefkit, tmp_path):
+    "Each in one command, in a folder that holds a config and the file."
+    for name, text in OWN.items():
+        (tmp_path / name).write_text(text)
+    stages = {
+        "rloo": {"pipeline": "rollout", "parameters": {**FEW, "reward": "near", "samples": 2}},
+        "hinge": {"pipeline": "preference", "parameters": {**FEW, "method": "hinge"}},
+    }
+    config = {"experiment": "own", "plugins": list(OWN), "stages": stages}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    prefkit("run", "own.yaml")
+    samples = read_jsonl(tmp_path / "data/runs/own/rloo/samples.jsonl")
+    assert samples and all(one["reward"] == -abs(len(one["answer"].split()) - 3) for one in samples)
+    lines = read_jsonl(tmp_path / "data/runs/own/hinge/metrics.jsonl")
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2]
 
 
 @pytest.mark.slow
