@@ -254,17 +254,18 @@ def test_a_new_head_is_made_where_it_is_meant_and_only_there(whole, reward_folde
     assert scalar_head(whole, layers=1).config.num_hidden_layers == 1
 
 
-def test_a_checkpoint_of_a_finished_run_is_read_back_whole(tmp_path, whole):
+def test_a_checkpoint_of_a_finished_run_is_read_back_whole_or_made_again(tmp_path, whole, capsys):
     rows = [{"prompt_ids": [5, 6], "response_ids": [7, 8, 2]}] * 2
     settings = TrainSettings(max_steps=1, batch_size=2, device="cpu", show_samples=0)
 
     def train():
         return train_model(build("llama"), TOKENIZER, "sft", rows, None, tmp_path / "r", settings)
 
-    assert model_fingerprint(train().model) == model_fingerprint(train().model)
+    wanted = model_fingerprint(train().model)
+    assert model_fingerprint(train().model) == wanted and "damaged" not in capsys.readouterr().out
     without("model.norm.weight")(tmp_path / "r" / "checkpoint")
-    with pytest.raises(ConfigError, match="1 missing: model.norm.weight"):
-        train()
+    assert model_fingerprint(train().model) == wanted
+    assert "checkpoint/model.safetensors is damaged" in capsys.readouterr().out
 
 
 def test_whole_models_are_loaded_as_they_are_tied_or_in_shards_or_as_pickles(whole, tmp_path):
