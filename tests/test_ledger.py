@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,13 +188,9 @@ def with_results(folder, monkeypatch, rates, seeds=SEEDS):
     file = folder / "results" / "ledger" / "tiny_comparison.json"
     write_text(file, json.dumps({"seeds": found}))
 
-    def opened(name, command):
-        path = folder / "results" / name
-        if not path.is_file():
-            raise ConfigError("not there")
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    monkeypatch.setattr(ledger, "open_results", opened)
+    there = lambda path: folder / Path(path).relative_to("data")
+    monkeypatch.setattr(ledger, "resolve_path", there)
+    monkeypatch.setattr(ledger, "open_results", lambda name, command: json.loads(file.read_text()))
 
 
 def test_a_planted_difference_is_found_and_the_seeds_of_others_are_not_read(tmp_path, monkeypatch):
@@ -205,6 +202,13 @@ def test_a_planted_difference_is_found_and_the_seeds_of_others_are_not_read(tmp_
     assert found["a-01"].said == "holds" and found["a-01"].n == 5
     words = "\n".join(claim_words(claim, found["a-01"]))
     assert "verdict: holds" in words and "5 seeds" in words and "section 1" in words
+    # two of five seeds are no verdict yet
+    with_results(tmp_path, monkeypatch, [{"orpo_v1_1": 0.9}] * 2, seeds=SEEDS[:2])
+    assert ledger.verdicts([claim]) == {"a-01": None}
+    # a model that its results lack is named with the claim
+    with_results(tmp_path, monkeypatch, [{"dpo": 0.9}] * 5)
+    with pytest.raises(DataError, match="ledger, a-01: win_rates: 0 rows"):
+        ledger.verdicts([claim])
     # seeds that were looked at before the criteria were written decide nothing
     with_results(tmp_path, monkeypatch, [{"orpo_v1_1": 0.9}] * 5, seeds=range(5))
     assert ledger.verdicts([claim]) == {"a-01": None}

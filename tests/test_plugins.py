@@ -14,7 +14,7 @@ from prefkit.core import ConfigError, DataError, read_jsonl, write_text
 from prefkit.data.records import DATASETS, load_records
 from prefkit.data.sources import MAKERS
 from prefkit.judging import combined
-from prefkit.judging.answerers import ANSWERERS, OwnAnswerer, register_answerer
+from prefkit.judging.answerers import ANSWERERS, of_config, register_answerer
 from prefkit.judging.judges import JUDGES
 from prefkit.judging.rewards import REWARDS, register_reward, reward_source
 from prefkit.plugins import register_dataset, register_loss
@@ -498,15 +498,15 @@ def test_an_answerer_that_cannot_be_asked_is_refused_before_anything_runs(answer
 def test_what_an_answerer_gives_is_a_text_for_each_prompt(made, said):
     register_answerer("fixed", lambda conversations: made)
     with pytest.raises(DataError, match=said):
-        OwnAnswerer("fixed").answer({"a": ASKED, "b": ASKED}, {}, "", print)
+        of_config({"answerer": "fixed"}).answer({"a": ASKED, "b": ASKED}, {}, "", print)
 
 
 def test_an_answerers_error_names_file_and_line_and_its_form_is_checked(tmp_path):
     plugins.load_plugins([file_of(tmp_path, RULE)])
     with pytest.raises(ConfigError, match=r"mine.py, line 5: .*AssertionError"):
-        OwnAnswerer("rule").answer({"a": ASKED}, {"max_new_tokens": 9}, "", print)
+        of_config({"answerer": "rule"}).answer({"a": ASKED}, {"max_new_tokens": 9}, "", print)
     with pytest.raises(ConfigError, match="first parameter is prompts or conversations"):
         register_answerer("other", lambda answers: answers)
     register_answerer("needs", lambda prompts, url: [url] * len(prompts))
     with pytest.raises(ConfigError, match="option url must be given"):
-        OwnAnswerer("needs")
+        of_config({"answerer": "needs"})

@@ -150,7 +150,7 @@ def test_the_frontier_has_models_and_best_of_n(undisturbed):
         and abs(rl["kl"]) > 1e-3
     )
     assert [row["n"] for row in found["best_of_n"]] == [1, 2, 4]
-    assert abs(found["best_of_n"][0]["kl"]) < 1e-9
+    assert found["best_of_n"][0]["kl"] == 0
     golds = [row["gold"] for row in found["best_of_n"]]
     assert golds == sorted(golds) and all(
         row["kl"] <= row["kl_formula"] + 1e-9 for row in found["best_of_n"]

@@ -503,7 +503,7 @@ def filter_pairs(
     the other way round, how many are ties, and how many are too close.
     """
     report, kept, dropped = RowReport("pairs judged"), [], []
-    ended = lambda row, side: {"text": row[side][0]["content"], "tokens": 0, "ended": True}
+    ended = lambda row, side: {"text": row[side][0]["content"], "tokens": None, "ended": True}
     answers = [[ended(row, side) for side in INSTRUCTIONS] for row in rows]
     for row, (chosen, rejected) in zip(rows, scores([row["prompt"] for row in rows], answers)):
         report.read += 1

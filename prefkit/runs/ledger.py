@@ -51,8 +51,18 @@ def _way(rows: list[dict], decoding: str) -> dict:
     return {"decoding": decoding} if any("decoding" in row for row in rows) else {}
 
 
+class Measure:
+    "What one seed's findings are asked for."
+
+    def models(self) -> set[str]:  # of an evaluation
+        return set()
+
+    def stages(self) -> set[str]:
+        return set()
+
+
 @dataclass(frozen=True)
-class WinRateOf:
+class WinRateOf(Measure):
     """How often a model wins against another by a judge, less the same of a third model, or by
     another judge, or one half.
     """
@@ -83,7 +93,7 @@ class WinRateOf:
 
 
 @dataclass(frozen=True)
-class ScoreOf:
+class ScoreOf(Measure):
     "A column of an evaluation's scores (gold, second, right, tokens, ...), less another model's."
 
     kind: ClassVar[str] = "score"
@@ -108,7 +118,7 @@ class ScoreOf:
 
 
 @dataclass(frozen=True)
-class Distance:
+class Distance(Measure):
     "KL from the start in nats an answer, less another model's."
 
     kind: ClassVar[str] = "kl"
@@ -128,7 +138,7 @@ _PLACES = ("first", "last", "lowest", "highest", "change", "turn", "drop", "rise
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Measure):
     """A column of a stage's lines at one place of its course, less another stage's. `change` is the
     last less the first, `turn` the last less the lowest, `drop` the highest less the last, `rises`
     the share of lines that lie above the one before.
@@ -185,7 +195,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Seconds:
+class Seconds(Measure):
     "Wall time of stages over that of others, less a number."
 
     kind: ClassVar[str] = "seconds"
@@ -203,7 +213,7 @@ class Seconds:
 
 
 @dataclass(frozen=True)
-class Order:
+class Order(Measure):
     "Spearman's correlation of win rates with reported numbers of the same models."
 
     kind: ClassVar[str] = "order"
@@ -344,8 +354,8 @@ def check_claim(
             models |= set(stage.parameters["models"])
     for measure in claim.measures:
         for known, asked in (
-            (models, measure.models() if hasattr(measure, "models") else ()),
-            (set(stages), measure.stages() if hasattr(measure, "stages") else ()),
+            (models, measure.models()),
+            (set(stages), measure.stages()),
         ):
             for name in asked:
                 if name not in known:
@@ -361,11 +371,12 @@ def check_claim(
 
 
 def held(claim: LedgerClaim) -> dict[str, dict]:
-    "The ledger's seeds of a claim's config that have been run; {} for none."
-    try:
-        found = open_results(claim.results, "prefkit ledger --run")["seeds"]
-    except ConfigError:
+    """The ledger's seeds of a claim's config that have been run; {} for none. Raises `ConfigError`
+    where their file is broken.
+    """
+    if not resolve_path(Path("data/results") / claim.results).exists():
         return {}
+    found = open_results(claim.results, "prefkit ledger --run")["seeds"]
     return {seed: one for seed, one in found.items() if int(seed) in SEEDS}
 
 
@@ -379,7 +390,10 @@ def verdicts(
     for claim in claims:
         if claim.measures:
             seeds = held(claim)
-            found[claim.id] = claim.judge(seeds) if len(seeds) > 1 else None
+            try:
+                found[claim.id] = claim.judge(seeds) if len(seeds) == len(SEEDS) else None
+            except DataError as error:
+                raise error.at(f"ledger, {claim.id}") from error
     return found
 
 

@@ -630,12 +630,13 @@ def check_questions(
     """Raise `ConfigError` for a question that cannot be put: an empty one, or one that holds a
     token which the model reads as a boundary. Of a model that is not here only the first is known.
     """
-    here = there(resolve_path(source))
+    here = questions and there(resolve_path(source))
+    reader = _Reader.of(source, chat_template) if here else None
     for number, text in enumerate(questions, 1):
         chat = [{"role": "user", "content": text}]
         try:
-            if here:
-                _Reader.of(source, chat_template).check("", str(number), chat, 1)
+            if reader:
+                reader.check("", str(number), chat, 1)
             else:
                 check_messages(chat)
         except DataError as error:

@@ -224,7 +224,8 @@ def part_names(
 ) -> dict[str, str]:  # name -> train or validation
     "Which prompts are set apart: by chance, whatever the others are."
     order = sorted(names, key=lambda name: derive_seed(seed, "validation", name))
-    return {name: "validation" if name in set(order[:validation]) else "train" for name in names}
+    apart = set(order[:validation])
+    return {name: "validation" if name in apart else "train" for name in names}
 
 
 def save_pairs(

@@ -88,6 +88,8 @@ def _level_kl(mass, n):
     """KL of best of n from the masses of the reward levels, lowest first, positive and adding up to
     1.
     """
+    if n == 1:  # the reference itself, to the last digit
+        return 0.0
     below = np.cumsum(mass)  # F
     above = np.concatenate([np.cumsum(mass[:0:-1])[::-1], [0.0]])  # 1 - F
     with np.errstate(divide="ignore"):
