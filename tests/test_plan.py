@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -236,10 +237,13 @@ def slowness() -> float:
 
 @pytest.mark.slow
 def test_the_plan_of_the_comparison_takes_less_than_twenty_seconds():
-    "Of a processor, such as it was demanded of: what else the machine does does not count."
+    """Of a processor, such as it was demanded of: what else the machine does does not count. Of one
+    thread: a second one that waits for its core counts as if it worked.
+    """
     command = [sys.executable, "-m", "prefkit", "plan", "data/configs/tiny/comparison.yaml"]
+    one = os.environ | {"OMP_NUM_THREADS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, capture_output=True, cwd=project_root())
+    subprocess.run(command, check=True, capture_output=True, cwd=project_root(), env=one)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert used / slowness() < 20

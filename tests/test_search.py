@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 
 from prefkit.core import ConfigError, shipped, write_text
 from prefkit.report.search import draw_importance, draw_landscape
+from prefkit.runs import search as module
 from prefkit.runs.config import write_pipeline
 from prefkit.runs.search import Range, edges, load_search, run_search
 
@@ -368,6 +370,46 @@ def test_two_machines_share_a_search_by_postgresql(tmp_path, postgres):
     assert len({json.dumps(one["values"], sort_keys=True) for one in made["trials"]}) == 6
     each = [set(begun(tmp_path / name)) - {"shared"} for name in ("one", "two")]
     assert all(each) and not each[0] & each[1] and len(each[0] | each[1]) == 6
+
+
+def tables_are_made_behind(taken, address, file, monkeypatch):
+    "`taken`: whether another worker finds the lock held; asked while Optuna makes its tables."
+    seen, storage = [], optuna.storages.RDBStorage
+    watched = lambda address: seen.append(taken()) or storage(address)
+    monkeypatch.setattr(optuna.storages, "RDBStorage", watched)
+    module._database(address, file)
+    return seen == [True] and not taken()
+
+
+def test_one_worker_at_a_time_makes_the_tables(tmp_path, monkeypatch):
+    file = tmp_path / ".ask.lock"
+
+    def taken():
+        try:
+            with FileLock(str(file), timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    address = f"sqlite:///{tmp_path / 'search.db'}"
+    assert tables_are_made_behind(taken, address, file, monkeypatch)
+
+
+@pytest.mark.slow
+def test_one_worker_of_all_machines_makes_the_tables(tmp_path, postgres, monkeypatch):
+    "Two of them at once, and PostgreSQL refuses one: a search of two machines died of it."
+    import sqlalchemy
+
+    ask = sqlalchemy.text("SELECT pg_try_advisory_lock(:number)")
+
+    def taken():
+        with sqlalchemy.create_engine(postgres).connect() as connection:
+            held = not connection.execute(ask, {"number": module._AdvisoryLock.NUMBER}).scalar()
+            connection.invalidate()  # lets go of it
+        return held
+
+    assert tables_are_made_behind(taken, postgres, tmp_path / "none", monkeypatch)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_database_that_is_not_there_is_named_and_its_password_is_not(tmp_path):

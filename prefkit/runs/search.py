@@ -407,13 +407,20 @@ def _alive(worker: str) -> bool:
     return True
 
 
-def _database(address: str):
-    "Optuna's storage in a database; raises `ConfigError` without repeating the address."
+def _database(address: str, file: Path):  # -> (storage, lock)
+    """Optuna's storage in a database, and what lets one worker at a time make its tables and take a
+    trial: of all machines where PostgreSQL joins them, else of those that see the file. Raises
+    `ConfigError` without repeating the address.
+    """
     import optuna
+    import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return optuna.storages.RDBStorage(address)
+        engine = sqlalchemy.create_engine(address)
+        lock = _AdvisoryLock(engine) if engine.dialect.name == "postgresql" else FileLock(str(file))
+        with lock:
+            return optuna.storages.RDBStorage(address), lock
     except (ImportError, SQLAlchemyError) as error:
         why = str(getattr(error, "orig", None) or type(error).__name__).splitlines()[0]
         lacks = isinstance(error, ImportError)
@@ -425,14 +432,6 @@ def _database(address: str):
             field="storage",
             reason="no database",
         ) from None
-
-
-def _lock_of(storage, file: Path):
-    "What lets one worker take a trial at a time: of all machines, where PostgreSQL joins them."
-    engine = getattr(storage, "engine", None)
-    if engine is None or engine.dialect.name != "postgresql":
-        return FileLock(str(file))
-    return _AdvisoryLock(engine)
 
 
 class _AdvisoryLock:
@@ -466,11 +465,12 @@ class Worker:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.search, self.trials, self.threads, self.optuna = search, trials, threads, optuna
         journal = str(trials.home / "journal.log")
+        file = trials.home / ".ask.lock"
         if search.storage:
-            self.storage = _database(search.storage)
+            self.storage, self.lock = _database(search.storage, file)
         else:
             self.storage = JournalStorage(JournalFileBackend(journal))
-        self.lock = _lock_of(self.storage, trials.home / ".ask.lock")
+            self.lock = FileLock(str(file))
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if search.prune else None
         with self.lock:
             self.study = optuna.create_study(
