@@ -8,10 +8,12 @@ import os
 import re
 import signal
 from contextlib import contextmanager
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from helpers.toys import write_run, write_toy
@@ -33,7 +35,7 @@ from prefkit.judging.served import MOST_LEVELS, JsonLinesFile, Reply, Secret, _i
 from prefkit.report.faults import fault_count, fault_table
 from prefkit.runs.config import load_config, read_yaml
 from prefkit.runs.fingerprints import code_fingerprint, fingerprints
-from prefkit.runs.pipelines import check_questions
+from prefkit.runs.pipelines import check_questions, encode_once
 from prefkit.runs.runner import (
     files_of_run,
     folder_state,
@@ -46,6 +48,7 @@ from prefkit.runs.stage import as_written, way_out
 from prefkit.runs.study_config import load_study
 from prefkit.stats.rankings import bradley_terry
 from prefkit.stats.win_rate import preference_rate, score_difference, win_rate
+from prefkit.train.saves import with_reference
 from prefkit.train.settings import TrainSettings
 
 BASE = "data/tiny/base"
@@ -433,6 +436,68 @@ def test_nothing_lies_beside_a_store_and_a_second_writer_is_refused(tmp_path):
     assert os.listdir(tmp_path) == ["a.jsonl"]
     with JsonLinesFile(tmp_path / "a.jsonl", {}) as file:
         assert file.records == [{"id": "1"}]
+
+
+# ---- caches
+
+
+def encoded(cache, runs):
+    "Rows that a cache of encoded rows is asked for."
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    records = load_records("tiny-world", kind="sft", limit=8)
+    return encode_once(records, tokenizer, cache, kind="sft", max_length=256)[0]
+
+
+def referenced(cache, runs):
+    "Rows with their reference, which a cache is asked for; each time for another run."
+    rows = [{"prompt_ids": [1, 2], "chosen_ids": [3, 4, 0], "rejected_ids": [5, 0]}]
+    model, folder = AutoModelForCausalLM.from_pretrained(BASE), runs / uuid4().hex
+    answers = ("chosen", "rejected")
+    return with_reference(model, {"train": rows}, answers, 0, folder, cache=cache)["train"]
+
+
+def halved(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def changed(file):
+    text = bytearray(file.read_bytes())
+    text[len(text) // 2] ^= 1
+    file.write_bytes(text)
+
+
+def emptied(file):
+    os.truncate(file, 0)
+
+
+def nonsense(file):
+    file.write_text('{"key": [[[')
+
+
+@pytest.mark.parametrize("damage", [halved, changed, emptied, nonsense])
+@pytest.mark.parametrize("ask", [encoded, referenced])
+def test_a_damaged_cache_is_said_and_made_anew(ask, damage, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    first = ask(cache, tmp_path)
+    (file,) = cache.iterdir()
+    damage(file)
+    assert ask(cache, tmp_path) == first and f"{file} is damaged" in capsys.readouterr().out
+    assert ask(cache, tmp_path) == first and "damaged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "where a folder has the name"])
+@pytest.mark.parametrize("ask", [encoded, referenced])
+def test_a_cache_that_cannot_be_written_to_is_done_without(ask, place, tmp_path, capsys):
+    "A read-only one is among the faults of `tools/faults.py`: to root every folder is open."
+    first = ask(tmp_path / "whole", tmp_path)
+    cache = tmp_path / "cache"
+    if place == "where a folder has the name":
+        (cache / next((tmp_path / "whole").iterdir()).name / "x").mkdir(parents=True)
+    else:
+        write_text(cache, "")
+    where = cache / "none" if place == "below a file" else cache
+    assert ask(where, tmp_path) == first
+    assert "PREFKIT_CACHE names another folder" in capsys.readouterr().out
 
 
 # ---- the runner's own files

@@ -346,7 +346,13 @@ def server():
             words = [len(one.split()) for one in body["answers"]]
             said = said or json.dumps({"rewards": words}).encode()
             self.send_response(fault if isinstance(fault, int) else 200)
+            if fault == "cut":
+                self.send_header("Content-Length", "1000")
             self.end_headers()
+            # a byte now and then: no gap is long, the whole takes for ever
+            for _ in range(60 if fault == "drip" else 0):
+                self.wfile.write(b" ")
+                threading.Event().wait(0.05)
             self.wfile.write(said)
 
         def log_message(self, *_):
@@ -376,7 +382,7 @@ def test_a_server_is_asked_once_for_each_answer(server, cached, capsys, monkeypa
     assert "are known from before" in capsys.readouterr().out
 
 
-def test_faults_that_pass_are_waited_for_and_others_are_errors(server, cached):
+def test_faults_that_pass_are_waited_for_and_others_are_errors(server, cached, monkeypatch):
     url, state = server
     source = reward_source("http", url=url, wait=0.001, retries=2)
     state["faults"] = [503, 429]
@@ -387,7 +393,16 @@ def test_faults_that_pass_are_waited_for_and_others_are_errors(server, cached):
         ([401], "401 "),
         ([b"nonsense"], "is not"),
         ([b'{"rewards": [1, 2]}'], "2 rewards for 1"),
+        ([b'{"rewards": [NaN]}'], "no finite number"),
+        ([b'{"rewards": [1' + b"0" * 400 + b"]}"], "is not"),
+        ([b'{"rewards": [1' + b"0" * 5000 + b"]}"], "is not"),
+        ([b'{"rewards": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"], "is not"),
+        (["cut"] * 3, "is cut"),
+        (["drip"] * 3, "no whole reply within 0.5 seconds"),
+        ([b" " * 9000] * 3, "longer than 8,192 bytes"),
     ):
+        source.timeout = 0.5
+        monkeypatch.setattr(combined, "MOST_BYTES", 8192 if "longer" in said else 2**26)
         state["faults"] = list(faults)
         with pytest.raises(ConfigError, match=said):
             source(ROWS[:1], other)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from helpers.served import KEY
 from prefkit.core import ConfigError, DataError, read_jsonl
+from prefkit.judging import served
 from prefkit.judging.asking import DECODING, generate_records
 from prefkit.judging.served import Secret, Served, ask_all, retry_after
 from prefkit.data.world import tiny_records
@@ -106,6 +107,16 @@ def test_a_server_that_hangs_is_left_and_asked_again(faulty, tmp_path, slow):
     ), "before the server gives up by itself"
     replies, _ = ask(faulty.client(timeout=2), asking(f"b: {slow} ok", "c"), tmp_path / "s.jsonl")
     assert list(replies) == ["b", "c"] and faulty.asked["b"] == 2
+
+
+@pytest.mark.parametrize("flood", ["flood", "bomb"])
+def test_a_reply_that_does_not_end_is_left(faulty, tmp_path, flood, monkeypatch):
+    "A long one, and a short one that unpacks into a long one: neither fills the memory."
+    monkeypatch.setattr(served, "MOST_BYTES", 2**16)
+    requests, store = asking(f"a: {flood}", "b"), tmp_path / "s.jsonl"
+    replies, failures = ask(faulty.client(retries=0), requests, store)
+    assert list(replies) == ["b"] and "longer than" in failures["a"]
+    assert [record["id"] for record in read_jsonl(store)] == ["b"]
 
 
 def test_retry_after_holds_everybody_back(faulty, tmp_path):

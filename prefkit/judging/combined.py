@@ -2,7 +2,9 @@
 adds them to `REWARDS`. Not from a notebook.
 """
 
+import http.client
 import json
+import math
 import os
 import time
 import urllib.error
@@ -213,16 +215,30 @@ class HttpReward(RewardSource):
         for tried in range(self.retries + 1):
             try:
                 with OPENER.open(request, timeout=self.timeout) as reply:
-                    return self._read(reply.read(MOST_BYTES), len(batch))
+                    return self._read(self._whole(reply), len(batch))
             except urllib.error.HTTPError as error:
                 said = f"{error.code} {error.reason}"
                 if error.code < 500 and error.code != 429:
                     raise self._failed(said) from None
-            except (OSError, TimeoutError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 said = str(error)
             if tried < self.retries:
                 time.sleep(self.wait * 2**tried)
         raise self._failed(f"{said}, {self.retries + 1} times")
+
+    def _whole(self, reply) -> bytes:
+        "What a reply holds; raises `OSError` where it is too long, takes too long or is cut."
+        # the connection's own limit is for the gap between two bytes
+        until, whole = time.monotonic() + self.timeout, bytearray()
+        while part := reply.read1():
+            whole += part
+            if len(whole) > MOST_BYTES:
+                raise OSError(f"the reply is longer than {MOST_BYTES:,} bytes")
+            if time.monotonic() > until:
+                raise OSError(f"no whole reply within {self.timeout:g} seconds")
+        if reply.length:
+            raise OSError(f"the reply is cut, {reply.length:,} bytes before its end")
+        return bytes(whole)
 
     def _failed(self, said):
         said = Secret(self.key_env).hide(said)
@@ -231,8 +247,10 @@ class HttpReward(RewardSource):
     def _read(self, text, n):
         try:
             said = [float(one) for one in json.loads(text)["rewards"]]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise self._failed(f'the reply {text[:80]!r} is not {{"rewards": [numbers]}}') from None
+        if not all(map(math.isfinite, said)):
+            raise self._failed(f"the reply {text[:80]!r} has a reward that is no finite number")
         if len(said) != n:
             raise self._failed(f"{len(said)} rewards for {n} answers")
         return said

@@ -424,6 +424,8 @@ async def _content(call, server, secret) -> "bytes | _Try":
         why = f"no connection ({type(cause).__name__}: {cause})"
         sent = type(cause).__name__ not in ("ConnectError", "ConnectTimeout")
         return _Try(why=secret.hide(why[:2000])[:300], sent=sent)
+    except OSError as error:  # of `_limit`
+        return _Try(why=str(error))
 
 
 async def _try(client, server, body, secret) -> _Try:

@@ -1,5 +1,6 @@
 """A server with OpenAI's chat interface on loopback that has every fault there is, on demand."""
 
+import gzip
 import json
 import socket
 import threading
@@ -173,6 +174,10 @@ class Handler(BaseHTTPRequestHandler):
                     break
                 self.wfile.write(b" ")
                 self.wfile.flush()
+        elif fault == "flood":
+            self.send(200, b" " * 2**20)
+        elif fault == "bomb":
+            self.send(200, gzip.compress(b" " * 2**22), {"content-encoding": "gzip"})
         elif fault == "cut":
             self.send_response(200)
             self.send_header("content-length", "1000")
