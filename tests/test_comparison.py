@@ -276,7 +276,14 @@ def test_the_reports_own_settings_stand_in_the_config_for_an_l4():
 
 
 @pytest.mark.parametrize(
-    "name, least", [("comparison", 30), ("xpo_ipo", 17), ("length_penalty", 30), ("orpo", 22)]
+    "name, least",
+    [
+        ("comparison", 30),
+        ("xpo_ipo", 17),
+        ("length_penalty", 30),
+        ("orpo", 22),
+        ("minor_dpo", 40),
+    ],
 )
 def test_each_value_of_the_l4_config_has_its_source_or_says_that_it_is_ours(name, least):
     text = (ROOT / f"data/configs/l4/{name}.yaml").read_text(encoding="utf-8")

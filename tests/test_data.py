@@ -12,7 +12,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from helpers.records import assistant, smoltalk, ultrafeedback, user
+from helpers.records import assistant, metamath, smoltalk, ultrafeedback, user
 from transformers import AutoTokenizer
 
 from prefkit.data.chat import encode_response, end_of_turn_id
@@ -50,19 +50,6 @@ SHAREGPT = {
     "rejected": {"from": "gpt", "value": "Blue."},
 }
 PLAIN = {"prompt": "Which colour?", "chosen": "Red.", "rejected": "Blue."}
-
-
-def metamath(n):
-    "Rows with the columns of abacusai/MetaMath_DPO_FewShot."
-    shots = "Question: What is 2 + 2?\nAnswer: 2 + 2 = 4.\n#### 4\nThe answer is: 4\n\n"
-    return [
-        {
-            "prompt": f"{shots * (i % 3)}Question: What is {i} + 1?\nAnswer:",
-            "chosen": f"{i} + 1 = {i + 1}\n#### {i + 1}\nThe answer is: {i + 1}",
-            "rejected": f"{i} + 1 = {i + 2}\n#### {i + 1}\nThe answer is: {i + 1}",
-        }
-        for i in range(n)
-    ]
 
 
 def jsonl(tmp_path, rows, name="prefs.jsonl"):

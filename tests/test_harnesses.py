@@ -11,9 +11,9 @@ from hypothesis import given, strategies as st
 
 from prefkit.judging import harnesses
 from prefkit.core import ConfigError, DataError, project_root, read_jsonl, write_json, write_jsonl
+from prefkit.data.records import GSM8K_PROMPT
 from prefkit.judging.harnesses import (
     FORMS,
-    GSM8K_PROMPT,
     LM_EVAL_TASKS,
     MT_BENCH_TEMPERATURES,
     alpaca_eval_command,

@@ -78,6 +78,26 @@ def prefkit(installed, tmp_path):
     return command
 
 
+@pytest.fixture
+def alone(request, root, built, tmp_path):
+    """The same where nothing else is installed, offline; without PREFKIT_EMPTY_ENVIRONMENT, which
+    says that PyTorch and all else may be installed anew, with what is installed here.
+    """
+    if not os.environ.get("PREFKIT_EMPTY_ENVIRONMENT"):
+        return request.getfixturevalue("prefkit")
+    empty = tmp_path / ".environment"
+    called(sys.executable, "-m", "venv", empty, cwd=tmp_path)
+    pip = (empty / "bin/python", "-m", "pip", "install", "-q", "-c", root / "constraints.txt")
+    called(*pip, "--no-deps", "torch", cwd=tmp_path)  # first and alone, as the Makefile does
+    called(*pip, built[1], cwd=tmp_path)
+    where = {"PYTHONPATH": "", "PREFKIT_CACHE": "", "HF_HUB_OFFLINE": "1"}
+
+    def command(*arguments):
+        return called(empty / "bin/prefkit", *arguments, cwd=tmp_path, **where)
+
+    return command
+
+
 def test_sdist_and_wheel_hold_what_a_run_needs(built):
     names = zipfile.ZipFile(built[1]).namelist()
     for needed in (
@@ -107,14 +127,18 @@ def test_in_an_empty_folder_lists_are_those_of_the_wheel(prefkit, installed, tmp
         assert f"  {name} " in said
 
 
-def test_pairs_of_ones_own_become_a_page(prefkit, root, tmp_path):
+def pairs_become_a_page(prefkit, root, folder):
     "From a file to a report: new, run, report; all below the folder that one stands in."
-    shutil.copy(root / "data/tiny/pairs_test.jsonl", tmp_path / "mine.jsonl")
+    shutil.copy(root / "data/tiny/pairs_test.jsonl", folder / "mine.jsonl")
     assert "kept 64" in prefkit("new", "first", "--data", "mine.jsonl")
     prefkit("run", "first.yaml", "--set", "sft.max_steps=2", "--set", "dpo.max_steps=2")
     said = prefkit("report", "first.yaml", "--set", "sft.max_steps=2", "--set", "dpo.max_steps=2")
-    page = tmp_path / "data/runs/first/report/report.html"
+    page = folder / "data/runs/first/report/report.html"
     assert str(page) in said and "Held-out pairs" in page.read_text(encoding="utf-8")
+
+
+def test_pairs_of_ones_own_become_a_page(prefkit, root, tmp_path):
+    pairs_become_a_page(prefkit, root, tmp_path)
     assert not list(SHARE.glob("**/runs"))
 
 
@@ -146,29 +170,40 @@ FEW = {
 }
 
 
-def test_a_reward_and_a_loss_of_ones_own_from_files(prefkit, tmp_path):
-    "Each in one command, in a folder that holds a config and the file."
+def own_parts_train(prefkit, folder):
+    "A reward and a loss, in one command, in a folder that holds a config and their files."
     for name, text in OWN.items():
-        (tmp_path / name).write_text(text)
+        (folder / name).write_text(text)
     stages = {
         "rloo": {"pipeline": "rollout", "parameters": {**FEW, "reward": "near", "samples": 2}},
         "hinge": {"pipeline": "preference", "parameters": {**FEW, "method": "hinge"}},
     }
     config = {"experiment": "own", "plugins": list(OWN), "stages": stages}
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    (folder / "own.yaml").write_text(yaml.safe_dump(config))
     prefkit("run", "own.yaml")
-    samples = read_jsonl(tmp_path / "data/runs/own/rloo/samples.jsonl")
+    samples = read_jsonl(folder / "data/runs/own/rloo/samples.jsonl")
     assert samples and all(one["reward"] == -abs(len(one["answer"].split()) - 3) for one in samples)
-    lines = read_jsonl(tmp_path / "data/runs/own/hinge/metrics.jsonl")
+    lines = read_jsonl(folder / "data/runs/own/hinge/metrics.jsonl")
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2]
 
 
-@pytest.mark.slow
-def test_the_demo_ends_with_a_picture(prefkit, tmp_path):
+def test_a_reward_and_a_loss_of_ones_own_from_files(prefkit, tmp_path):
+    own_parts_train(prefkit, tmp_path)
+
+
+def demo_ends_with_a_picture(prefkit, folder):
     said = prefkit("demo")
     assert "gold reward" in said and "dpo " in said and "█" in said
-    assert (tmp_path / "data/runs/demo/report/report.html").is_file()
-    assert list((tmp_path / "data/runs/demo/report").rglob("win_rates.png"))
+    assert (folder / "data/runs/demo/report/report.html").is_file()
+    assert list((folder / "data/runs/demo/report").rglob("win_rates.png"))
+
+
+@pytest.mark.slow
+def test_each_promise_is_kept_where_nothing_else_is_installed(alone, root, tmp_path):
+    assert alone("--version").startswith("prefkit ") and "  minor_dpo " in alone("list")
+    demo_ends_with_a_picture(alone, tmp_path)
+    pairs_become_a_page(alone, root, tmp_path)
+    own_parts_train(alone, tmp_path)
 
 
 # ---- a config for data of one's own

@@ -14,6 +14,7 @@ __all__ = [
     "ANSWER_CUES",
     "TRAIN_TEST",
     "ALL_SPLITS",
+    "GSM8K_PROMPT",
     "DATASETS",
     "CUT",
     "TIDIED",
@@ -752,12 +753,19 @@ class Source:
     note: str = ""  # one sentence for the table
     # one split on the Hub, parted here by puzzle so that no puzzle is in two splits
     parted: bool = False
+    columns: dict = field(default_factory=dict)  # our name of a column: the source's
+    before: str = ""  # a text that is put before each question
 
     @property
     def gives(self) -> tuple[str, ...]:
         "Kinds of rows that can be had: a pair is two binary rows."
         from_pairs = "pairs" in self.kinds and "binary" not in self.kinds
         return self.kinds + ("binary",) * from_pairs
+
+    def mapping(self, kind: str) -> dict:
+        "Columns for rows of a kind; a prompt keeps its solution under the name that rewards read."
+        kept = ("prompt",) if kind == "prompts" else self.columns
+        return {ours: theirs for ours, theirs in self.columns.items() if ours in kept}
 
 
 # %% ../../nbs/lib/data/02_records.ipynb #a7c0d1e3
@@ -848,6 +856,24 @@ _ON_THE_HUB = {
         note="393,999 pairs of worked sums, the rejected one with a corrupted step.",
     ),
 }
+# "Minor DPO reject penalty to increase training robustness" (Xie et al.), section 4, word for word
+GSM8K_PROMPT = (
+    "You are a helpful assistant. Please answer follow question step by step and give final answer "
+    "in a separate line using the brief format So the answer is: . Below is the question:"
+)
+_ON_THE_HUB["gsm8k"] = Source(
+    "openai/gsm8k",
+    TRAIN_TEST,
+    ("sft", "prompts"),
+    "main",
+    columns={"prompt": "question", "response": "answer"},
+    note="8,792 worked sums; a solution ends in #### and its number.",
+)
+_ON_THE_HUB["gsm8k_minor_dpo"] = replace(
+    _ON_THE_HUB["gsm8k"],
+    before=GSM8K_PROMPT,
+    note="The same, each question behind the prompt of the MinorDPO report.",
+)
 DATASETS = _GENERATED | _ON_THE_HUB
 
 
@@ -889,6 +915,15 @@ def _are_pairs(rows, mapping):
     return paired and not labelled, chain(first, rows)
 
 
+def _put_before(source, line):
+    "A line whose question stands behind the source's text."
+    column = source.columns["prompt"]
+    question = (line.record or {}).get(column)
+    if not isinstance(question, str):
+        return line  # it says itself what is wrong with it
+    return line._replace(record={**line.record, column: f"{source.before} {question}"})
+
+
 def _read_registered(name, kind, split, seed, start, stop, revision, options):
     "(label, rows) of a data set of the table."
     source = DATASETS[name]
@@ -898,6 +933,8 @@ def _read_registered(name, kind, split, seed, start, stop, revision, options):
         hub_split, first, last = parse_split(source.splits[split])
         label, lines = read_hub(source.hub, hub_split, source.config, revision)
         rows = islice(lines, first, last)
+        if source.before:
+            rows = map(partial(_put_before, source), rows)
         if not source.parted:
             return f"{label} ({source.splits[split]})", rows
         part = (line for line in rows if part_of(line.record) == split)
@@ -1011,6 +1048,7 @@ def load_records(
             str(name), kind_read, split, seed, start, stop, dataset_revision, options
         )
         zero_shot = DATASETS[str(name)].zero_shot if zero_shot is None else zero_shot
+        columns = DATASETS[str(name)].mapping(kind_read) | (columns or {})
     else:
         label, rows = read_source(name, split, list(DATASETS), dataset_revision)
     rows = islice(rows, start, max(stop, start) if stop is not None else None)

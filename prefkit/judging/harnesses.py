@@ -9,7 +9,6 @@ an answer.
 __all__ = [
     "MOST_DIGITS",
     "FORMS",
-    "GSM8K_PROMPT",
     "LM_EVAL_TASKS",
     "ANNOTATION",
     "IN_PERCENT",
@@ -50,6 +49,7 @@ from prefkit.core import (
     write_jsonl,
     write_text,
 )
+from ..data.records import GSM8K_PROMPT
 from ..data.thoughts import split_thought
 from ..model.loading import check_stored
 from ..stats.intervals import ratio_interval
@@ -305,11 +305,6 @@ def gsm8k_score(
 
 
 # %% ../../nbs/lib/judging/58_harnesses.ipynb #4ac89249
-# "Minor DPO reject penalty to increase training robustness" (Xie et al.), section 4, word for word
-GSM8K_PROMPT = (
-    "You are a helpful assistant. Please answer follow question step by step and give final answer "
-    "in a separate line using the brief format So the answer is: . Below is the question:"
-)
 LM_EVAL_TASKS = {  # what each needs beyond `pip install -e ".[eval]"`
     "ifeval": (
         "downloads google/IFEval (541 prompts) and nltk's punkt_tab; answers up to 1,280 tokens; "

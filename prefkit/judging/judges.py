@@ -718,7 +718,7 @@ class MadeJudge(Judge):
 
 # name -> class
 JUDGES: dict[str, type[Judge]] = dict.fromkeys(
-    ("gold", "second", "model", "countdown", "countdown_shaped"), RewardJudge
+    ("gold", "second", "model", "countdown", "countdown_shaped", "gsm8k"), RewardJudge
 )
 JUDGES |= {kind.name: kind for kind in (RewardApi, Pairwise, Person)}
 BUILT_IN_JUDGES = tuple(JUDGES)

@@ -15,6 +15,7 @@ __all__ = [
     "SecondReward",
     "CountdownReward",
     "ShapedCountdownReward",
+    "GSM8KReward",
     "TextReward",
     "ModelReward",
     "FunctionReward",
@@ -52,6 +53,7 @@ from ..data.countdown import shaped_reward, verify
 from ..data.thoughts import split_thought
 from ..data.world import gold_reward, read_request, second_judge
 from .functions import by_columns, by_dotted_name, of_columns
+from .harnesses import extract_answer, gold_answer
 from .kinds import kind_of, lookup, make, options_of
 from ..model.loading import check_model, model_config, load_tokenizer
 
@@ -306,6 +308,36 @@ class ShapedCountdownReward(CountdownReward):
         return {"reward": parts.pop("total"), **parts}
 
 
+# %% ../../nbs/lib/judging/52_rewards.ipynb #5a9e8d02
+@dataclass(kw_only=True)
+class GSM8KReward(RewardSource):
+    "1 for the number that the record's solution ends with, 0 for any other."
+
+    name = "gsm8k"
+
+    def check(self, record):
+        "The first row must have an `answer` that ends with a number."
+        if isinstance(record, dict):
+            self._number(record)
+        elif record is not None and "answer" not in record:  # names of columns
+            self._number({})
+
+    def _number(self, record):
+        if "answer" not in record:
+            raise ConfigError(
+                "rows need the column `answer` with the solution, whose end is the right number. "
+                "Take dataset: gsm8k, or map it: columns: {answer: solution}.",
+                field="dataset",
+                reason="no solution",
+            )
+        return gold_answer(record["answer"])
+
+    def rate(self, row, answer):
+        found = extract_answer(answer["text"])
+        right = found.value == self._number(row.get("record") or {})
+        return {"reward": float(right), "correct": right, "reason": found.form or "no number"}
+
+
 # %% ../../nbs/lib/judging/52_rewards.ipynb #c790cb74
 @dataclass(kw_only=True)
 class TextReward(RewardSource):
@@ -472,6 +504,7 @@ BUILT_IN_REWARDS = (
     SecondReward,
     CountdownReward,
     ShapedCountdownReward,
+    GSM8KReward,
     TextReward,
     ModelReward,
 )

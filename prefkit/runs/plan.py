@@ -81,6 +81,7 @@ HUB_ROWS: dict[str, dict[str, int]] = {
     "HuggingFaceTB/smol-smoltalk": {"train": 460_341, "test": 24_229},
     "Anthropic/hh-rlhf": {"train": 160_800, "test": 8552},
     "abacusai/MetaMath_DPO_FewShot": {"train": 393_999},
+    "openai/gsm8k": {"train": 7473, "test": 1319},
 }
 
 

@@ -40,3 +40,16 @@ def smoltalk(n):
         }
         for i in range(n)
     ]
+
+
+def metamath(n):
+    "Rows with the columns of abacusai/MetaMath_DPO_FewShot."
+    shots = "Question: What is 2 + 2?\nAnswer: 2 + 2 = 4.\n#### 4\nThe answer is: 4\n\n"
+    return [
+        {
+            "prompt": f"{shots * (i % 3)}Question: What is {i} + 1?\nAnswer:",
+            "chosen": f"{i} + 1 = {i + 1}\n#### {i + 1}\nThe answer is: {i + 1}",
+            "rejected": f"{i} + 1 = {i + 2}\n#### {i + 1}\nThe answer is: {i + 1}",
+        }
+        for i in range(n)
+    ]
