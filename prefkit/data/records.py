@@ -921,7 +921,8 @@ def _put_before(source, line):
     question = (line.record or {}).get(column)
     if not isinstance(question, str):
         return line  # it says itself what is wrong with it
-    return line._replace(record={**line.record, column: f"{source.before} {question}"})
+    record = {**line.record, column: f"{source.before} {question}"}
+    return Line(line.number, record, line.fault, line.twice)
 
 
 def _read_registered(name, kind, split, seed, start, stop, revision, options):

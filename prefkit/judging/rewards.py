@@ -53,7 +53,6 @@ from ..data.countdown import shaped_reward, verify
 from ..data.thoughts import split_thought
 from ..data.world import gold_reward, read_request, second_judge
 from .functions import by_columns, by_dotted_name, of_columns
-from .harnesses import extract_answer, gold_answer
 from .kinds import kind_of, lookup, make, options_of
 from ..model.loading import check_model, model_config, load_tokenizer
 
@@ -323,6 +322,8 @@ class GSM8KReward(RewardSource):
             self._number({})
 
     def _number(self, record):
+        from prefkit.judging.harnesses import gold_answer
+
         if "answer" not in record:
             raise ConfigError(
                 "rows need the column `answer` with the solution, whose end is the right number. "
@@ -333,6 +334,8 @@ class GSM8KReward(RewardSource):
         return gold_answer(record["answer"])
 
     def rate(self, row, answer):
+        from prefkit.judging.harnesses import extract_answer
+
         found = extract_answer(answer["text"])
         right = found.value == self._number(row.get("record") or {})
         return {"reward": float(right), "correct": right, "reason": found.form or "no number"}

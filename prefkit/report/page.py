@@ -7,12 +7,13 @@ A plain module, because there is nothing to derive here. Everything that is give
 
 import base64, html, math
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from prefkit.core import DataError, write_text
 
-__all__ = ["Page"]
+__all__ = ["Link", "Page"]
 
 STYLE = """
 :root {
@@ -145,6 +146,16 @@ pre {
 """
 
 
+class Link(NamedTuple):
+    "A cell of a table that leads somewhere."
+
+    text: str
+    address: str  # "": nowhere, so that it is plain text
+
+    def __str__(self):
+        return self.text
+
+
 def _text(value) -> str:
     return html.escape(str(value), quote=True)
 
@@ -162,6 +173,8 @@ def _cell(value, digits) -> tuple[str, bool]:
         if number and not 1e-3 <= abs(number) < 1e6:
             return f"{number:.3g}", True
         return f"{number:.{digits}f}".replace("-", "\u2212"), True
+    if isinstance(value, Link) and value.address:
+        return f'<a href="{_text(value.address)}">{_text(value.text)}</a>', False
     return _text(value), False
 
 

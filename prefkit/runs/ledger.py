@@ -5,12 +5,14 @@ the claim has it and from where on a difference matters, before the experiment i
 ledger's own seeds. Results stand in `data/results/ledger/`.
 """
 
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import yaml
 from scipy.stats import rankdata
 
@@ -28,6 +30,8 @@ from prefkit.stats.verdicts import (
 )
 
 SEEDS = (5, 6, 7, 8, 9)  # none of them was looked at before the criteria were written
+SITE = "https://prefkit.github.io/prefkit"  # where the lessons are published
+_NUMBERS = ("mean", "low", "high", "p", "detectable", "n")  # of a `ClaimVerdict`
 POINTS = 0.05  # of a win rate or share: the smallest effect of interest unless a claim says another
 
 # ---- measures: one number from what one seed has found
@@ -477,6 +481,46 @@ def claim_words(
         f"smallest detectable {verdict.detectable:.3f}, p {verdict.p:.2g}",
         f"verdict: {verdict.said}",
     ]
+
+
+def ledger_table(
+    claims: list[LedgerClaim],
+    found: dict[str, ClaimVerdict | None],
+    site: str = SITE,  # where the lessons are published
+) -> pd.DataFrame:  # a row for each claim, in the ledger's order
+    """What the page draws: what is said of a claim with all others (`said`) and by itself
+    (`alone`), its numbers in the measure's own units, and the address of its lesson.
+    """
+    together, rows, nbs = corrected(found), [], project_root() / "nbs"
+    for claim in claims:
+        verdict = found.get(claim.id)
+        lesson = lesson_of(claim)
+        numbers = asdict(verdict) if verdict else {}
+        if claim.untestable:
+            said = "not testable here"
+        elif claim.exact:
+            said = claim.exact["verdict"]
+        else:
+            said = together.get(claim.id, "not run yet")
+        rows.append(
+            {
+                "id": claim.id,
+                "report": claim.report,
+                "claim": claim.claim,
+                "place": claim.place,
+                "reported": claim.reported or None,
+                "said": said,
+                "alone": numbers.pop("said", ""),
+                "how": claim.untestable or claim.exact.get("by") or claim.config,
+                "says": claim.says,
+                "effect": claim.effect or math.nan,
+                **dict.fromkeys(_NUMBERS, math.nan),
+                **numbers,
+                "lesson": re.sub(r"^\d+_", "", lesson.stem),
+                "address": f"{site}/{lesson.relative_to(nbs).with_suffix('.html').as_posix()}",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def lesson_of(
