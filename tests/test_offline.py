@@ -224,6 +224,11 @@ stages:
     far = {row["model"]: row for row in info["metrics"]["distances"]}
     assert far.keys() == {"a", "c", "d"} and {row["start"] for row in far.values()} == {"b"}
     assert abs(far["c"]["kl"]) < 1e-4 and far["d"]["kl"] > 0.1 and far["d"]["n"] == 4
+    told = info["metrics"]["answers"]
+    assert len({one["prompt"] for one in told}) == 6
+    for one in told:
+        assert list(one["answers"]) == list("abcd") and one["answers"]["a"] == one["answers"]["c"]
+        assert set(one["answers"]["d"]) == {"text", "tokens", "ended", "gold", "second"}
     with pytest.raises(ConfigError, match="references: 'e' is none of the models a, b, c"):
         run(config, ["evaluate.references=[e]"], tmp_path, "quiet")
 
