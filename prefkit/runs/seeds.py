@@ -39,6 +39,7 @@ TABLES = {
     "best_of_n": ("chosen_by", "n"),
     "own_pairs": ("stage", "part"),
     "synthesize": ("stage", "part"),
+    "texts": ("model",),
 }
 WAYS = ("decoding", "token_limit")  # name a row too, where an evaluation had several
 WITHIN = ("n", "wins", "ties")
