@@ -212,6 +212,7 @@ stages:
       max_new_tokens: 4
       start: b
       start_prompts: 4
+      spreads: true
 """,
     )
     info = open_run(run(config, (), tmp_path, "quiet")["evaluate"]).info
@@ -224,6 +225,11 @@ stages:
     far = {row["model"]: row for row in info["metrics"]["distances"]}
     assert far.keys() == {"a", "c", "d"} and {row["start"] for row in far.values()} == {"b"}
     assert abs(far["c"]["kl"]) < 1e-4 and far["d"]["kl"] > 0.1 and far["d"]["n"] == 4
+    spread = {(row["model"], row["judge"]): row for row in info["metrics"]["spreads"]}
+    assert len(spread) == 8 and spread["a", "gold"]["q50"] == spread["c", "gold"]["q50"]
+    for row in spread.values():
+        ends = [row[f"q{5 * place:02d}"] for place in range(21)]
+        assert ends == sorted(ends)
     told = info["metrics"]["answers"]
     assert len({one["prompt"] for one in told}) == 6
     for one in told:

@@ -374,8 +374,9 @@ def stage_job(stage: Stage):
             False,
             not settings.lora,
         )
-    method = get_method(p.get("method", "sft"))
-    return method.kind, method.answers(), TrainSettings.of(p), method.output == "rewards", False
+    method, settings = get_method(p.get("method", "sft")), TrainSettings.of(p)
+    copied = bool(settings.kl_samples) and not settings.lora
+    return method.kind, method.answers(), settings, method.output == "rewards", copied
 
 
 def rows_known(

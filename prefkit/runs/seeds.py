@@ -40,6 +40,7 @@ TABLES = {
     "own_pairs": ("stage", "part"),
     "synthesize": ("stage", "part"),
     "texts": ("model",),
+    "spreads": ("model", "judge"),
 }
 WAYS = ("decoding", "token_limit")  # name a row too, where an evaluation had several
 WITHIN = ("n", "wins", "ties")

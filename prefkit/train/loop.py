@@ -66,6 +66,13 @@ from prefkit.train.methods import (
     measure,
     method_losses,
 )
+from prefkit.train.rollout import (
+    Reference,
+    sample_answers,
+    sample_names,
+    sample_rows,
+    score_tokens,
+)
 from prefkit.train.saves import (
     Saves,
     clear_leftovers,
@@ -333,6 +340,7 @@ class Epochs:
     device: torch.device = torch.device("cpu")
     share: Share = Share()
     seconds_drawing: float = 0.0  # nothing is drawn here
+    start: Reference | None = None  # the distance to it is measured at every validation
 
     def __post_init__(self):
         self.learner = Learner(self._read, self.model)
@@ -435,7 +443,22 @@ class Epochs:
         ):  # pairs under the log-probs alone: sft's loss asks for none of the pair's inputs
             found = self._measure(self.probe, PROBE, {})
             numbers |= {name: x for name, x in found.items() if name.startswith("logps_")}
+        if self.start:
+            numbers["kl_k1"] = self._distance(self.start)
         return Validation(numbers, self._sample(), numbers.get("loss"))
+
+    def _distance(self, start: Reference) -> float:
+        "KL(model || start) in nats an answer, by plain samples of the model."
+        s = self.settings
+        prompts = [row.prompt_ids for row in self.validation[: s.kl_samples]]
+        drawn = dict(max_new_tokens=s.sample_tokens, seed=derive_seed(s.seed, "kl"))
+        options = dict(batch_size=s.batch_size, precision=self.precision)
+        samples = sample_answers(self.model, self.tokenizer, prompts, **drawn, **options)
+        rows = sample_rows([Row(ids) for ids in prompts], samples)
+        with start.of(self.model) as reference:
+            scored = score_tokens(reference, rows, sample_names(1), self.pad, **options)
+        own = [sum(one.model_logps) for [one] in samples]
+        return sum(mine - sum(logps) for mine, [logps] in zip(own, scored)) / len(own)
 
     def _measure(self, rows: list[Row], method: Method, hyperparameters: dict) -> dict:
         return measure(
@@ -585,6 +608,13 @@ def check_run(
     if (settings.keep_best or settings.early_stopping_patience) and not validation_rows:
         raise ConfigError(
             "keep_best and early_stopping_patience go by the validation loss. Give validation_rows."
+        )
+    if settings.kl_samples and (not validation_rows or method.output == "rewards"):
+        raise ConfigError(
+            "kl_samples: a language model answers prompts of the validation. Give "
+            "validation_rows, or leave it out.",
+            field="kl_samples",
+            reason="nothing to answer",
         )
     check_batch_size(method, settings.batch_size, len(train_rows))
 
@@ -747,6 +777,7 @@ def train_model(
     run.place(model)
     with run.accelerator.main_process_first():  # the others find what it has left in the folder
         sets, layout = prepare_rows(model, tokenizer, row, sets, run, probe, cache)
+    start = Reference(None if settings.lora else model) if settings.kl_samples else None
     source = Epochs(
         run.with_adapters(model),
         tokenizer,
@@ -761,6 +792,7 @@ def train_model(
         run.precision,
         run.device,
         run.share,
+        start=start,
     )
     fitted = fit(source, settings, run.folder, run.accelerator, callbacks)
     return run.finish(source.model, tokenizer, fitted)

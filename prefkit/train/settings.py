@@ -226,6 +226,12 @@ class TrainSettings(Settings):
     )
     sample_tokens: int = setting(64, "longest answer that is sampled at a validation", low=1)
     show_samples: int = setting(2, "sampled answers printed at each validation", low=0)
+    kl_samples: int = setting(
+        0,
+        "answers drawn at each validation to as many of its prompts, for KL(model || start) in "
+        "nats an answer; a copy of the start is kept for it",
+        low=0,
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -284,6 +290,13 @@ class RolloutSettings(TrainSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.kl_samples:
+            raise ConfigError(
+                "kl_samples: a method that learns from its own samples measures KL(model || start) "
+                "at every validation as it is (kl_k1). Leave it out.",
+                field="kl_samples",
+                reason="measured already",
+            )
         if min(self.temperatures()) == 0:
             raise ConfigError(
                 "temperature: at 0 all samples of a prompt are the same answer, of which nothing "
