@@ -111,6 +111,7 @@ SEED = {
         {"model": "b", "decoding": "sampled", "right": 0.75, "tokens": 10.0},
         {"model": "a", "decoding": "greedy", "right": 0.1, "tokens": 1.0},
     ],
+    "texts": [{"model": "a", "bleu_4": 30.0}, {"model": "b", "bleu_4": 12.0}],
     "distances": [{"model": "a", "start": "sft", "kl": 2.0}, {"model": "b", "kl": 0.5}],
     "training": {
         "a": [
@@ -136,6 +137,8 @@ SEED = {
         ({"score": {"of": "a", "column": "right", "less": "b"}}, -0.25),
         ({"score": {"of": "a", "column": "tokens", "decoding": "greedy"}}, 1.0),
         ({"score": {"of": "b", "column": "right", "than": 0.5}}, 0.25),
+        ({"text": {"of": "a", "column": "bleu_4"}}, 30.0),
+        ({"text": {"of": "a", "column": "bleu_4", "less": "b"}}, 18.0),
         ({"kl": {"of": "a", "less": "b"}}, 1.5),
         ({"training": {"of": "a", "column": "loss"}}, 1.5),
         ({"training": {"of": "a", "column": "loss", "at": "first"}}, 3.0),
@@ -161,6 +164,7 @@ def test_a_measure_is_the_number_that_it_says(measure, value, tmp_path):
     [
         {"win_rate": {"of": "c", "against": "sft"}},
         {"score": {"of": "a", "column": "right", "decoding": "beams"}},
+        {"text": {"of": "c", "column": "bleu_4"}},
         {"training": {"of": "a", "column": "kl_k1"}},
         {"training": {"of": "c", "column": "loss"}},
     ],

@@ -122,6 +122,24 @@ class ScoreOf(Measure):
 
 
 @dataclass(frozen=True)
+class TextOf(Measure):
+    "A column of what the pipeline `texts` measures (bleu_4, perplexity, ...), less another model's."
+
+    kind: ClassVar[str] = "text"
+    of: str
+    column: str
+    less: str = ""
+    effect: ClassVar[float | None] = None
+
+    def value(self, found: dict) -> float:
+        one = lambda model: _row(found.get("texts", []), "texts", model=model)[self.column]
+        return one(self.of) - (one(self.less) if self.less else 0.0)
+
+    def models(self) -> set[str]:
+        return {self.of, self.less} - {""}
+
+
+@dataclass(frozen=True)
 class Distance(Measure):
     "KL from the start in nats an answer, less another model's."
 
@@ -240,7 +258,7 @@ class Order(Measure):
 
 
 LEDGER_MEASURES = {
-    one.kind: one for one in (WinRateOf, ScoreOf, Distance, Training, Seconds, Order)
+    one.kind: one for one in (WinRateOf, ScoreOf, TextOf, Distance, Training, Seconds, Order)
 }
 
 
@@ -354,7 +372,7 @@ def check_claim(
     stages = {stage.name: stage for stage in config.stages}
     models = set()
     for stage in stages.values():
-        if stage.pipeline.stem.startswith("evaluate"):
+        if stage.pipeline.stem.startswith("evaluate") or stage.pipeline.stem == "texts":
             models |= set(stage.parameters["models"])
     for measure in claim.measures:
         for known, asked in (
