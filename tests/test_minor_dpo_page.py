@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import yaml
 
+from helpers.invented import invented
 from helpers.pages import check_page, draw_report, sections_of, words_of
 from prefkit.core import ConfigError, project_root, write_json
 from prefkit.report.minor_dpo import end_table, pair_runs, right_table, say_right_answers
 from prefkit.report.replication import said_of_figure, seed_curve, stated_settings, slip_lines
 from prefkit.report.standings import Standings
 from prefkit.runs.config import load_config
-from prefkit.runs.seeds import over_seeds
 
 CONFIG = project_root() / "data/configs/ledger/minor_dpo.yaml"
 STAGES = {stage.name: stage.parameters for stage in load_config(CONFIG).stages}
@@ -24,45 +24,14 @@ PAPER = yaml.safe_load((project_root() / "data/reported/minor_dpo.yaml").read_te
 SLOPES = {"dpo": (-3.0, -9.0), "minor_dpo": (1.0, -1.0), "dpop": (0.2, -0.5)}  # chosen, rejected
 
 
-def lines_of(run, rng):
-    "The course of a stage: both log-ratios go in a straight line."
-    ends = np.array(SLOPES[run.method]) * (1 + run.rate * 1e3) + rng.normal(0, 0.05, 2)
-    told = []
-    for step in range(0, 101, 25):
-        chosen, rejected = ends * step / 100
-        pair = {"logratio_chosen": chosen, "logratio_rejected": rejected}
-        told += [{"step": step, "split": split, **pair} for split in ("train", "validation")]
-    return told
-
-
-def invented(right, seeds=5):
-    "What `prefkit seeds` writes; `right`: method -> share of right answers."
-    found = {}
-    for seed in range(5, 5 + seeds):
-        rng = np.random.default_rng(seed)
-        shares = {"sft": 0.6} | {run.stage: right[run.method] for run in RUNS}
-        shares = {name: share + rng.normal(0, 0.005) for name, share in shares.items()}
-        scores = [
-            {"model": name, "right": share, "gold": 6 * share, "second": 3.0, "tokens": 12.0}
-            | {"ended": 1.0, "n": 500}
-            for name, share in shares.items()
-        ]
-        wins = [
-            {"model": name, "reference": "sft", "judge": judge, "rate": share, "low": 0.0}
-            | {"high": 1.0, "n": 500}
-            for name, share in shares.items()
-            if name != "sft"
-            for judge in ("gold", "second")
-        ]
-        said = {name: {"text": f"{name} says it.", "gold": 5.0, "ended": False} for name in shares}
-        answers = {"evaluate": [{"prompt": f"Question {n}?", "answers": said} for n in range(6)]}
-        training = {run.stage: lines_of(run, rng) for run in RUNS}
-        found[str(seed)] = {"scores": scores, "win_rates": wins, "training": training}
-        found[str(seed)] |= {"answers": answers}
-    made = {"command": "prefkit ledger --run", "date": "2026-11-29", "device": "cpu"}
-    made |= {"git": {"revision": "0" * 40, "dirty": False}, "threads": 1}
-    made |= {"versions": {"python": "3", "torch": "2", "transformers": "5"}}
-    return {**made, "config": "0", "over_seeds": over_seeds(found), "seeds": found}
+def found_of(right):
+    "Results in which each method gives so many right answers; `right`: method -> share."
+    shares = {"sft": 0.6} | {run.stage: right[run.method] for run in RUNS}
+    courses = {}
+    for run in RUNS:
+        chosen, rejected = (slope * (1 + run.rate * 1e3) for slope in SLOPES[run.method])
+        courses[run.stage] = {"logratio_chosen": (0, chosen), "logratio_rejected": (0, rejected)}
+    return invented(shares, courses=courses)
 
 
 EVEN = {"dpo": 0.4, "minor_dpo": 0.55, "dpop": 0.6}
@@ -76,7 +45,7 @@ def test_runs_are_told_apart_by_what_the_report_varies():
 
 
 def test_a_curve_is_the_mean_of_what_was_logged_and_the_margin_a_difference():
-    seeds = invented(EVEN)["seeds"]
+    seeds = found_of(EVEN)["seeds"]
     margin = seed_curve(seeds, RUNS[0].stage, "logratio_chosen", "m", minus="logratio_rejected")
     sides = [
         seed_curve(seeds, RUNS[0].stage, f"logratio_{side}", "s", split="validation")
@@ -92,7 +61,7 @@ def test_a_curve_is_the_mean_of_what_was_logged_and_the_margin_a_difference():
 
 
 def test_right_answers_are_counted_setting_by_setting():
-    table = right_table(Standings(invented(EVEN)), RUNS)
+    table = right_table(Standings(found_of(EVEN)), RUNS)
     assert len(table) == 18 and (table["right_low"] <= table["right"]).all()
     assert "MinorDPO gives more right answers than DPO in 6 of 6" in say_right_answers(
         table, "minor_dpo", "dpo"
@@ -114,7 +83,7 @@ def test_what_the_report_says_is_quoted_with_its_place():
 
 @pytest.mark.parametrize("right", [EVEN, {"dpo": 0.6, "minor_dpo": 0.5, "dpop": 0.3}])
 def test_the_page_follows_what_was_found(right, tmp_path):
-    file = write_json(tmp_path / "found.json", invented(right))
+    file = write_json(tmp_path / "found.json", found_of(right))
     draw_report("minor_dpo", results=str(file), output_dir=str(tmp_path / "page"))
     page = tmp_path / "page"
     figures = ["figure_6", "figure_1", "log_ratios_dpo", "log_ratios_minor_dpo", "log_ratios_dpop"]

@@ -19,6 +19,7 @@ from prefkit.report.words import called, number
 
 __all__ = [
     "draw_grid",
+    "draw_spreads",
     "examples_of_seed",
     "last_value",
     "put_claims",
@@ -142,7 +143,7 @@ def draw_grid(
 ) -> Figure:  # the figure, its numbers in fig.data
     "Curves over the steps in panels: rows share their vertical axis."
     rows, columns = (list(dict.fromkeys(key[place] for key in curves)) for place in (0, 1))
-    size = (1.2 + 2.5 * len(columns), 1.3 + 1.8 * len(rows))
+    size = (max(5.4, 1.2 + 2.5 * len(columns)), 1.3 + 1.8 * len(rows))
     options = dict(sharex=True, sharey="row", squeeze=False, figsize=size)
     fig, axes = plt.subplots(len(rows), len(columns), **options)
     names = list(dict.fromkeys(name for table in curves.values() for name in table["series"]))
@@ -158,15 +159,47 @@ def draw_grid(
                 ax.fill_between(part["x"], *ends, color=look.colour, alpha=0.2, linewidth=0)
         if level is not None:
             ax.axhline(level, color="0.6", linewidth=0.8, zorder=0)
-        ax.set_title(f"{row}, {column}", fontsize=9)
+        ax.set_title(", ".join(filter(None, (row, column))), fontsize=9)
     for ax in axes[-1]:
         ax.set_xlabel("optimiser step")
     fig.supylabel(ylabel, fontsize=10)
-    set_title(fig, title, 68)
+    set_title(fig, title, int(9.5 * size[0]))
     set_legend(fig, list(handles.values()), list(handles))
     told = [table.assign(row=key[0], column=key[1]) for key, table in curves.items()]
     fig.data = pd.concat(told, ignore_index=True)  # ty: ignore[unresolved-attribute]
     return fig
+
+
+def draw_spreads(
+    seeds: dict[str, dict],  # what `prefkit seeds` found in each, with `spreads`
+    models: list[str],
+    judge: str,
+    title: str,  # a sentence that says what to see
+    name: Callable[[str], str] = called,  # of a model on the page
+) -> Figure:  # the figure, its numbers in fig.data
+    "How a judge's scores are distributed: the share of answers up to each, mean over seeds."
+    fig, ax = plt.subplots(figsize=(5.4, 3.2))
+    shares, told = [5 * place for place in range(21)], []
+    for line, (model, look) in zip(_LINES * 2, looks(models).items()):
+        of_seeds = [_spread(one, model, judge, shares) for one in seeds.values()]
+        means = [mean_interval(values) for values in zip(*of_seeds)]
+        shape = dict(color=look.colour, linestyle=line, label=name(model), linewidth=1.8)
+        ax.plot([mean for mean, *_ in means], shares, **shape)
+        told += [
+            {"model": model, "share": share, "score": mean, "low": low, "high": high}
+            for share, (mean, low, high) in zip(shares, means)
+        ]
+    ax.set(xlabel=f"{judge} reward (points)", ylabel="answers up to it (%)", ylim=(0, 100))
+    set_title(fig, title)
+    set_legend(fig, *ax.get_legend_handles_labels(), columns=2)
+    fig.data = pd.DataFrame(told)  # ty: ignore[unresolved-attribute]
+    return fig
+
+
+def _spread(found, model, judge, shares):
+    "A model's quantiles in one seed, in its first way of decoding."
+    row = next(row for row in found["spreads"] if (row["model"], row["judge"]) == (model, judge))
+    return [row[f"q{share:02d}"] for share in shares]
 
 
 def examples_of_seed(

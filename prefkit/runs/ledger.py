@@ -123,7 +123,7 @@ class ScoreOf(Measure):
 
 @dataclass(frozen=True)
 class TextOf(Measure):
-    "A column of what the pipeline `texts` measures (bleu_4, perplexity, ...), less another model's."
+    "A column of what the pipeline `texts` measures (bleu_4, perplexity), less another model's."
 
     kind: ClassVar[str] = "text"
     of: str
