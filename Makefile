@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 bin := $(VENV)/bin
 ready := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help install report lint quick test slow full seeds base instruct smollm2 bench export readme map docs clean
+.PHONY: help install report reports lint quick test slow full seeds base instruct smollm2 bench export readme map docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -29,6 +29,9 @@ $(ready): constraints.txt
 report: $(ready) ## run the experiment CONFIG and write its report page
 	$(bin)/prefkit run $(CONFIG) --jobs $(JOBS)
 	$(bin)/prefkit report $(CONFIG)
+
+reports: $(ready) ## every page that is drawn from committed results, into data/runs/reports/ (a minute)
+	@$(bin)/python tools/reports.py
 
 lint: $(ready) ## ruff check, ruff format, types (seconds)
 	@$(bin)/python tools/test.py lint
