@@ -6,6 +6,7 @@ turned so that the claim's own side is on the right.
 """
 
 import textwrap
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,12 +63,12 @@ def draw_counts(
     for said in [name for name in CLAIM_LOOKS if name in counts]:
         _, colour, _, hatch = CLAIM_LOOKS[said]
         width = counts[said].to_numpy(float)
-        look = dict(color=colour, hatch=hatch, edgecolor="white", label=said)
+        look: dict[str, Any] = dict(color=colour, hatch=hatch, edgecolor="white", label=said)
         ax.barh(counts["report"], width, left=begin, **look)
         on_bar = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
         for y, (left, n) in enumerate(zip(begin, width)):
             if n:
-                middle = dict(ha="center", va="center", fontsize=9, bbox=on_bar)
+                middle: dict[str, Any] = dict(ha="center", va="center", fontsize=9, bbox=on_bar)
                 ax.text(left + n / 2, y, f"{n:.0f}", **middle)
         begin += width
     ax.invert_yaxis()
@@ -75,7 +76,7 @@ def draw_counts(
     ax.set(xlabel="claims", xlim=(0, begin.max()))
     set_title(fig, title, 70)
     set_legend(fig, *ax.get_legend_handles_labels())
-    fig.data = counts
+    fig.data = counts  # ty: ignore[missing-attribute]
     return fig
 
 
@@ -105,7 +106,9 @@ def draw_forest(
         y = heights[part.index]
         value, low, high = (part[name].clip(-widest, widest) for name in ("value", "from", "to"))
         error = np.maximum(0, [value - low, high - value])
-        dots = dict(fmt=marker, color=colour, capsize=2, linewidth=1.5, markersize=5)
+        dots: dict[str, Any] = dict(
+            fmt=marker, color=colour, capsize=2, linewidth=1.5, markersize=5
+        )
         ax.errorbar(value, y, xerr=error, label=said, **dots)
         for column, arrow, end in (("to", ">", 1), ("from", "<", -1)):
             beyond = (end * part[column] > widest).to_numpy()
@@ -121,7 +124,7 @@ def draw_forest(
     set_title(fig, title, 70)
     set_legend(fig, *ax.get_legend_handles_labels())
     columns = ["id", "said", "value", "from", "to", "mean", "low", "high", "effect", "n"]
-    fig.data = rows[columns]
+    fig.data = rows[columns]  # ty: ignore[missing-attribute]
     return fig
 
 

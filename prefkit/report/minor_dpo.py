@@ -3,6 +3,7 @@ learning rate and beta, the coefficient of its figure 1, and right answers by se
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ def draw_coefficient(
     ax.set(xlabel="margin (nats)", ylabel="weight f (per nat)")
     set_title(fig, title)
     set_legend(fig, *ax.get_legend_handles_labels())
-    fig.data = pd.concat(told, ignore_index=True)  # ty: ignore[unresolved-attribute]
+    fig.data = pd.concat(told, ignore_index=True)  # ty: ignore[missing-attribute]
     return fig
 
 
@@ -142,7 +143,9 @@ def draw_right(
             part = table[(table["rate"] == rate) & (table["method"] == method)].sort_values("beta")
             x = np.arange(len(part)) + 0.08 * (step - (len(methods) - 1) / 2)
             value, low, high = (part[f"right{end}"] * 100 for end in ("", "_low", "_high"))
-            shape = dict(color=look.colour, linestyle=look.line, marker=look.marker or "o")
+            shape: dict[str, Any] = dict(
+                color=look.colour, linestyle=look.line, marker=look.marker or "o"
+            )
             error = np.maximum(0, [value - low, high - value])
             ax.errorbar(x, value, yerr=error, capsize=2.5, label=called(method), **shape)
         ax.axhline(100 * start, color="0.4", linestyle=(0, (1, 1.5)), label="SFT")
@@ -151,7 +154,7 @@ def draw_right(
     fig.supylabel("right answers (%)", fontsize=10)
     set_title(fig, title, 70)
     set_legend(fig, *axes[0, 0].get_legend_handles_labels())
-    fig.data = table  # ty: ignore[unresolved-attribute]
+    fig.data = table  # ty: ignore[missing-attribute]
     return fig
 
 

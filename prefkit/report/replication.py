@@ -144,7 +144,7 @@ def draw_grid(
     "Curves over the steps in panels: rows share their vertical axis."
     rows, columns = (list(dict.fromkeys(key[place] for key in curves)) for place in (0, 1))
     size = (max(5.4, 1.2 + 2.5 * len(columns)), 1.3 + 1.8 * len(rows))
-    options = dict(sharex=True, sharey="row", squeeze=False, figsize=size)
+    options: dict[str, Any] = dict(sharex=True, sharey="row", squeeze=False, figsize=size)
     fig, axes = plt.subplots(len(rows), len(columns), **options)
     names = list(dict.fromkeys(name for table in curves.values() for name in table["series"]))
     handles = {}
@@ -152,7 +152,7 @@ def draw_grid(
         ax = axes[rows.index(row), columns.index(column)]
         for line, (name, look) in zip(_LINES, looks(names).items()):
             part = table[table["series"] == name].sort_values("x")
-            shape = dict(color=look.colour, linestyle=line, label=name)
+            shape: dict[str, Any] = dict(color=look.colour, linestyle=line, label=name)
             (handles[name],) = ax.plot(part["x"], part["value"], **shape)
             if "low" in part:
                 ends = part["low"].astype(float), part["high"].astype(float)
@@ -166,7 +166,7 @@ def draw_grid(
     set_title(fig, title, int(9.5 * size[0]))
     set_legend(fig, list(handles.values()), list(handles))
     told = [table.assign(row=key[0], column=key[1]) for key, table in curves.items()]
-    fig.data = pd.concat(told, ignore_index=True)  # ty: ignore[unresolved-attribute]
+    fig.data = pd.concat(told, ignore_index=True)  # ty: ignore[missing-attribute]
     return fig
 
 
@@ -183,7 +183,9 @@ def draw_spreads(
     for line, (model, look) in zip(_LINES * 2, looks(models).items()):
         of_seeds = [_spread(one, model, judge, shares) for one in seeds.values()]
         means = [mean_interval(values) for values in zip(*of_seeds)]
-        shape = dict(color=look.colour, linestyle=line, label=name(model), linewidth=1.8)
+        shape: dict[str, Any] = dict(
+            color=look.colour, linestyle=line, label=name(model), linewidth=1.8
+        )
         ax.plot([mean for mean, *_ in means], shares, **shape)
         told += [
             {"model": model, "share": share, "score": mean, "low": low, "high": high}
@@ -192,7 +194,7 @@ def draw_spreads(
     ax.set(xlabel=f"{judge} reward (points)", ylabel="answers up to it (%)", ylim=(0, 100))
     set_title(fig, title)
     set_legend(fig, *ax.get_legend_handles_labels(), columns=2)
-    fig.data = pd.DataFrame(told)  # ty: ignore[unresolved-attribute]
+    fig.data = pd.DataFrame(told)  # ty: ignore[missing-attribute]
     return fig
 
 

@@ -451,12 +451,25 @@ class Epochs:
         "KL(model || start) in nats an answer, by plain samples of the model."
         s = self.settings
         prompts = [row.prompt_ids for row in self.validation[: s.kl_samples]]
-        drawn = dict(max_new_tokens=s.sample_tokens, seed=derive_seed(s.seed, "kl"))
-        options = dict(batch_size=s.batch_size, precision=self.precision)
-        samples = sample_answers(self.model, self.tokenizer, prompts, **drawn, **options)
+        samples = sample_answers(
+            self.model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=s.sample_tokens,
+            seed=derive_seed(s.seed, "kl"),
+            batch_size=s.batch_size,
+            precision=self.precision,
+        )
         rows = sample_rows([Row(ids) for ids in prompts], samples)
         with start.of(self.model) as reference:
-            scored = score_tokens(reference, rows, sample_names(1), self.pad, **options)
+            scored = score_tokens(
+                reference,
+                rows,
+                sample_names(1),
+                self.pad,
+                batch_size=s.batch_size,
+                precision=self.precision,
+            )
         own = [sum(one.model_logps) for [one] in samples]
         return sum(mine - sum(logps) for mine, [logps] in zip(own, scored)) / len(own)
 
