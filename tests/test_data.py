@@ -710,6 +710,8 @@ def test_every_named_data_set_says_what_it_is():
         "ultrafeedback_binarized",
         "hh-rlhf",
         "metamath_dpo",
+        "gsm8k",
+        "gsm8k_minor_dpo",
         "countdown-tiny",
         "countdown-tiny-worked",
         "countdown-tiny-noisy",

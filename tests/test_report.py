@@ -459,7 +459,8 @@ def functions_of(notebook):
     return found
 
 
-NAMES = ["comparison", "countdown", "first_path", "offline", "online", "real_model"]
+NAMES = ["comparison", "countdown", "first_path", "ledger", "minor_dpo", "offline", "online"]
+NAMES += ["orpo", "real_model"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -228,7 +228,7 @@ class TrainSettings(Settings):
     show_samples: int = setting(2, "sampled answers printed at each validation", low=0)
     kl_samples: int = setting(
         0,
-        "answers drawn at each validation to as many of its prompts, for KL(model || start) in "
+        "answers drawn at each validation to as many of its prompts, for the KL from the start in "
         "nats an answer; a copy of the start is kept for it",
         low=0,
     )
