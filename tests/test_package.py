@@ -88,9 +88,10 @@ def alone(request, root, built, tmp_path):
     empty = tmp_path / ".environment"
     called(sys.executable, "-m", "venv", empty, cwd=tmp_path)
     pip = (empty / "bin/python", "-m", "pip", "install", "-q", "-c", root / "constraints.txt")
-    called(*pip, "--no-deps", "torch", cwd=tmp_path)  # first and alone, as the Makefile does
-    called(*pip, built[1], cwd=tmp_path)
+    # a checkout on the path would pass for an installed prefkit
     where = {"PYTHONPATH": "", "PREFKIT_CACHE": "", "HF_HUB_OFFLINE": "1"}
+    called(*pip, "--no-deps", "torch", cwd=tmp_path, **where)  # first and alone, as the Makefile
+    called(*pip, built[1], cwd=tmp_path, **where)
 
     def command(*arguments):
         return called(empty / "bin/prefkit", *arguments, cwd=tmp_path, **where)
