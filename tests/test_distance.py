@@ -76,5 +76,8 @@ def test_where_there_is_nothing_to_answer_it_is_refused(tmp_path):
     settings = TrainSettings(**FEW, kl_samples=4)
     with pytest.raises(ConfigError, match="kl_samples: .* validation_rows"):
         train_model(model, tokenizer, "dpo", ROWS, None, tmp_path, settings)
+    settings = TrainSettings(**FEW, kl_samples=9)
+    with pytest.raises(ConfigError, match="kl_samples: 9 .* there are 8"):
+        train_model(model, tokenizer, "dpo", ROWS, ROWS, tmp_path, settings)
     with pytest.raises(ConfigError, match="kl_samples"):
         RolloutSettings(kl_samples=4)

@@ -39,6 +39,7 @@ def test_problems_and_solutions_are_prompts_and_answers(hub):
 
 def test_the_reports_prompt_stands_before_each_question(hub):
     rows = load_records("gsm8k_minor_dpo", kind="prompts", split="test")
+    assert "each question behind a text of its own" in rows.report.source
     asked = [row["prompt"][-1]["content"] for row in rows]
     assert asked == [f"{GSM8K_PROMPT} {row['question']}" for row in ROWS]
     hub["openai/gsm8k", "main", "test"] = [{"question": None, "answer": "#### 1"}, *ROWS, *ROWS]

@@ -14,7 +14,7 @@ from helpers.pages import check_page, draw_report, sections_of, words_of
 from prefkit.core import ConfigError, project_root, write_json
 from prefkit.report.minor_dpo import end_table, pair_runs, right_table, say_right_answers
 from prefkit.report.replication import said_of_figure, seed_curve, stated_settings, slip_lines
-from prefkit.report.standings import Standings
+from prefkit.report.standings import Standings, of_first_decoding
 from prefkit.runs.config import load_config
 
 CONFIG = project_root() / "data/configs/ledger/minor_dpo.yaml"
@@ -61,7 +61,7 @@ def test_a_curve_is_the_mean_of_what_was_logged_and_the_margin_a_difference():
 
 
 def test_right_answers_are_counted_setting_by_setting():
-    table = right_table(Standings(found_of(EVEN)), RUNS)
+    table = right_table(Standings(of_first_decoding(found_of(EVEN))), RUNS)
     assert len(table) == 18 and (table["right_low"] <= table["right"]).all()
     assert "MinorDPO gives more right answers than DPO in 6 of 6" in say_right_answers(
         table, "minor_dpo", "dpo"

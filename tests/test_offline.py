@@ -231,7 +231,7 @@ stages:
         ends = [row[f"q{5 * place:02d}"] for place in range(21)]
         assert ends == sorted(ends)
     told = info["metrics"]["answers"]
-    assert len({one["prompt"] for one in told}) == 6
+    assert len({one["prompt"] for one in told}) == len({one["row"] for one in told}) == 6
     for one in told:
         assert list(one["answers"]) == list("abcd") and one["answers"]["a"] == one["answers"]["c"]
         assert set(one["answers"]["d"]) == {"text", "tokens", "ended", "gold", "second"}

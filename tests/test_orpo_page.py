@@ -10,6 +10,7 @@ from helpers.pages import check_page, draw_report, sections_of, words_of
 from prefkit.core import project_root, write_json
 from prefkit.report.orpo import duel_table, likeness_table, say_ahead, say_duel
 from prefkit.report.replication import draw_spreads
+from prefkit.report.standings import Standings, of_first_decoding
 
 PAPER = yaml.safe_load((project_root() / "data/reported/orpo.yaml").read_text())
 SHARES = {"sft": 0.6, "sft_chosen": 0.55, "dpo": 0.7, "orpo_01": 0.58, "orpo_05": 0.6}
@@ -25,6 +26,10 @@ def found_of(shares=SHARES, rises=1.5):
     return invented(shares, references, courses=courses, likeness=likeness)
 
 
+def standings_of(shares=SHARES):
+    return Standings(of_first_decoding(found_of(shares)))
+
+
 def online_of():
     shares = {"sft": 0.6, "ppo": 0.62, "orpo": 0.7}
     return invented(shares, ("sft", "ppo"), judges=("gold", "second", "small", "large"))
@@ -32,7 +37,7 @@ def online_of():
 
 def test_a_duel_is_over_seeds_with_the_range_that_is_reported():
     others = {"sft_chosen": "SFT", "dpo": "DPO"}
-    table = duel_table(found_of(), "orpo_1", others, {"dpo": [41.7, 70.9, 50.5]})
+    table = duel_table(standings_of(), "orpo_1", others, {"dpo": [41.7, 70.9, 50.5]})
     gold = table[table["judge"] == "gold"].set_index("against")
     assert abs(gold.loc["SFT", "win rate"] - 0.6) < 0.02 and gold.loc["DPO", "win rate"] < 0.5
     assert gold.loc["DPO", "reported (%)"] == "41.7 to 70.9"
@@ -46,7 +51,7 @@ def test_likeness_and_spreads_are_means_over_seeds():
     found = found_of()
     table = likeness_table(found, {"dpo": "DPO", "orpo_1": "ORPO"}).set_index("model")
     values = [row["per_input"] for one in found["seeds"].values() for row in one["texts"]]
-    np.testing.assert_allclose(table.loc["DPO", "per_input"], np.mean(values[::3]))
+    np.testing.assert_allclose(table.loc["DPO", "per_input_mean"], np.mean(values[::3]))
     fig = draw_spreads(found["seeds"], ["dpo", "orpo_1"], "gold", "How rewards are distributed")
     median = fig.data.query("model == 'dpo' and share == 50")["score"].item()
     own = [row["q50"] for one in found["seeds"].values() for row in one["spreads"]]
@@ -71,7 +76,7 @@ def test_the_page_follows_what_was_found(better, ppo, tmp_path):
     figures = ["tables_2_and_3", "figure_3", "figure_5", "figure_7", "figure_8", "figure_9"]
     check_page(page, figures)
     words = words_of(page)
-    table = duel_table(found_of(shares), "orpo_1", {"sft_chosen": "SFT on chosen answers"}, {})
+    table = duel_table(standings_of(shares), "orpo_1", {"sft_chosen": "SFT on chosen answers"}, {})
     assert say_duel(table).split(", by")[0].removeprefix("ORPO wins ") in words
     assert ("SFT and PPO" in words) and ("PPO is missing" in words) != ppo
     assert f"from 0.20 to {'1.' if better else '-'}" in words

@@ -936,6 +936,7 @@ def _read_registered(name, kind, split, seed, start, stop, revision, options):
         rows = islice(lines, first, last)
         if source.before:
             rows = map(partial(_put_before, source), rows)
+            label += ", each question behind a text of its own"
         if not source.parted:
             return f"{label} ({source.splits[split]})", rows
         part = (line for line in rows if part_of(line.record) == split)

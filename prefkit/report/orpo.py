@@ -5,9 +5,10 @@ compared with, log-probs during training, likeness of answers.
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prefkit.report.figures import draw_intervals, mean_interval, say_interval
+from prefkit.report.figures import draw_intervals, say_interval
 from prefkit.report.panels import interval_table
 from prefkit.report.replication import draw_grid, seed_curve
+from prefkit.report.standings import Standings, flat
 from prefkit.report.words import joined
 
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
 
 
 def duel_table(
-    found: dict,  # what `prefkit seeds` wrote
+    standings: Standings,
     model: str,
     others: dict[str, str],  # reference -> its name on the page
     paper: dict[str, list[float]],  # reference -> the reported win rates, per cent
@@ -30,24 +31,16 @@ def duel_table(
     "How often a model wins against each of some others, over seeds, with what is reported."
     rows = []
     for reference, name in others.items():
+        reported = paper.get(reference, [])
         for judge in judges:
-            rates = [
-                row["rate"]
-                for one in found["seeds"].values()
-                for row in one["win_rates"]
-                if (row["model"], row["reference"], row["judge"]) == (model, reference, judge)
-            ]
-            value, low, high = mean_interval(rates)
-            reported = paper.get(reference, [])
+            ends = standings.win(model, reference, judge)
             rows.append(
                 {
                     "against": name,
                     "judge": judge,
-                    "win rate": value,
-                    "low": low,
-                    "high": high,
+                    **dict(zip(("win rate", "low", "high"), ends)),
                     "reported (%)": f"{min(reported):g} to {max(reported):g}" if reported else None,
-                    "seeds": len(rates),
+                    "seeds": len(standings.seeds),
                 }
             )
     return pd.DataFrame(rows)
@@ -117,17 +110,16 @@ def likeness_table(
     models: dict[str, str],  # model -> its name on the page
 ) -> pd.DataFrame:  # mean, low and high of both
     "How alike answers to one prompt are, and answers to different prompts (table 4)."
-    rows = []
-    for model, name in models.items():
-        row: dict[str, object] = {"model": name}
-        for column in ("per_input", "across_input"):
-            values = [
-                line[column]
-                for one in found["seeds"].values()
-                for line in one["texts"]
-                if line["model"] == model
-            ]
-            ends = mean_interval(values)
-            row |= dict(zip((column, f"{column}_low", f"{column}_high"), ends))
-        rows.append(row)
-    return pd.DataFrame(rows)
+    told = {row["model"]: row for row in found["over_seeds"]["texts"]}
+    columns = ("per_input", "across_input")
+    return pd.DataFrame(
+        [
+            {"model": name, **flat({column: _ends(told[model][column]) for column in columns})}
+            for model, name in models.items()
+        ]
+    )
+
+
+def _ends(estimate):
+    "Mean, low and high of an estimate as the file has it."
+    return tuple(estimate[end] for end in ("mean", "low", "high"))

@@ -219,7 +219,7 @@ def examples_of_seed(
         return name(model), said["text"], ", ".join(marks) + cut
 
     return [
-        (one["prompt"], [box(model, one["answers"][model]) for model in wanted])
+        # of data outside the project results name the row and do not quote it
+        (one.get("prompt") or one["row"], [box(model, one["answers"][model]) for model in wanted])
         for one in told
-        if "prompt" in one
     ]

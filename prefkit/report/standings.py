@@ -23,6 +23,7 @@ __all__ = [
     "made_by",
     "of_world",
     "of_decoding",
+    "of_first_decoding",
     "read_results",
     "say_scores",
     "stage_seconds",
@@ -275,6 +276,14 @@ def flat(
         for name, estimate in estimates.items()
         for end, value in ends_of(estimate, TRIPLE).items()
     }
+
+
+def of_first_decoding(
+    results: dict,  # as `prefkit seeds` writes it
+) -> dict:  # of the same form
+    "The results of the way of decoding that an evaluation names first."
+    rows = next(iter(results["seeds"].values()))["scores"]
+    return of_decoding(results, rows[0].get("decoding"))
 
 
 def of_decoding(

@@ -622,10 +622,11 @@ def check_run(
         raise ConfigError(
             "keep_best and early_stopping_patience go by the validation loss. Give validation_rows."
         )
-    if settings.kl_samples and (not validation_rows or method.output == "rewards"):
+    there = 0 if method.output == "rewards" else len(validation_rows or ())
+    if settings.kl_samples > there:
         raise ConfigError(
-            "kl_samples: a language model answers prompts of the validation. Give "
-            "validation_rows, or leave it out.",
+            f"kl_samples: {settings.kl_samples} prompts of the validation are to be answered by a "
+            f"language model, and there are {there}. Give more validation_rows, or ask for fewer.",
             field="kl_samples",
             reason="nothing to answer",
         )

@@ -42,19 +42,19 @@ def invented(
         now = {name: share + rng.normal(0, 0.005) for name, share in shares.items()}
         scores = [
             {"model": name, "right": share, "gold": 6 * share, "second": 3.0, "tokens": 12.0}
-            | {"ended": 1.0, "n": 500}
+            | {"ended": 1.0, "n": 500, "decoding": "sampled"}
             for name, share in now.items()
         ]
         wins = [
             {"model": name, "reference": reference, "judge": judge, "low": 0.0, "high": 1.0}
-            | {"rate": 0.5 + share - now.get(reference, 0.5), "n": 500}
+            | {"rate": 0.5 + share - now.get(reference, 0.5), "n": 500, "decoding": "sampled"}
             for name, share in now.items()
             for reference in references
             for judge in judges
             if name != reference
         ]
         spreads = [
-            {"model": name, "judge": judge}
+            {"model": name, "judge": judge, "decoding": "sampled"}
             | {f"q{5 * place:02d}": 6 * share * place / 20 for place in range(21)}
             for name, share in now.items()
             for judge in judges
