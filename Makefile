@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 bin := $(VENV)/bin
 ready := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help install report reports lint quick test slow full seeds base instruct smollm2 bench export readme map docs clean
+.PHONY: help install report reports lint quick test slow full seeds base instruct smollm2 bench export readme recount map docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -39,10 +39,10 @@ lint: $(ready) ## ruff check, ruff format, types (seconds)
 quick: $(ready) ## lint, and the tests of losses, engine, data, configs and one pipeline (a minute and a half)
 	@$(bin)/python tools/test.py quick
 
-test: $(ready) ## lint, export and clean, the lessons, pytest without the slow tests (8 minutes)
+test: $(ready) ## lint, export and clean, pytest without the slow tests (8 minutes)
 	@$(bin)/python tools/test.py test
 
-slow: $(ready) ## the tests marked slow: benchmarks, measured memory, compiling, long kills
+slow: $(ready) ## every lesson from top to bottom, and the tests marked slow: whole experiments, measured memory, kills
 	@$(bin)/python tools/test.py slow
 
 full: $(ready) ## all of it (25 minutes)
@@ -69,9 +69,13 @@ bench: $(ready) ## training steps beside the naive way and TRL's, into data/resu
 export: $(ready) ## after editing a notebook: write prefkit/ and clean the notebooks
 	$(bin)/python tools/export.py
 
-readme: $(ready) ## the list of notebooks, and README.md from nbs/index.ipynb
+readme: $(ready) ## the list of notebooks, README.md from nbs/index.ipynb, syllabus and glossary
+	$(bin)/python tools/syllabus.py
 	$(bin)/python tools/map.py --table
 	$(bin)/python tools/readme.py
+
+recount: $(ready) ## which of the reports' tables and figures stand on their pages
+	$(bin)/python tools/coverage.py
 
 map: $(ready) ## measure every notebook (minutes), then as readme
 	$(bin)/python tools/map.py

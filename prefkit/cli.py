@@ -16,6 +16,8 @@ from typing import Annotated
 
 import typer
 
+from prefkit.course.grading import grade_class
+from prefkit.course.make import make_course
 from prefkit.core import ConfigError, PrefkitError, nearest
 from prefkit.model.smollm2 import make_model
 from prefkit.runs import runner, start
@@ -320,6 +322,41 @@ def ledger(
         print("\n".join(lines))
 
     _carry_out(show)
+
+
+of_course = typer.Typer(help="The lessons as a course for a class.", no_args_is_help=True)
+app.add_typer(of_course, name="course")
+
+
+@of_course.command("make")
+def course_make(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where source/ and release/ go.", show_default=False)
+    ],
+    lesson: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Such as losses/21_dpo; several times.  [default: all]"),
+    ] = None,
+):
+    """Write a class's notebooks: with solutions for the teacher, with stubs for students."""
+    made = _carry_out(make_course, out, lesson or ())
+    print(f"{len(made)} lessons with {sum(made.values())} exercises: {out}/source, {out}/release")
+
+
+@of_course.command("grade")
+def course_grade(
+    folder: Annotated[
+        Path, typer.Argument(help="Holds submitted/<student>/<lesson>/.", show_default=False)
+    ],
+    seconds: Annotated[float, typer.Option(help="A notebook may take.", min=1.0)] = 300.0,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Notebooks at a time.")] = 2,
+):
+    """Grade what was handed in: runs the students' code."""
+    table = _carry_out(grade_class, folder, seconds, jobs)
+    points = table.groupby(["student", "lesson"])["points"].agg(["sum", "count"])
+    for (student, name), row in points.iterrows():
+        print(f"{student:<20} {name:<30} {row['sum']} of {row['count']}")
+    print(f"the points: {folder / 'grades.csv'}")
 
 
 @app.command()

@@ -125,6 +125,7 @@ def wrong(found):
     return {case: end for case, end in found.items() if end not in ("equal", "refused")}
 
 
+@pytest.mark.slow
 def test_every_file_of_a_killed_run_may_be_damaged(tmp_path, monkeypatch, capsys):
     given = {"lora": False, "dropout": 0.2}
     fit(tmp_path / "whole", **given)

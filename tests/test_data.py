@@ -705,6 +705,7 @@ def test_every_named_data_set_says_what_it_is():
     assert set(DATASETS) == {
         "tiny-world",
         "tiny-world-verbose",
+        "tiny-world-long",
         "smol-smoltalk",
         "smoltalk",
         "ultrafeedback_binarized",

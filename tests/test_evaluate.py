@@ -9,9 +9,17 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prefkit.core import ConfigError, DataError, read_jsonl, write_jsonl, write_text
-from prefkit.runs.pipelines import check_evaluation, decoding_ways, evaluation_prompts
+from prefkit.data.records import load_records
+from prefkit.data.world import read_request
+from prefkit.runs.pipelines import (
+    check_evaluation,
+    check_shape,
+    decoding_ways,
+    evaluation_prompts,
+)
 from prefkit.runs.runner import open_run, run
 from prefkit.runs.stage import StageError
 
@@ -191,6 +199,7 @@ class Chat(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_servers_answer_and_judge_and_a_second_run_asks_for_the_rest_alone(tmp_path, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Chat)
     server.asked, server.mended = [], False
@@ -257,3 +266,45 @@ def test_servers_answer_and_judge_and_a_second_run_asks_for_the_rest_alone(tmp_p
         for path in tmp_path.rglob("*")
         if path.is_file() and secret.encode() in path.read_bytes()
     ]
+
+
+def test_the_world_of_long_answers_asks_four_kinds_of_request_and_is_judged():
+    rows = load_records("tiny-world-long", kind="pairs", limit=400).rows
+    kinds = {read_request(row["prompt"][-1]["content"]).kind for row in rows}
+    assert kinds == {"count", "story", "sort", "two_step"}
+    words = lambda rows: np.mean([len(row["chosen"][-1]["content"].split()) for row in rows])
+    plain = load_records("tiny-world", kind="pairs", limit=400).rows
+    assert words(rows) > 1.4 * words(plain)
+    asked = evaluation_prompts("tiny-world-long", "test", 300)
+    assert len(asked) == 300 and {row["kind"] for row in asked} == kinds
+    given = GOOD | {"dataset": "tiny-world-long", "judges": {"gold": {}, "second": {}}}
+    check_evaluation(**given | {"prompts": 300})
+    with pytest.raises(ConfigError, match="the test split has 2087 prompts, 3000 are wanted"):
+        check_evaluation(**given | {"prompts": 3000})
+
+
+def test_rounds_of_the_same_settings_have_seeds_of_their_own():
+    rounds = {f"round_{n}": {"temperature": 1.0, "seed": n} for n in (1, 2)}
+    options = dict(token_limits=[], seed=7, temperature=0.6, top_p=1.0, max_new_tokens=8)
+    assert [way["sampling"]["seed"] for way in decoding_ways(rounds, **options)] == [1, 2]
+    plain = decoding_ways({"sampled": {"temperature": 1.0}}, **options)
+    assert plain[0]["sampling"]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    "shape, said",
+    [
+        ({"hiden_size": 64}, "there is no 'hiden_size'. Did you mean `hidden_size`"),
+        ({"num_hidden_layers": 0}, "shape.num_hidden_layers is 0"),
+        ({"hidden_size": 60, "num_attention_heads": 8}, "do not go together"),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, "do not go together"),
+    ],
+)
+def test_a_shape_that_is_no_model_is_refused(shape, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        check_shape(shape)
+
+
+def test_a_shape_that_is_one_is_not():
+    check_shape({})
+    check_shape({"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3})

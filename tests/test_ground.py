@@ -303,23 +303,17 @@ def test_make_lists_its_commands():
     assert re.findall(r"^  make (\w+)", listed, flags=re.M) == phony
 
 
-def test_lessons_and_the_home_page_are_what_nbdev_test_runs():
-    command = (
-        "from nbdev.doclinks import nbglob; "
-        f"print(*nbglob(skip_folder_re={tool('test').LESSON_FOLDERS!r}), sep='\\n')"
-    )
+def test_nbdev_test_runs_solutions_which_run_their_lessons():
+    command, tools = tool("test").LESSONS["lessons"], tool("map")
+    options = dict(zip(command, command[1:]))
+    asked = {"skip_folder_re": options["--skip_folder_re"]}
+    program = f"from nbdev.doclinks import nbglob; print(*nbglob(**{asked!r}), sep='\\n')"
     found = subprocess.run(
-        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    wanted = [
-        ROOT / "nbs/index.ipynb",
-        *(
-            ROOT / f"nbs/{name}.ipynb"
-            for name in tool("map").notebooks()
-            if name.startswith(("lib/", "tutorials/"))
-        ),
-    ]
-    assert sorted(Path(path).resolve() for path in found) == sorted(wanted)
+    wanted = ["index", "syllabus", "glossary", *tools.in_folder("solutions")]
+    files = [ROOT / f"nbs/{name}.ipynb" for name in wanted]
+    assert sorted(Path(path).resolve() for path in found) == sorted(files)
 
 
 def test_a_step_that_takes_too_long_is_ended_with_its_children(tmp_path):

@@ -13,18 +13,24 @@ import numpy as np
 import pytest
 import torch
 from helpers.losses import (
-    answers_with,
     averages,
-    bare_trainer,
     finite_loss_and_gradients,
     input_dtypes,
     pinned_trl,
+    trl_grpo_loss,
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from torch.testing import assert_close
 
-from prefkit.losses import clipped_share, grpo_advantages, grpo_loss, varied_temperatures
+from prefkit.losses import (
+    clipped_share,
+    grpo_advantages,
+    grpo_loss,
+    ranked_rewards,
+    varied_temperatures,
+)
 from prefkit.losses.topr import MAX_LOG_RATIO
 
 TOKENS = ("token_logps", "old_token_logps", "ref_token_logps", "mask")
@@ -272,39 +278,6 @@ def test_loss_gradient_and_share_equal_loops_on_300_random_batches(beta):
     assert len(kinds) == 9  # every sign of the advantage with a ratio below, inside and above
 
 
-def trl_loss(policy, old, reference, mask, advantages, *, clip, beta, loss_type, longest=None):
-    """TRL's `_compute_loss`, a scalar, and its metrics.
-
-    It wants a model: ours answers with given log-probs.
-    """
-    trainer = bare_trainer(
-        trl_module().GRPOTrainer,
-        args=types.SimpleNamespace(delta=None, use_bias_correction_kl=False),
-        beta=beta,
-        epsilon_low=clip,
-        epsilon_high=clip,
-        loss_type=loss_type,
-        importance_sampling_level="token",
-        top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None,
-        use_vllm=False,
-        _entropy_bonus_enabled=False,
-        max_completion_length=longest,
-        _get_per_token_logps_and_entropies=answers_with(policy, torch.zeros_like(policy), None),
-    )
-    ids = torch.zeros(mask.shape, dtype=torch.long)
-    inputs = {
-        "prompt_ids": ids[:, :1],
-        "prompt_mask": ids[:, :1] + 1,
-        "completion_ids": ids,
-        "completion_mask": mask.long(),
-        "advantages": advantages,
-        "old_per_token_logps": old,
-        "ref_per_token_logps": reference,
-    }
-    return trainer._compute_loss(None, inputs), trainer._metrics["eval"]
-
-
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_loss_gradient_and_share_equal_trl(beta):
     for seed in range(60):
@@ -314,9 +287,7 @@ def test_loss_gradient_and_share_equal_trl(beta):
         )
         mask[:, 0] = True
         policy.requires_grad_()
-        theirs, metrics = trl_loss(
-            policy, old, reference, mask, advantages, clip=0.2, beta=beta, loss_type="grpo"
-        )
+        theirs, metrics = trl_grpo_loss(policy, old, reference, mask, advantages, beta=beta)
         ours = grpo_loss(policy, old, reference, mask, advantages, beta=beta)
         assert_close(ours.mean(), theirs, rtol=1e-10, atol=1e-12)
         assert_close(
@@ -333,17 +304,8 @@ def test_loss_gradient_and_share_equal_trl(beta):
 
 def test_times_the_tokens_over_a_constant_it_is_trls_dr_grpo():
     (policy, old, reference), mask, advantages = answers(5, batch=8)
-    theirs, _ = trl_loss(
-        policy,
-        old,
-        reference,
-        mask,
-        advantages,
-        clip=0.2,
-        beta=0.04,
-        loss_type="dr_grpo",
-        longest=50,
-    )
+    options = dict(beta=0.04, loss_type="dr_grpo", longest=50)
+    theirs, _ = trl_grpo_loss(policy, old, reference, mask, advantages, **options)
     ours = grpo_loss(policy, old, reference, mask, advantages, beta=0.04) * mask.sum(-1) / 50
     assert_close(ours.mean(), theirs, rtol=1e-12, atol=0)
 
@@ -706,3 +668,16 @@ def test_values_are_never_looked_at():
         .isnan()
         .all()
     )
+
+
+@given(st.integers(0, 10_000))
+def test_ranks_are_scipys_less_one(seed):
+    rewards = groups(seed)
+    ours = ranked_rewards(torch.from_numpy(rewards)).double()
+    np.testing.assert_array_equal(ours, rankdata(rewards, axis=1) - 1)
+    assert_close(ranked_rewards(torch.from_numpy(3 * rewards)).double(), ours)
+
+
+def test_ranks_are_of_groups():
+    with pytest.raises(ValueError, match=r"shape \(prompts, k\), not \(4,\)"):
+        ranked_rewards(torch.zeros(4))

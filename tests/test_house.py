@@ -25,6 +25,7 @@ MAY_IMPORT = {  # room -> the other rooms; the faces at the top and the command 
     "train": GROUND,
     "report": GROUND,
     "runs": GROUND | {"judging", "train", "report"},
+    "course": {"core", "data", "judging", "model", "stats", "train"},
 }
 # Loading these takes time or needs an extra: a function may import them when it is called.
 HEAVY = set(

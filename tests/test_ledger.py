@@ -199,6 +199,7 @@ def with_results(folder, monkeypatch, rates, seeds=SEEDS):
 
 def test_a_planted_difference_is_found_and_the_seeds_of_others_are_not_read(tmp_path, monkeypatch):
     (claim,) = open_ledger(ledger_of(tmp_path, GOOD))
+    with_results(tmp_path, monkeypatch, [], seeds=())
     assert ledger.verdicts([claim]) == {"a-01": None}
     rng = np.random.default_rng(0)
     with_results(tmp_path, monkeypatch, [{"orpo_v1_1": 0.6 + rng.normal(0, 0.02)} for _ in SEEDS])
@@ -209,6 +210,8 @@ def test_a_planted_difference_is_found_and_the_seeds_of_others_are_not_read(tmp_
     # two of five seeds are no verdict yet
     with_results(tmp_path, monkeypatch, [{"orpo_v1_1": 0.9}] * 2, seeds=SEEDS[:2])
     assert ledger.verdicts([claim]) == {"a-01": None}
+    assert "not run yet (2 of 5 seeds)" in ledger_lines([claim], {"a-01": None})[0]
+    assert "not run yet (2 of 5 seeds): prefkit ledger --claim a-01" in claim_words(claim, None)[-1]
     # a model that its results lack is named with the claim
     with_results(tmp_path, monkeypatch, [{"dpo": 0.9}] * 5)
     with pytest.raises(DataError, match="ledger, a-01: win_rates: 0 rows"):
@@ -286,3 +289,9 @@ def test_the_command_lists_all_and_tells_one():
     assert told.exit_code == 0 and "lambda" in told.output
     wrong = runner.invoke(cli.app, ["ledger", "--claim", "orpo-5"])
     assert wrong.exit_code != 0
+
+
+def test_a_win_rate_that_was_evaluated_the_other_way_round_is_turned():
+    row = {"model": "instruct", "reference": "base", "judge": "gold", "rate": 0.775}
+    measure = ledger.WinRateOf("base", "instruct")
+    assert measure.value({"win_rates": [row]}) == pytest.approx(0.225 - 0.5)

@@ -163,6 +163,7 @@ def test_a_made_up_method_takes_five_lines(tmp_path, tokenizer, rows):
     )
 
 
+@pytest.mark.slow
 def test_every_layout_trains_to_the_same_numbers(tmp_path, tokenizer, rows):
     for method in ("dpo", "kto", "xpo"):
         plain, *others = (
@@ -324,6 +325,14 @@ def test_every_method_runs_through_the_one_pipeline_by_its_name(method, tmp_path
     assert {"loss.png", "chosen_rejected.png"} | {
         f"{name}.png" for name in OWN.get(method, ())
     } <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_pipeline_draws_what_is_measured_at_validations_alone(tmp_path):
+    few = dict(limit=16, validation_limit=8, max_steps=2, batch_size=8, eval_steps=1)
+    run_pipeline(tmp_path, kl_samples=4, sample_tokens=8, **few)
+    _, *rows = (tmp_path / "kl_k1.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["0", "1", "2"]
+    assert (tmp_path / "kl_k1.png").exists()
 
 
 def test_log_probs_of_the_reference_are_shared_among_runs_and_never_confused(

@@ -128,7 +128,17 @@ BAD = {
     ("small_cells", "long cells throughout"): notebook(
         *[code("\n".join(f"x{n} = {n}" for n in range(9)))] * 3
     ),
-    ("small_cells", "too many cells"): notebook(*[code("1")] * 70),
+    ("small_cells", "too many cells"): notebook(*[code("1")] * 72),
+    ("no_progress_bars", "as a widget leaves it"): notebook(
+        code(
+            "x",
+            {
+                "output_type": "display_data",
+                "metadata": {},
+                "data": {"text/plain": ["generating:   0%|          | 0/40 [00:00<?, ?it/s]"]},
+            },
+        )
+    ),
     ("small_outputs", "a large picture"): notebook(
         code(
             "x",

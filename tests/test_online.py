@@ -53,7 +53,10 @@ def base():
 
 
 def settings(method="rloo", **changes):
-    samples = len(get_method(method).writers) or 3
+    row = get_method(method)
+    samples = len(row.writers) or 3
+    if row.teacher:
+        changes = {"reference_model": str(BASE.parent / "instruct"), **changes}
     return RolloutSettings(
         **{
             **dict(
@@ -186,7 +189,8 @@ def test_every_method_trains_and_logs_what_it_is_watched_for(method, tmp_path, t
         for value in line.values()
         if isinstance(value, (int, float))
     )
-    assert train[0]["logps_gap"] < 1e-5 and abs(train[0]["kl_k1"]) < 1e-3 < abs(train[-1]["kl_k1"])
+    assert train[0]["logps_gap"] < 1e-5 and 1e-3 < abs(train[-1]["kl_k1"])
+    assert ONLINE[method].teacher or abs(train[0]["kl_k1"]) < 1e-3  # a teacher is another model
     assert all(
         {"reward", "reward_second", "kl_k1", "part_right"} <= set(line) for line in validation
     )
@@ -309,6 +313,99 @@ def test_kl_inside_the_reward_moves_advantages_before_the_baseline():
             shaped[2] - (shaped[0] + shaped[1]) / 2,
         ]
     )
+
+
+def test_ranks_take_the_place_of_rewards_before_kl_and_baseline():
+    two = torch.zeros(2, 4).double()
+    seen = {"policy_logps": two, "ref_logps": two + 0.1}
+    seen["rewards"] = torch.tensor([[2.0, 90.0, 2.0, -1.0], [0.0, 0.0, 0.0, 0.0]]).double()
+    made = prepare_rloo(seen, kl_coef=1.0, ranks=True)["advantages"]
+    by_hand = [[0.0, 2.0, 0.0, -2.0], [0.0] * 4]  # of 1.5, 3, 1.5 and 0 above the others' means
+    np.testing.assert_allclose(made, by_hand, atol=1e-12)
+    with pytest.raises(ConfigError, match="ranks must be True or False, not 'no'"):
+        get_method("rloo_kl").hyperparameters({"ranks": "no"})
+
+
+def test_ranks_train_another_model_than_rewards(rows, tokenizer, tmp_path):
+    ends = [
+        fit(tmp_path / str(ranks), tokenizer, rows, "rloo_kl", hyperparameters={"ranks": ranks})
+        for ranks in (False, True)
+    ]
+    rewards, ranks = (train_lines(end)[0] for end in ends)
+    assert ranks["reward"] == rewards["reward"]
+    assert ranks["grad_norm"] != pytest.approx(rewards["grad_norm"], rel=0.01)
+
+
+def _imitated(rows, tokenizer):
+    "Mean over rows of the base model's loss a token, by transformers."
+    model, told = base().eval(), []
+    for row in rows:
+        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+        labels = ids.clone()
+        labels[:, : len(row["prompt_ids"])] = -100
+        told.append(model(ids, labels=labels).loss.item())
+    return sum(told) / len(told)
+
+
+def test_the_length_penalty_acts_in_every_third_step_if_so_asked(rows, tokenizer, tmp_path):
+    """In the others the loss is that of imitation alone; up to the first one the two trainings are
+    the same.
+    """
+    penalised, plain = (
+        fit(
+            tmp_path / str(lam),
+            tokenizer,
+            rows,
+            "sft_length",
+            hyperparameters={"lam": lam, "penalty_every": 3},
+            max_steps=4,
+        )
+        for lam in (1.0, 0.0)
+    )
+    for line in train_lines(plain):
+        assert line["nll"] == pytest.approx(line["loss"], rel=1e-6)
+    gaps = [abs(a["loss"] - b["loss"]) for a, b in zip(train_lines(penalised), train_lines(plain))]
+    assert gaps[:2] == [0, 0] and gaps[2] > 1
+    start, *_, end = (line["nll"] for line in plain.metrics if line["split"] == "validation")
+    assert start == pytest.approx(_imitated(rows[:4], tokenizer)) and end < start
+    with pytest.raises(ConfigError, match="penalty_every is 0"):
+        get_method("sft_length").hyperparameters({"penalty_every": 0})
+
+
+def test_prompts_whose_answers_are_all_alike_are_replaced(rows, tokenizer, tmp_path):
+    """A reward that tells answers apart for some prompts only: after enough draws every group of a
+    round is of such a prompt, and each was asked in its own right.
+    """
+    lively = {"How much is 7 plus 5?", "What is 9 minus 4?", "Count from 3 to 7."}
+    score = lambda asked, answers: [
+        float(answer["tokens"]) if row["prompt"][-1]["content"] in lively else 0.0
+        for row, answer in zip(asked, answers)
+    ]
+    flat = {}
+    for redraw in (0, 12):
+        options = dict(source=FunctionReward("some", score), redraw=redraw, batch_size=4)
+        result = fit(tmp_path / str(redraw), tokenizer, rows, "dapo", max_steps=2, **options)
+        flat[redraw] = [line["groups_flat"] for line in train_lines(result)]
+    assert min(flat[0]) > 0 and max(flat[12]) == 0
+    with pytest.raises(ConfigError, match="redraw: ppo does not compare"):
+        fit(tmp_path / "ppo", tokenizer, rows, "ppo", redraw=1)
+
+
+def test_no_answer_ends_before_the_least_and_the_trainer_knows_its_log_probs(
+    rows, tokenizer, tmp_path
+):
+    short, long = (
+        fit(tmp_path / str(least), tokenizer, rows, min_new_tokens=least, max_steps=1)
+        for least in (0, 11)
+    )
+    assert train_lines(short)[0]["length"] < 11 <= train_lines(long)[0]["length"]
+    assert train_lines(long)[0]["logps_gap"] < 1e-4
+    before = [one.metrics[0]["length"] for one in (short, long)]
+    assert before[0] == before[1]  # validations are as the model is
+    with pytest.raises(ConfigError, match="min_new_tokens: 12 leaves no room below max_new_tokens"):
+        settings(min_new_tokens=12)
+    with pytest.raises(ConfigError, match="sample_steps: .*sample_table"):
+        settings(sample_steps=2)
 
 
 def test_ppo_gets_the_kl_per_token_and_the_reward_at_the_end():

@@ -64,13 +64,13 @@ def test_the_length_penalty_report_has_its_numbers():
         )
     ] == [5e-6, 2, 4, 1000, 10, 256, "train_prefs[2000:2050]"]
     assert len(set(RolloutSettings.of(given).temperatures())) == 4  # varied
-    assert found["sft"].parameters["hyperparameters"] == {"lam": 1e-3}
+    assert found["sft"].parameters["hyperparameters"] == {"lam": 1e-3, "penalty_every": 100}
     names = ("learning_rate", "batch_size", "gradient_accumulation", "warmup_steps", "seed")
     for name in ("sft", "sft_plain"):
         assert [found[name].parameters[key] for key in names] == [1e-4, 2, 2, 10, 16]
     dpo = found["dpo"].parameters
     assert [dpo[key] for key in names[:-1]] == [5e-6, 2, 2, 10] and dpo["epochs"] == 3
-    assert dpo["eval_steps"] * dpo["early_stopping_patience"] == 2500
+    assert dpo["eval_steps"] * dpo["early_stopping_patience"] == 2500 and dpo["sample_steps"] == 500
     judged = found["evaluate"].parameters
     reported = yaml.safe_load((project_root() / "data/reported/length_penalty.yaml").read_text())
     rows = {row["stage"] for row in reported["table_1"]["rows"]}

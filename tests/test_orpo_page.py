@@ -8,7 +8,13 @@ import yaml
 from helpers.invented import invented
 from helpers.pages import check_page, draw_report, sections_of, words_of
 from prefkit.core import project_root, write_json
-from prefkit.report.orpo import duel_table, likeness_table, say_ahead, say_duel
+from prefkit.report.orpo import (
+    duel_table,
+    likeness_table,
+    rounds_table,
+    say_ahead,
+    say_duel,
+)
 from prefkit.report.replication import draw_spreads
 from prefkit.report.standings import Standings, of_first_decoding
 
@@ -33,6 +39,24 @@ def standings_of(shares=SHARES):
 def online_of():
     shares = {"sft": 0.6, "ppo": 0.62, "orpo": 0.7}
     return invented(shares, ("sft", "ppo"), judges=("gold", "second", "small", "large"))
+
+
+def small_of():
+    shares = {"sft_chosen": 0.55, "dpo": 0.6, "ppo": 0.58, "orpo_1": 0.65}
+    made = invented(shares, ("sft_chosen", "dpo", "ppo"), judges=("gold", "large"), seeds=(5, 6, 7))
+    for one in made["seeds"].values():
+        rounds = [row | {"decoding": f"round_{n}"} for row in one["win_rates"] for n in (1, 2, 3)]
+        one["win_rates"] = [
+            row | {"rate": row["rate"] + 0.01 * int(row["decoding"][-1])} for row in rounds
+        ]
+    return made
+
+
+def test_rounds_are_averaged_within_a_seed_and_their_spread_is_told():
+    table = rounds_table(small_of(), "orpo_1", {"dpo": "DPO"}).set_index("judge")
+    assert table.loc["gold", "win rate"] == pytest.approx(0.5 + 0.05 + 0.02, abs=0.02)
+    assert table["sd of rounds"].tolist() == pytest.approx([0.01, 0.01])
+    assert table["rounds"].tolist() == [3, 3] and table["seeds"].tolist() == [3, 3]
 
 
 def test_a_duel_is_over_seeds_with_the_range_that_is_reported():
@@ -68,16 +92,20 @@ def _rows(found):
 def test_the_page_follows_what_was_found(better, ppo, tmp_path):
     shares = SHARES | {"orpo_1": 0.65 if better else 0.45}
     file = write_json(tmp_path / "found.json", found_of(shares, 1.5 if better else -1.0))
-    online = tmp_path / "online.json"
+    online, small = tmp_path / "online.json", tmp_path / "small.json"
     if ppo:
         write_json(online, online_of())
+        write_json(small, small_of())
     page = tmp_path / "page"
-    draw_report("orpo", results=str(file), online=str(online), output_dir=str(page))
+    draw_report(
+        "orpo", results=str(file), online=str(online), small=str(small), output_dir=str(page)
+    )
     figures = ["tables_2_and_3", "figure_3", "figure_5", "figure_7", "figure_8", "figure_9"]
-    check_page(page, figures)
+    check_page(page, figures + ["figure_11"] * ppo)
     words = words_of(page)
     table = duel_table(standings_of(shares), "orpo_1", {"sft_chosen": "SFT on chosen answers"}, {})
     assert say_duel(table).split(", by")[0].removeprefix("ORPO wins ") in words
+    assert ("A second size is missing" in words) != ppo
     assert ("SFT and PPO" in words) and ("PPO is missing" in words) != ppo
     assert f"from 0.20 to {'1.' if better else '-'}" in words
     assert "figure 3" in " ".join(sections_of(page)).lower() and "orpo_1 says it." in words

@@ -93,6 +93,7 @@ def trained(tmp_path_factory):
     return run(config, output_root=folder / "runs", progress="quiet")
 
 
+@pytest.mark.slow
 def test_every_chosen_answer_earns_more_and_all_is_accounted_for(trained):
     kept = datasets.load_from_disk(str(trained["pairs"] / "checkpoint"))
     assert set(kept) == {"train", "validation"}
@@ -200,6 +201,7 @@ def test_a_plan_takes_a_data_set_that_is_still_to_be_made(tmp_path):
     assert "dpo" in said and "the longest allowed" in said
 
 
+@pytest.mark.slow
 def test_a_judge_labels_as_a_reward_of_the_same_name_does(tmp_path):
     few = {**FEW, "limit": 8, "validation_split": ""}
     config = experiment(

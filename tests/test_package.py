@@ -117,6 +117,7 @@ def test_sdist_and_wheel_hold_what_a_run_needs(built):
     assert any(name.endswith("/settings.ini") for name in sources)
 
 
+@pytest.mark.slow
 def test_in_an_empty_folder_lists_are_those_of_the_wheel(prefkit, installed, tmp_path):
     asked = "from prefkit.core import *; print(SHARE, project_root(), sep='|')"
     words = (sys.executable, "-c", asked)
@@ -138,6 +139,7 @@ def pairs_become_a_page(prefkit, root, folder):
     assert str(page) in said and "Held-out pairs" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_pairs_of_ones_own_become_a_page(prefkit, root, tmp_path):
     pairs_become_a_page(prefkit, root, tmp_path)
     assert not list(SHARE.glob("**/runs"))
@@ -188,6 +190,7 @@ def own_parts_train(prefkit, folder):
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_reward_and_a_loss_of_ones_own_from_files(prefkit, tmp_path):
     own_parts_train(prefkit, tmp_path)
 

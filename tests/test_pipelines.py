@@ -362,6 +362,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_refused(tmp_path):
         run(config, (), blocked, "quiet")
 
 
+@pytest.mark.slow
 def test_real_pairs_train_by_naming_the_file_and_every_row_is_accounted_for(tmp_path):
     if not os.environ.get("PREFKIT_REAL_DATA"):
         pytest.skip("PREFKIT_REAL_DATA names no folder of real samples")

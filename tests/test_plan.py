@@ -86,7 +86,7 @@ def test_weights_gradients_and_averages_are_counted_to_the_byte():
     config = Qwen2Config(**SHAPES["tiny"], tie_word_embeddings=True)
     found = step_memory(config, LENGTHS[:2], ("chosen", "rejected"), TrainSettings(device="cpu"))
     numbers = sum(w.numel() for w in Qwen2ForCausalLM(config).parameters())
-    assert (found.weights, found.gradients, found.optimiser, found.reference) == (
+    assert (found.weights, found.gradients, found.optimiser, found.copies) == (
         4 * numbers,
         4 * numbers,
         8 * numbers,
@@ -188,6 +188,27 @@ def test_steps_and_time_come_from_rows_that_are_known(tmp_path):
     assert planned(tmp_path, dataset="tiny-world").steps == 125  # 1,000
     assert planned(tmp_path, dataset="somebody/something").steps is None
     assert "?" in plan_text([planned(tmp_path, dataset="somebody/something")], [])
+
+
+def test_another_reference_is_counted_at_its_own_size(tmp_path):
+    small = Qwen2Config.from_pretrained(project_root() / "data/tiny/base")
+    small.num_hidden_layers, small.layer_types = 1, small.layer_types[:1]
+    Qwen2ForCausalLM(small).save_pretrained(tmp_path / "small")
+
+    def copies(**parameters):
+        given = {"model": "data/tiny/base", "dataset": "tiny-world", "limit": 8, **parameters}
+        given = {"method": "distill", "max_steps": 1, **given}
+        stages = {"student": {"pipeline": "rollout", "parameters": given}}
+        text = json.dumps({"experiment": "x", "stages": stages})
+        memory = plan(write_text(tmp_path / "x.yaml", text), devices=("T4",))[0][0].memory
+        return memory.copies / memory.weights
+
+    like = {"reference_model": "data/tiny/instruct"}
+    assert copies(**like) == pytest.approx(1, abs=1e-3)
+    assert copies(method="rloo") == 1 and copies(method="rloo", lora=True) == 0
+    # adapters spare the start as a reference, and no other model
+    assert copies(**like, lora=True) == pytest.approx(1, abs=0.2)
+    assert 0.2 < copies(reference_model=str(tmp_path / "small")) < 0.4  # one layer of five
 
 
 def test_lora_is_counted_in_the_precision_that_is_loaded():

@@ -134,6 +134,7 @@ def test_dpo_with_a_loss_of_ones_own(tmp_path):
     assert open_run(folder).metrics["loss"].notna().all()
 
 
+@pytest.mark.slow
 def test_a_data_set_of_ones_own_and_a_judge(tmp_path):
     file_of(
         tmp_path,

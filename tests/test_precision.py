@@ -27,6 +27,11 @@ OTHERS = [name for name in METHODS if name not in QUICK]
 RECORD = json.loads(FILE.read_text())
 
 
+def test_every_method_has_been_measured():
+    "A new one is: PYTHONPATH=.:tests python -m helpers.precision"
+    assert sorted(RECORD["methods"]) == sorted(METHODS)
+
+
 def beside_float32(method: str):
     "Loss and norm of the step in the middle, and tokens, are as near to float32's as they were."
     measured, shares = RECORD["methods"][method], measure(method, base_texts())

@@ -67,6 +67,7 @@ def runs(tmp_path_factory):
     return home, codes, said, seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(runs, tmp_path, name):
     train(folder=tmp_path / name, **CASES[name])

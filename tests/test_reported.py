@@ -30,7 +30,7 @@ with_texts = pytest.mark.skipif(
 PRINTS = {
     "comparison table_1": "6b79143e",
     "comparison table_2": "8f3f04f7",
-    "comparison table_3": "dc206ebf",
+    "comparison table_3": "335654b3",
     "comparison table_4": "6e6e79fa",
     "length_penalty table_1": "5c801a36",
     "orpo table_1": "280e24e0",

@@ -35,7 +35,7 @@ from prefkit.losses import (
     rloo_loss,
     shaped_rewards,
 )
-from prefkit.losses.rloo import ESTIMATORS
+from prefkit.losses.kl import ESTIMATORS
 from prefkit.losses.topr import MAX_LOG_RATIO
 
 KINDS = tuple(ESTIMATORS)

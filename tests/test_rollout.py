@@ -9,7 +9,7 @@ from prefkit.core import ConfigError, DataError, NotFinite, project_root
 from prefkit.model.batches import LAYOUTS, collate
 from prefkit.model.kernels import use_rows
 from prefkit.model import sampling
-from prefkit.model.sampling import draw_tokens, next_token_probs
+from prefkit.model.sampling import stop_tokens, draw_tokens, next_token_probs
 from prefkit.train.rollout import (
     Reference,
     Rollouts,
@@ -96,6 +96,27 @@ def test_sampled_log_probs_are_those_of_a_fresh_forward_pass_with_temperature_an
                 sample.ids[-1] in (tokenizer.eos_token_id, tokenizer.pad_token_id)
             ) and (sample.ended or len(sample.ids) == 30)
             assert tokenizer.eos_token_id not in sample.ids[:-1]
+
+
+def test_before_the_least_number_of_tokens_the_end_is_not_among_those_drawn_from(
+    model, tokenizer, prompts
+):
+    least, stops = 9, torch.tensor(stop_tokens(tokenizer, model))
+    options = dict(k=2, temperatures=0.7, max_new_tokens=30, seed=3)
+    samples = sample_answers(model, tokenizer, prompts, min_new_tokens=least, **options)
+    plain = sample_answers(model, tokenizer, prompts, **options)
+    assert min(len(one.ids) for group in plain for one in group) < least
+    for prompt, group in zip(prompts, samples):
+        for sample in group:
+            assert len(sample.ids) > least and not set(sample.ids[:least]) & set(stops.tolist())
+            logits = one_by_one(model, prompt, sample.ids)
+            chosen = torch.tensor(sample.ids)[:, None]
+            barred = logits.clone()
+            barred[:least, stops] = -torch.inf
+            drawn = next_token_probs(barred, temperature=0.7).gather(1, chosen).squeeze(1).log()
+            own = logits.log_softmax(-1).gather(1, chosen).squeeze(1)
+            for found, wanted in ((sample.logps, drawn), (sample.model_logps, own)):
+                torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_wrong_position_or_mask_would_be_seen(model, tokenizer, prompts, monkeypatch, capsys):

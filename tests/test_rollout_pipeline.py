@@ -219,7 +219,7 @@ FAULTY = {
     "temperature 0": ({"temperature": 0.0}, "temperature"),
     "a hyper-parameter that does not exist": (
         {"hyperparameters": {"betta": 0.1}},
-        "Known: kl_coef, clip",
+        "Known: kl_coef, ranks, clip",
     ),
     "a negative clip": ({"method": "grpo", "hyperparameters": {"clip": -0.1}}, "clip"),
     "best of no validation": ({"keep_best": True, "validation_split": ""}, "validation_split"),

@@ -420,6 +420,7 @@ def test_a_run_killed_three_times_ends_as_an_undisturbed_one(toy, tmp_path):
     assert folder_state(resumed["second"])["attempts"] == 3 and not list(home.glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_two_commands_do_not_work_on_one_stage(toy, tmp_path):
     (tmp_path / "runs" / "toy").mkdir(parents=True)
     with StageLock(tmp_path / "runs" / "toy" / ".first.lock"):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from prefkit.runs import seeds
-from prefkit.core import ConfigError, write_text
+from prefkit.core import ConfigError, project_root, write_text
 from prefkit.runs.config import write_pipeline
 
 
@@ -153,6 +153,23 @@ def toy(tmp_path, text="0.5"):
     return write_text(tmp_path / "toy.yaml", json.dumps({"experiment": "toy", "stages": stages}))
 
 
+def test_what_others_have_added_meanwhile_is_kept(tmp_path, monkeypatch):
+    config, output = toy(tmp_path), tmp_path / "out.json"
+    others = seeds.run_seeds(config, [3], tmp_path / "other.json", (), tmp_path / "it", "quiet")
+    carry_out = seeds.carry_out
+
+    def while_another_writes(*given):
+        found = carry_out(*given)
+        output.write_text(others.read_text())
+        return found
+
+    monkeypatch.setattr(seeds, "carry_out", while_another_writes)
+    seeds.run_seeds(config, [0], output, (), tmp_path / "here", "quiet", add=True)
+    found = json.loads(output.read_text())
+    assert list(found["seeds"]) == ["0", "3"] and "--seeds 0,3" in found["command"]
+    assert found["seeds"]["3"] == json.loads(others.read_text())["seeds"]["3"]
+
+
 def test_seeds_are_added_to_those_that_a_file_holds_wherever_they_were_run(tmp_path):
     config, output = toy(tmp_path), tmp_path / "out.json"
     seeds.run_seeds(config, [0], output, (), tmp_path / "here", "quiet")
@@ -233,3 +250,10 @@ def test_rows_of_several_ways_of_decoding_stay_apart():
         64,
         1.5,
     ) and sampled["gold"]["mean"] == -1.5
+
+
+def test_a_config_of_the_project_is_named_without_the_place_of_the_checkout():
+    there = project_root() / "data/configs/tiny/online.yaml"
+    for name in (there, "data/configs/tiny/online.yaml"):
+        made = seeds._command(name, {"5": {}, "6": {}}, (), True)
+        assert made == "prefkit seeds data/configs/tiny/online.yaml --seeds 5,6 --lines"

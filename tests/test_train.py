@@ -14,7 +14,7 @@ import prefkit.train.saves, prefkit.model.sampling
 from helpers.runs import timeless
 import prefkit.train.loop as train
 from prefkit.data.chat import pad_batch
-from prefkit.core import ConfigError, DataError, PrefkitError
+from prefkit.core import ConfigError, DataError, PrefkitError, read_jsonl
 from prefkit.model.logps import sequence_logps
 from prefkit.losses import dpo_loss, sft_loss
 from prefkit.train.schedule import epoch_batches, learning_rate_factor
@@ -452,6 +452,20 @@ def killed_run(folder):
         sample_prompts=[[{"role": "user", "content": "hello"}]],
         **KILLED,
     )
+
+
+def test_answers_are_sampled_at_their_own_interval(tmp_path, monkeypatch):
+    told = [{"text": "yes", "tokens": 1, "ended": True}]
+    monkeypatch.setattr(train, "generate", lambda *given, **options: told)
+    asked = dict(validation=encoded_rows(4, "pairs", 1), max_steps=6, eval_steps=2)
+    asked |= dict(sample_prompts=[[{"role": "user", "content": "hello"}]])
+    for every, steps in ((None, [0, 2, 4, 6]), (4, [0, 4])):
+        result = fit(tmp_path / str(every), "dpo", sample_steps=every, **asked)
+        lines = read_jsonl(tmp_path / str(every) / "samples.jsonl")
+        assert [line["step"] for line in lines] == steps
+        assert [line["step"] for line in steps_of(result, "validation")] == [0, 2, 4, 6]
+    with pytest.raises(ConfigError, match=r"sample_steps: 3 is no multiple .* \(2\).* Take 4"):
+        settings(sample_steps=3, eval_steps=2)
 
 
 CHILD = """

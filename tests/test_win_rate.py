@@ -8,7 +8,6 @@ point, so [93, 97] % is four of them.
 import json
 import math
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from prefkit.runs import seeds
-from prefkit.core import ConfigError, DataError, project_root
+from prefkit.core import ConfigError, DataError
 from prefkit.stats.intervals import mean_interval, pooled_spread, smallest_detectable, wilson
 from prefkit.stats.win_rate import (
     Estimate,
@@ -809,21 +808,6 @@ def test_the_face_has_both_win_rates():
 
     assert face.win_rate is win_rate
     assert face.length_controlled_win_rate is length_control.length_controlled_win_rate
-
-
-def test_the_folded_solutions_of_the_tutorial_are_executed_and_checked():
-    cells = json.loads(
-        (project_root() / "nbs/tutorials/what_a_win_rate_is_not.ipynb").read_text(encoding="utf-8")
-    )["cells"]
-    prose, code = (
-        "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == kind)
-        for kind in ("markdown", "code")
-    )
-    folded = re.findall(r"<details>.*?```python\n(.*?)```.*?</details>", prose, re.S)
-    assert len(folded) == prose.count("<details>") >= 3
-    for solution in folded:
-        name = re.search(r"def (\w+)", solution).group(1)
-        assert solution.strip() in code and f"check_{name}({name})" in code
 
 
 def test_refuses_unequal_lengths_nothing_and_nan():

@@ -314,7 +314,7 @@ def limited_step(config, stage, shape, limit, device, lora):
         names,
         replace(settings, lora=lora),
         precision="bf16" if device == "cuda" else "float32",
-        reference=kind == "prompts" and not lora,
+        copies=int(kind == "prompts" and not lora),
     ).total
     row = {"chosen_ids": [6] * answer, "rejected_ids": [7] * answer}
     # no two neighbours begin alike, or they would share what is to be measured

@@ -4,6 +4,7 @@
 anew, `python tools/map.py --table` (`make readme`) none.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ FOLDERS = {  # in the order in which they are read
     "pipelines": "Pipelines",
     "reports": "Reports",
 }
+SOLUTIONS = {"solutions": "Solutions"}  # on the site, and not in the map of the home page
 NOTES = {"pipelines": "The time is that of the values in their cells, a smoke run by hand."}
 HEAD = ["| notebook | about | time | memory | hardware |", "|---|---|---|---|---|"]
 BEGIN, END = "<!-- map: written by `make map` -->", "<!-- end of map -->"
@@ -115,8 +117,8 @@ def table(measured: dict[str, dict]) -> str:
 def sidebar() -> str:
     "nbs/sidebar.yml: the home page, then each folder."
     lines = ["# Written by `make readme`.", "website:", "  sidebar:", "    contents:"]
-    lines.append("      - index.ipynb")
-    for folder, heading in FOLDERS.items():
+    lines += [f"      - {name}.ipynb" for name in ("index", "syllabus", "glossary")]
+    for folder, heading in (FOLDERS | SOLUTIONS).items():
         if names := in_folder(folder):
             lines += [f'      - section: "{heading}"', "        contents:"]
             lines += [f"          - {name}.ipynb" for name in names]
@@ -178,4 +180,10 @@ def main(wanted: list[str]):  # notebooks to measure
 
 
 if __name__ == "__main__":
-    main([] if "--table" in sys.argv else sys.argv[1:] or notebooks())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", nargs="*", help="such as lib/losses/21_dpo; none: all")
+    parser.add_argument("--table", action="store_true", help="measure none, write the tables")
+    given = parser.parse_args()
+    if unknown := [name for name in given.notebook if name not in notebooks()]:
+        parser.error(f"there is no notebook {', '.join(unknown)}")
+    main([] if given.table else given.notebook or notebooks())

@@ -20,6 +20,8 @@ PAGES = {
     "real_model": ("pairs", "the commands in data/configs/real"),
     "minor_dpo": ("results", "prefkit ledger --run"),
     "orpo": ("results", "prefkit ledger --run"),
+    "length_penalty": ("results", "prefkit ledger --run"),
+    "xpo_ipo": ("results", "prefkit ledger --run"),
 }
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 WORKERS = os.environ.get("WORKERS", "2")
-# nbdev_test runs lessons, tutorials and the home page; pytest runs the pipelines and reports
-# through papermill.
-LESSON_FOLDERS = r"^[_.]|^pipelines$|^reports$"
+# nbdev_test runs the notebooks of solutions, each of which runs its lesson or tutorial first and
+# compares its stored outputs; pytest runs pipelines and reports through papermill.
+LESSON_FOLDERS = r"^[_.]|^(lib|tutorials|pipelines|reports)$"
 ENVIRONMENT = {  # one thread a worker; nothing is fetched
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -58,8 +58,8 @@ def quick_tests() -> list[str]:
 TIERS = {  # name -> step -> command
     "lint": LINT,
     "quick": {**LINT, **pytest("-m", "not slow", *quick_tests())},
-    "test": {**LINT, **EXPORT, **LESSONS, **pytest("-m", "not slow")},
-    "slow": pytest("-m", "slow"),
+    "test": {**LINT, **EXPORT, **pytest("-m", "not slow")},
+    "slow": {**LESSONS, **pytest("-m", "slow")},
     "full": {**LINT, **EXPORT, **LESSONS, **pytest()},
 }
 SECONDS = {"lessons": 900, "pytest": 2400}  # a step may take; every other two minutes

@@ -779,6 +779,9 @@ _GENERATED = {
         ("sft", "prompts"),
         note="The same prompts; seven demonstrations in ten say more than was asked.",
     ),
+    "tiny-world-long": Source(
+        "", ALL_SPLITS, note="The same world; only requests whose answers are long."
+    ),
     "countdown-tiny": Source(
         "",
         ALL_SPLITS,

@@ -34,7 +34,7 @@ from prefkit.data.countdown import (
     split_of,
     tiny_problems,
 )
-from prefkit.data.world import SFT_STYLES, VERBOSE_STYLES, pool, tiny_records
+from prefkit.data.world import TASKS, VERBOSE_STYLES, pool, prompts, tiny_records
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 FILES = ", ".join(SUFFIXES)
@@ -427,12 +427,26 @@ def options_text(options: dict) -> str:
     return "".join(f", {name} {value:g}" for name, value in options.items())
 
 
+# what is asked of the tiny world, and how demonstrations answer
+WORLDS: dict[str, dict] = {
+    "tiny-world": {},
+    "tiny-world-verbose": {"styles": VERBOSE_STYLES},
+    "tiny-world-long": {"kinds": ("count", "story", "sort", "two_step")},
+}
+
+
+def requests_in(world: str, split: str) -> int:
+    "How many different prompts a split of the tiny world has."
+    kinds = WORLDS[world].get("kinds", tuple(TASKS))
+    return sum(each.kind in kinds for each in prompts(split))
+
+
 MAKERS: dict[str, Callable] = {}  # of data sets of one's own: (kind, split, n, seed) -> rows
 
 
 def make_records(
-    # of what is generated here: tiny-world, tiny-world-verbose, countdown, countdown-tiny,
-    # countdown-tiny-worked, countdown-tiny-noisy
+    # of what is generated here: one of `WORLDS`, countdown, countdown-tiny, countdown-tiny-worked,
+    # countdown-tiny-noisy
     name: str,
     kind: str,  # as `load_records` takes it
     split: str,  # train, validation or test
@@ -444,10 +458,9 @@ def make_records(
     if name in MAKERS:
         rows = run_own(MAKERS[name], kind=kind, split=split, n=n, seed=seed)
         return list(rows)[:n]
-    if name in ("tiny-world", "tiny-world-verbose"):
-        styles = SFT_STYLES if name == "tiny-world" else VERBOSE_STYLES
+    if name in WORLDS:
         n = 1000 if n is None else n
-        return tiny_records(kind, split, n, seed, styles=styles, **options)
+        return tiny_records(kind, split, n, seed, **WORLDS[name], **options)
     size = "public" if name == "countdown" else "tiny"
     if n is None:
         n = 1000 if size == "public" or split == "train" else min(1000, len(tiny_problems(split)))

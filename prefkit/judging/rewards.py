@@ -30,7 +30,7 @@ __all__ = [
 # %% ../../nbs/lib/judging/52_rewards.ipynb #a8d6c65c
 import math, re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -129,7 +129,7 @@ class RewardSource:
         "The source's own number for one answer, or a dict with `reward` and the parts behind it."
         raise NotImplementedError
 
-    def rates(self, rows: list[dict], answers: list[dict]) -> list:
+    def rates(self, rows: Sequence[Mapping], answers: list[dict]) -> list:
         "The source's own numbers, by default each answer for itself."
         return each_answer(self.rate)(rows, answers)
 
@@ -143,7 +143,8 @@ class RewardSource:
 
     def __call__(
         self,
-        rows: list[dict],  # prompt rows: "prompt" (messages), "record" (the data set's own columns)
+        # prompt rows: "prompt" (messages), "record" (the data set's own columns)
+        rows: Sequence[Mapping],
         # one to each row: "text", "tokens", "ended"; a thought in the text is not judged
         answers: list[dict],
     ) -> list[dict]:  # "reward" is scale * (the source's own number - offset); the parts behind it
@@ -190,7 +191,7 @@ def _finish(source, number, row, answer, value):
 
 def _finished(
     source: RewardSource,
-    rows: list[dict],  # as `RewardSource` is called with
+    rows: Sequence[Mapping],  # as `RewardSource` is called with
     answers: list[dict],  # one to each row
 ) -> list[dict]:  # as `RewardSource` returns
     "The source's own numbers, looked at, moved and scaled."

@@ -11,7 +11,7 @@ __all__ = ["token_rewards", "gae", "whiten", "ppo_loss", "ppo_clipped_share", "a
 import torch
 from torch import Tensor
 from ..core import check_number
-from .rloo import check_tokens
+from .checks import check_tokens
 from .topr import MAX_LOG_RATIO
 
 

@@ -111,8 +111,14 @@ def choose_tokens(
     return torch.where(greedy, logits.argmax(-1), torch.minimum(drawn, last)), probs
 
 
-def only_tokens(logits: torch.Tensor, vocabulary: int | None) -> torch.Tensor:
+def only_tokens(
+    logits: torch.Tensor,  # (rows, vocabulary)
+    vocabulary: int | None,  # ids from here on are no tokens; None: all are
+    barred: torch.Tensor | None = None,  # ids that may not come now; None: all may
+) -> torch.Tensor:
     "Logits without the rows of the head that no token belongs to: many models have some."
+    if barred is not None:
+        logits = logits.index_fill(-1, barred.to(logits.device), -torch.inf)
     if vocabulary is None or vocabulary >= logits.shape[-1]:
         return logits
     beyond = torch.arange(logits.shape[-1], device=logits.device) >= vocabulary
@@ -125,11 +131,12 @@ def draw_tokens(
     temperatures: torch.Tensor,  # (rows,) above 0; 0: the most likely token
     top_p: float = 1.0,  # in (0, 1]
     vocabulary: int | None = None,  # ids from here on are not drawn; None: all may be
+    barred: torch.Tensor | None = None,  # ids that are not drawn this time
 ) -> dict[str, torch.Tensor]:  # tokens, logps, model_logps, entropy: (rows,)
     """One token a row, with the log-prob it was drawn with, the model's own, and the entropy of the
     model's distribution in nats.
     """
-    some = only_tokens(logits, vocabulary)
+    some = only_tokens(logits, vocabulary, barred)
     tokens, probs = choose_tokens(some, uniforms, temperatures, top_p)
     plain = logits.float().log_softmax(-1)
     model_logps = plain.gather(-1, tokens[:, None]).squeeze(-1)
@@ -309,6 +316,7 @@ def decode(
     k: int = 1,  # answers to each prompt
     scores: bool = True,  # log-probs and entropies, too
     vocabulary: int | None = None,  # ids from here on are no tokens, and not drawn; None: all are
+    least: int = 0,  # tokens before an answer may end
 ) -> tuple[
     dict[str, torch.Tensor], torch.Tensor
 ]:  # what `draw_tokens` gives, (rows, steps); lengths
@@ -321,10 +329,10 @@ def decode(
     stops = torch.tensor(stop_ids)
     greedy = not scores and not temperatures.any()
 
-    def draw(logits, chances):
+    def draw(logits, chances, barred):
         if scores:
-            return draw_tokens(logits, *chances, top_p, vocabulary)
-        logits = only_tokens(logits, vocabulary)
+            return draw_tokens(logits, *chances, top_p, vocabulary, barred)
+        logits = only_tokens(logits, vocabulary, barred)
         if greedy:
             return {"tokens": logits.argmax(-1)}
         return {"tokens": choose_tokens(logits, *chances, top_p)[0]}
@@ -337,7 +345,7 @@ def decode(
         alive = torch.ones(len(rows), dtype=torch.bool)
         for step in range(uniforms.shape[1]):
             chances = uniforms[rows, step].to(logits.device), temperatures[rows].to(logits.device)
-            drawn = draw(logits, chances)
+            drawn = draw(logits, chances, stops if step < least else None)
             for name, values in found.items():
                 values[rows, step] = drawn[name].cpu()
             ending = alive & torch.isin(found["tokens"][rows, step], stops)

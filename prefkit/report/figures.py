@@ -28,6 +28,7 @@ __all__ = [
     "draw_distributions",
     "say_seconds",
     "draw_durations",
+    "save_picture",
     "save_figure",
 ]
 
@@ -187,6 +188,7 @@ ACRONYMS = {
     "dpop",
     "cdpo",
     "simpo",
+    "sppo",
     "kl",
     "lora",
 }
@@ -644,6 +646,18 @@ def draw_durations(
 
 
 # %% ../../nbs/lib/report/60_figures.ipynb #05bfc270
+def save_picture(
+    fig: Figure,  # a finished figure
+    path: Path,  # of the PNG; its folder is made if missing
+) -> Path:  # the path
+    "Write a PNG, whole or not at all."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.partial.png")
+    fig.savefig(temporary, metadata={"Software": None})
+    os.replace(temporary, path)
+    return path
+
+
 def save_figure(
     fig: Figure,  # a finished figure
     folder: str | Path,  # where to; made if missing
@@ -660,7 +674,4 @@ def save_figure(
         )
     folder = Path(folder)
     table = write_text(folder / f"{name}.csv", data.to_csv(index=False))
-    picture, temporary = folder / f"{name}.png", folder / f".{name}.partial.png"
-    fig.savefig(temporary, metadata={"Software": None})
-    os.replace(temporary, picture)
-    return picture, table
+    return save_picture(fig, folder / f"{name}.png"), table

@@ -2,13 +2,15 @@
 compared with, log-probs during training, likeness of answers.
 """
 
+from statistics import fmean, stdev
+
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prefkit.report.figures import draw_intervals, say_interval
+from prefkit.report.figures import draw_intervals, mean_interval, say_interval
 from prefkit.report.panels import interval_table
 from prefkit.report.replication import draw_grid, seed_curve
-from prefkit.report.standings import Standings, flat
+from prefkit.report.standings import Standings, clipped, flat
 from prefkit.report.words import joined
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "draw_duels",
     "draw_log_probs",
     "likeness_table",
+    "rounds_table",
     "say_ahead",
     "say_duel",
 ]
@@ -118,6 +121,40 @@ def likeness_table(
             for model, name in models.items()
         ]
     )
+
+
+def rounds_table(
+    found: dict,  # what `prefkit seeds` wrote, whose decodings are rounds of the same settings
+    model: str,
+    others: dict[str, str],  # reference -> its name on the page
+    judges: tuple[str, ...] = ("large", "gold"),
+) -> pd.DataFrame:  # a row for each reference and judge
+    "Win rates over seeds, each the mean of its rounds, and the rounds' standard deviation."
+    rows = []
+    for reference, name in others.items():
+        for judge in judges:
+            rates = [
+                [
+                    row["rate"]
+                    for row in one["win_rates"]
+                    if (row["model"], row["reference"], row["judge"]) == (model, reference, judge)
+                ]
+                for one in found["seeds"].values()
+            ]
+            mean, low, high = clipped(*mean_interval([fmean(each) for each in rates]))
+            rows.append(
+                {
+                    "against": name,
+                    "judge": judge,
+                    "win rate": mean,
+                    "low": low,
+                    "high": high,
+                    "sd of rounds": fmean([stdev(each) for each in rates]),
+                    "rounds": len(rates[0]),
+                    "seeds": len(rates),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def _ends(estimate):

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from prefkit.core import resolve_path, write_text
 from prefkit.report import figures
+from prefkit.report.narrow import narrowed
 from prefkit.report.page import Page
 
 __all__ = ["Output"]
@@ -21,7 +22,7 @@ class Output:
         folder: str | Path,  # where to, as a user writes it; made if missing
     ):
         self.folder = resolve_path(folder)
-        self.drawn = {}  # name of a figure -> (picture, numbers, caption)
+        self.drawn = {}  # name of a figure -> (picture, the same narrow, numbers, caption)
         self.saved = {}  # name of a table -> its CSV
 
     def keep(
@@ -32,8 +33,11 @@ class Output:
     ) -> Figure:  # the same, closed
         "Save a figure with its numbers and remember it for the page."
         picture, numbers = figures.save_figure(fig, self.folder / "figures", name)
+        small = narrowed(fig)
+        narrow = figures.save_picture(small, picture.parent / "narrow" / picture.name)
         plt.close(fig)
-        self.drawn[name] = (picture, numbers, figures.sentence(caption))
+        plt.close(small)
+        self.drawn[name] = (picture, narrow, numbers, figures.sentence(caption))
         return fig
 
     def put(
@@ -44,8 +48,8 @@ class Output:
         "Put figures on a page."
         for name in names:
             if name in self.drawn:
-                picture, numbers, caption = self.drawn[name]
-                page.figure(picture, caption, numbers=numbers)
+                picture, narrow, numbers, caption = self.drawn[name]
+                page.figure(picture, caption, numbers=numbers, narrow=narrow)
 
     def save(
         self,

@@ -6,6 +6,7 @@ A plain module, because there is nothing to derive here. Everything that is give
 """
 
 import base64, html, math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,6 +179,29 @@ def _cell(value, digits) -> tuple[str, bool]:
     return _text(value), False
 
 
+def _bytes(path: Path, what: str) -> bytes:
+    if not path.is_file():
+        raise DataError(f"{path}: no such {what}. Save it before it is put on the page.")
+    return path.read_bytes()
+
+
+def _picture(path: Path, attribute: str) -> str:
+    "A PNG as attributes of a tag, with its size."
+    data = _bytes(path, "picture")
+    width, height = (int.from_bytes(data[place : place + 4], "big") for place in (16, 20))
+    inside = base64.b64encode(data).decode()
+    return f'width="{width}" height="{height}" {attribute}="data:image/png;base64,{inside}"'
+
+
+def _file(what: str, path: str | Path) -> str:
+    "A link to a CSV, which the page carries with it; nothing without one."
+    if not str(path):
+        return ""
+    name, inside = Path(path).name, base64.b64encode(_bytes(Path(path), "table")).decode()
+    link = f'<a download="{_text(name)}" href="data:text/csv;base64,{inside}">{_text(name)}</a>'
+    return f' <span class="file">{what}: {link}</span>'
+
+
 class Page:
     "A page that is put together from top to bottom and written as one file."
 
@@ -234,26 +258,17 @@ class Page:
         picture: str | Path,  # a PNG file; it is put inside the page
         caption: str,  # plain text under the figure
         alt: str = "",  # for whoever does not see it; the caption if empty
-        numbers: str | Path = "",  # file with the numbers, named under the caption
+        numbers: str | Path = "",  # file with the numbers, to be had under the caption
+        narrow: str | Path = "",  # the same for a narrow screen
     ):
         "A figure with its caption; raises `DataError` if there is no such picture."
-        picture = Path(picture)
-        if not picture.is_file():
-            raise DataError(
-                f"{picture}: no such picture. Save the figure before it is put on the page."
-            )
-        data = picture.read_bytes()
-        # PNG header
-        width, height = (int.from_bytes(data[place : place + 4], "big") for place in (16, 20))
-        named = (
-            f' <span class="file">Numbers: {_text(Path(numbers).name)}</span>'
-            if str(numbers)
-            else ""
-        )
+        shown = f'<img alt="{_text(alt or caption)}" {_picture(Path(picture), "src")}>'
+        if str(narrow):
+            small = f'<source media="(max-width: 34rem)" {_picture(Path(narrow), "srcset")}>'
+            shown = f"<picture>{small}{shown}</picture>"
         self.raw(
-            f'<figure><img alt="{_text(alt or caption)}" width="{width}" height="{height}" '
-            f'src="data:image/png;base64,{base64.b64encode(data).decode()}"><figcaption>'
-            f"{_text(caption)}{named}</figcaption></figure>"
+            f"<figure>{shown}<figcaption>{_text(caption)}{_file('Numbers', numbers)}</figcaption>"
+            "</figure>"
         )
 
     def table(
@@ -261,7 +276,7 @@ class Page:
         frame: pd.DataFrame,  # column names are the headings; the index is not shown
         caption: str = "",  # plain text above the table
         digits: int = 2,  # decimals of numbers
-        numbers: str | Path = "",  # file with the same table, named under it
+        numbers: str | Path = "",  # file with the same table, to be had under it
     ):
         "A table that scrolls sideways where the screen is narrow."
         rows = [
@@ -292,14 +307,9 @@ class Page:
         )
         if caption:
             self.raw(f'<p class="caption">{_text(caption)}</p>')
-        named = (
-            f'<span class="file">Same table: {_text(Path(numbers).name)}</span>'
-            if str(numbers)
-            else ""
-        )
         self.raw(
             f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</'
-            f"tbody></table>{named}</div>"
+            f"tbody></table>{_file('Same table', numbers)}</div>"
         )
 
     def folded(
@@ -309,8 +319,17 @@ class Page:
         digits: int = 4,  # decimals of numbers
     ):
         "A table that opens when it is asked for."
+        with self.fold(summary):
+            self.table(frame, digits=digits)
+
+    @contextmanager
+    def fold(
+        self,
+        summary: str,  # what is inside
+    ):
+        "What is added while the block runs opens when it is asked for."
         self.raw(f"<details><summary>{_text(summary)}</summary>")
-        self.table(frame, digits=digits)
+        yield
         self.raw("</details>")
 
     def example(

@@ -3,6 +3,7 @@ says of a figure, its settings beside ours, where it contradicts itself, what be
 and curves over seeds in a grid of panels.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +16,11 @@ from prefkit.report.curves import course, mean_curve
 from prefkit.report.figures import looks, mean_interval, set_legend, set_title
 from prefkit.report.ledger import claim_rows, say_correction, say_counts
 from prefkit.report.page import Page
+from prefkit.report.panels import draw_panels
 from prefkit.report.words import called, number
 
 __all__ = [
+    "draw_courses",
     "draw_grid",
     "draw_spreads",
     "examples_of_seed",
@@ -25,6 +28,7 @@ __all__ = [
     "put_claims",
     "said_of_figure",
     "seed_curve",
+    "shown_estimates",
     "stated_settings",
     "slip_lines",
 ]
@@ -47,7 +51,7 @@ def _bare(text: str) -> str:
     "A transcribed text without its marks for formulas and notes."
     text = re.sub(r"<sup>.*?</sup>", "", text)
     text = re.sub(r"\\(?=[A-Za-z_])|\$", "", text)
-    return " ".join(text.replace(" ,", ",").split())
+    return " ".join(text.replace(" ,", ",").split()).removesuffix(".")
 
 
 def stated_settings(
@@ -91,9 +95,10 @@ def slip_lines(paper: dict) -> list[str]:
 def put_claims(
     page: Page,
     rows: pd.DataFrame,  # claims of the report, as `ledger_table` makes them
+    title: str = "What the report claims",
 ):
     "The report's claims: how many hold, each with its sign, and the numbers folded behind it."
-    page.section("What the report claims", say_counts(rows))
+    page.section(title, say_counts(rows))
     page.table(claim_rows(rows), "Signs: ✓ holds, ✗ does not hold, ⇄ reversed, ? cannot be told.")
     page.text(say_correction(rows))
     measured = rows[rows["mean"].notna()]
@@ -170,6 +175,23 @@ def draw_grid(
     return fig
 
 
+def draw_courses(
+    seeds: dict[str, dict],  # what `prefkit seeds` found in each
+    names: dict[str, str],  # stages -> their names on the page
+    panels: dict[str, tuple[str, str]],  # label of the y-axis -> column, split
+    title: str,  # a sentence that says what to see
+) -> Figure:
+    "Several columns over the steps, one above the other."
+    curves = {
+        label: pd.concat(
+            [seed_curve(seeds, stage, column, name, split) for stage, name in names.items()],
+            ignore_index=True,
+        )
+        for label, (column, split) in panels.items()
+    }
+    return draw_panels(curves, title)
+
+
 def draw_spreads(
     seeds: dict[str, dict],  # what `prefkit seeds` found in each, with `spreads`
     models: list[str],
@@ -202,6 +224,26 @@ def _spread(found, model, judge, shares):
     "A model's quantiles in one seed, in its first way of decoding."
     row = next(row for row in found["spreads"] if (row["model"], row["judge"]) == (model, judge))
     return [row[f"q{share:02d}"] for share in shares]
+
+
+def shown_estimates(
+    table: pd.DataFrame,  # estimates as `flat` writes them, and other columns, which stay
+    names: dict[str, str],  # estimate -> its heading
+    digits: int = 1,
+    factor: float = 1,  # 100: shares in per cent
+) -> pd.DataFrame:  # for a page
+    "Each estimate in one cell: mean [low, high]; nothing where it was not measured."
+    kept = [name for name in table if not any(name.startswith(f"{each}_") for each in names)]
+
+    def cell(row, name):
+        ends = [factor * row[f"{name}_{end}"] for end in ("mean", "low", "high")]
+        if any(map(math.isnan, ends)):
+            return None
+        mean, low, high = (number(end, digits) for end in ends)
+        return f"{mean} [{low}, {high}]"
+
+    told = {head: [cell(row, name) for _, row in table.iterrows()] for name, head in names.items()}
+    return table[kept].assign(**told)
 
 
 def examples_of_seed(

@@ -206,9 +206,10 @@ class Reported:
             max(theirs, key=theirs.__getitem__),
         )
         won = sum(low > 0.5 for _, low, _ in wins.values())
+        which = "" if view.several else f" ({view.name})"
         return (
             f"{won} of {len(wins)} methods win against {self.called('sft_v2_6')} by the gold "
-            f"reward {view.scope} ({view.name}); {self.called(ours)} stands highest with "
+            f"reward {view.scope}{which}; {self.called(ours)} stands highest with "
             f"{say_interval(*wins[ours])}. The report puts {self.called(first)} first with "
             f"{theirs[first]:g} %."
         )

@@ -16,6 +16,7 @@ from prefkit.report.words import called, number, weights_words
 
 __all__ = [
     "SCORES",
+    "TRIPLE",
     "Standings",
     "clipped",
     "draw_win_rates",
@@ -178,7 +179,11 @@ class Standings:
 
     def win(self, model: str, reference: str, judge: str = "gold") -> tuple[float, float, float]:
         "Win rate of a model: mean, low, high; the interval kept within [0, 1]."
-        return self.rates[model, reference, judge]
+        turned = self.rates.get((reference, model, judge))
+        if turned is None or (model, reference, judge) in self.rates:
+            return self.rates[model, reference, judge]
+        mean, low, high = turned  # evaluated the other way round
+        return 1 - mean, 1 - high, 1 - low
 
     def verdict(self, model: str, reference: str, judge: str = "gold") -> int:
         "1: wins, -1: loses, 0: cannot be told."

@@ -25,6 +25,7 @@ __all__ = [
     "mean_scores",
     "say_pace",
     "say_share",
+    "say_told",
     "setting_table",
     "speed_of",
     "speed_table",
@@ -261,6 +262,16 @@ def mean_scores(
     return pd.DataFrame(made)
 
 
+def say_told(view: View) -> str:  # a paragraph
+    "What the smallest differences are that several seeds would have told."
+    return (
+        f'"Told from": the smallest difference that {view.name} would have told in four cases of '
+        "five (80 % power at 95 %, paired by seed; the spread between seeds is pooled over all "
+        "comparisons of one kind, and their prompts are the same in every seed). What cannot be "
+        "told may be as large as that."
+    )
+
+
 # Table 3: limits of tokens.
 
 
@@ -284,6 +295,10 @@ class Limits:
             )
         limits = sorted({limit for scores in self.scores for _, limit in scores})
         self.limit_of = {"short": limits[0], "long": limits[-1]} if limits else {}
+        self.ended = [  # of each seed: (model, limit) -> share of answers
+            {(row["model"], row["token_limit"]): row["ended"] for row in one.get("scores", [])}
+            for one in (results["seeds"].values() if results else ())
+        ]
 
     def own(self, tiny: dict) -> list[float]:
         "Board score of a model at a limit, in each seed."
@@ -292,6 +307,25 @@ class Limits:
     def score(self, tiny: dict) -> tuple[float, float, float]:
         "The same over seeds."
         return clipped(*mean_interval(self.own(tiny)))
+
+    def cut_off(self, limit: str) -> float:
+        "The share of answers that a limit cuts off, mean over models and seeds."
+        shares = [
+            1 - ended[row["tiny"]["model"], self.limit_of[limit]]
+            for ended in self.ended
+            for row in self.rows
+        ]
+        return sum(shares) / len(shares)
+
+    def say_binding(self) -> str:  # a sentence; "" where it was not measured
+        "Whether the limits are felt: how many answers each of them cuts off."
+        if not all(self.ended) or not self.ended:
+            return ""
+        short, long = (100 * self.cut_off(limit) for limit in ("short", "long"))
+        return (
+            f"Asked for at most {self.limit_of['short']} tokens {short:.0f} % of the answers are "
+            f"cut off, for at most {self.limit_of['long']} {long:.0f} %."
+        )
 
     @staticmethod
     def trained_at(tiny: dict) -> int:

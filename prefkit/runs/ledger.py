@@ -31,6 +31,15 @@ from prefkit.stats.verdicts import (
 
 SEEDS = (5, 6, 7, 8, 9)  # none of them was looked at before the criteria were written
 SITE = "https://prefkit.github.io/prefkit"  # where the lessons are published
+# what may be said of a claim, what is told first
+_SAYINGS = (
+    "holds",
+    "does not hold",
+    "reversed",
+    "cannot be told",
+    "not run yet",
+    "not testable here",
+)
 _NUMBERS = ("mean", "low", "high", "p", "detectable", "n")  # of a `ClaimVerdict`
 POINTS = 0.05  # of a win rate or share: the smallest effect of interest unless a claim says another
 
@@ -82,10 +91,17 @@ class WinRateOf(Measure):
 
     def value(self, found: dict) -> float:
         rows = found.get("win_rates", [])
-        named = {"reference": self.against, **_way(rows, self.decoding)}
+        way = _way(rows, self.decoding)
 
         def rate(model, judge):
-            return _row(rows, "win_rates", model=model, judge=judge, **named)["rate"]
+            if any((row["model"], row["reference"]) == (self.against, model) for row in rows):
+                turned = {
+                    "model": self.against,
+                    "reference": model,
+                }  # evaluated the other way round
+                return 1 - _row(rows, "win_rates", **turned, judge=judge, **way)["rate"]
+            named = {"model": model, "reference": self.against}
+            return _row(rows, "win_rates", **named, judge=judge, **way)["rate"]
 
         if not self.less and not self.less_judge:
             return rate(self.of, self.judge) - 0.5
@@ -456,6 +472,12 @@ def run_claims(
     return made
 
 
+def still_missing(claim: LedgerClaim) -> str:
+    "What is said of a claim whose seeds have not all been run."
+    there = len(held(claim))
+    return f"not run yet ({there} of {len(SEEDS)} seeds)" if there else "not run yet"
+
+
 def ledger_lines(
     claims: list[LedgerClaim],
     found: dict[str, ClaimVerdict | None],
@@ -470,7 +492,7 @@ def ledger_lines(
         elif claim.exact:
             said = f"{claim.exact['verdict']} (exact)"
         elif verdict is None:
-            said = "not run yet"
+            said = still_missing(claim)
         else:
             alone = "" if together[claim.id] == verdict.said else f" (alone: {verdict.said})"
             said = f"{together[claim.id]}{alone}"
@@ -492,7 +514,7 @@ def claim_words(
         return [*lines, f"decided exactly: {claim.exact['verdict']} ({claim.exact['by']})"]
     lines.append(f"decided by: {claim.config}, says {claim.says}, effect {claim.effect:g}")
     if verdict is None:
-        return [*lines, f"not run yet: prefkit ledger --claim {claim.id} --run"]
+        return [*lines, f"{still_missing(claim)}: prefkit ledger --claim {claim.id} --run"]
     return [
         *lines,
         f"found: {verdict.mean:+.3f} [{verdict.low:+.3f}, {verdict.high:+.3f}], {verdict.n} seeds, "
@@ -539,6 +561,27 @@ def ledger_table(
             }
         )
     return pd.DataFrame(rows)
+
+
+def show_claims(
+    lesson: str,  # its name without the number, such as orpo
+    found: dict[str, ClaimVerdict | None] | None = None,  # of all claims; None: looked up
+):  # a styled table, a row for each claim; what is told stands first
+    """What the reports claim of what a lesson explains, and what became of it over the seeds;
+    raises `ConfigError` where they claim nothing.
+    """
+    every = open_ledger()
+    claims = [one for one in every if one.lesson == lesson]
+    if not claims:
+        raise ConfigError(f"the ledger has no claim on the lesson {lesson}.", field="lesson")
+    table = ledger_table(claims, verdicts(every) if found is None else found)
+    counts = table["said"].value_counts()
+    order = table["said"].map(_SAYINGS.index).sort_values(kind="stable").index
+    told = table.loc[order, ["claim", "reported", "said"]].fillna({"reported": "in words"})
+    told = told.rename(columns={"said": "here"})
+    caption = ", ".join(f"{said}: {counts[said]}" for said in _SAYINGS if said in counts)
+    style = told.style.hide(axis="index").set_uuid(lesson).set_caption(caption)
+    return style.set_properties(**{"text-align": "left"})
 
 
 def lesson_of(

@@ -42,19 +42,21 @@ from prefkit.data.records import (
 from prefkit.data.foreign import Carried
 from prefkit.data.rows import Row, as_rows
 from prefkit.data.thoughts import split_thought
-from prefkit.data.world import SPLITS, gold_reward, second_judge, tiny_records
-from prefkit.data.world import prompts as prompts_of
+from prefkit.data.world import SPLITS, gold_reward, second_judge
 from prefkit.judging.rewards import make_reward
 from prefkit.judging.answerers import of_config
 from prefkit.judging.served import Served, reach
 from prefkit.data.sources import (
+    WORLDS,
     SplitError,
     check_options,
     check_revision,
     is_hub_name,
     is_made_by_a_stage,
+    make_records,
     no_split,
     parse_split,
+    requests_in,
 )
 from prefkit.model.loading import check_model, load_tokenizer, model_config
 
@@ -441,6 +443,7 @@ def check_sampling(
     top_p: float,  # nucleus
     max_new_tokens: int,  # answers are cut off there
     batch_size: int,  # prompts at a time
+    world: str = "tiny-world",  # or another of `WORLDS`
 ):
     """Raise `ConfigError` for a split that does not exist or has too few prompts, or a number out
     of its range.
@@ -463,7 +466,7 @@ def check_sampling(
         raise _out_of_range(
             "top_p", f"{top_p} is not above 0 and at most 1. Write 1 to keep every token."
         )
-    if split != "train" and prompts and prompts > (there := len(prompts_of(split))):
+    if split != "train" and prompts and prompts > (there := requests_in(world, split)):
         raise _out_of_range(
             "prompts",
             f"the {split} split has {there} prompts, {prompts} are wanted. Ask for fewer.",
@@ -473,6 +476,32 @@ def check_sampling(
 def _out_of_range(name, text):
     "The error of a number that cannot be."
     return ConfigError(f"{name}: {text}", field=name, reason="out of range")
+
+
+def check_shape(shape: dict):  # fields of `Qwen2Config`, as `tiny_config` takes them
+    "Raise `ConfigError` for a field that the architecture has not, or sizes that do not divide."
+    from transformers import Qwen2Config
+
+    known = Qwen2Config().to_dict()
+    for name, value in shape.items():
+        if name not in known:
+            raise ConfigError(
+                f"shape: there is no {name!r}.{nearest(str(name), known)}",
+                field=f"shape.{name}",
+                reason="unknown",
+            )
+        if name.startswith(("hidden_size", "intermediate_size", "num_")):
+            check_number(f"shape.{name}", value, whole=True, least=1)
+    width, heads = shape.get("hidden_size", 128), shape.get("num_attention_heads", 4)
+    groups = shape.get("num_key_value_heads", 2)
+    if width % (2 * heads) or heads % groups:
+        raise ConfigError(
+            f"shape: hidden_size {width}, num_attention_heads {heads} and num_key_value_heads "
+            f"{groups} do not go together: a head's width is an even part of hidden_size, and "
+            "every key is shared by as many heads as any other.",
+            field="shape",
+            reason="sizes do not divide",
+        )
 
 
 def decoding_ways(
@@ -506,7 +535,8 @@ def decoding_ways(
             )
         for limit in token_limits or [sampling["max_new_tokens"]]:
             try:
-                full = decoding({**given, "max_new_tokens": limit, "seed": seed})
+                # a decoding may have a seed of its own: several rounds of the same settings
+                full = decoding({"seed": seed, **given, "max_new_tokens": limit})
             except ConfigError as error:
                 raise (error.at(f"decodings, {name}") if name else error) from None
             way = {"decoding": name} if name else {}
@@ -528,10 +558,10 @@ def evaluation_prompts(
     # columns under record; and the account
 ) -> Records:
     "The prompts that every model answers; raises `DataError` where there are fewer."
-    if dataset == "tiny-world":
+    if dataset in WORLDS:
         if prompts is None:
-            prompts = 1000 if split == "train" else min(1000, len(prompts_of(split)))
-        made = tiny_records("prompts", split, prompts, prompts_seed)
+            prompts = 1000 if split == "train" else min(1000, requests_in(dataset, split))
+        made = make_records(dataset, "prompts", split, prompts, prompts_seed, {})
         return Records(made, RowReport(f"{dataset} ({split})", read=len(made), kept=len(made)))
     rows = load_records(
         dataset,
@@ -687,7 +717,7 @@ def check_evaluation(
         "dataset_revision": dataset_revision,
         "on_bad_rows": on_bad_rows,
     }
-    if dataset == "tiny-world":
+    if dataset in WORLDS:
         check_dataset(dataset, kind="prompts", **reading)
         check_sampling(
             prompts=prompts,
@@ -696,6 +726,7 @@ def check_evaluation(
             top_p=1.0,
             max_new_tokens=1,
             batch_size=batch_size,
+            world=dataset,
         )
     else:
         few = prompts is not None and prompts < 1
@@ -795,7 +826,7 @@ def check_judges(
                 reason="wrong type",
             )
         kind = options.get("kind", name)
-        if kind in ("gold", "second") and dataset != "tiny-world":
+        if kind in ("gold", "second") and dataset not in WORLDS:
             raise ConfigError(
                 f"judges, {name}: it knows the tiny world only, not {dataset!r}. Use another "
                 "judge, or dataset: tiny-world.",

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from prefkit.data.records import DATASETS, encode_records, kind_to_read, load_re
 from prefkit.data.rows import Row
 from prefkit.model.kernels import assume_halves, use_rows
 from prefkit.model.loading import load_tokenizer, model_config
+from prefkit.model.rounding import LARGEST
 from prefkit.data.sources import is_hub_name, is_made_by_a_stage, parse_split
 
 GIB = 2**30
@@ -119,7 +121,7 @@ class StepMemory:
     "Bytes of one training step, part by part."
 
     weights: int
-    reference: int  # a second model, where one is kept
+    copies: int  # of the model: the reference, and what draws its samples where that is another
     gradients: int
     optimiser: int  # AdamW's two averages
     step: int  # activations, scores, and what else lives for a moment
@@ -128,7 +130,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        return self.weights + self.reference + self.gradients + self.optimiser + self.step
+        return self.weights + self.copies + self.gradients + self.optimiser + self.step
 
 
 def new_model(config, scalar: bool, dtype=torch.float32):
@@ -162,7 +164,7 @@ _COUNTED = {}  # what was counted already: stages of an experiment are often ali
 
 
 def step_memory(
-    config, lengths, answers, settings, *, precision="float32", scalar=False, reference=False
+    config, lengths, answers, settings, *, precision="float32", scalar=False, copies=0
 ) -> StepMemory:
     "`count_memory`, once for each shape."
     key = (
@@ -182,7 +184,7 @@ def step_memory(
         _COUNTED[key] = count_memory(
             config, batch_of(lengths, answers), answers, settings, precision, scalar
         )
-    return replace(_COUNTED[key], reference=_COUNTED[key].weights if reference else 0)
+    return replace(_COUNTED[key], copies=int(_COUNTED[key].weights * copies))
 
 
 def count_memory(
@@ -237,9 +239,11 @@ def count_memory(
     )
 
 
-def first_model(stage: Stage, stages: dict[str, Stage]) -> str:  # a folder, or a name on the Hub
-    "The model that a stage starts from, through the stages before it."
-    name = stage.parameters["model"]
+def first_model(
+    stage: Stage, stages: dict[str, Stage], name: str = ""
+) -> str:  # a folder, or a name on the Hub
+    "What the model that a stage starts from, or another that it names, began as."
+    name = name or stage.parameters["model"]
     while name.startswith("stage:"):
         name = stages[name.removeprefix("stage:")].parameters["model"]
     return str(resolve_path(name)) if resolve_path(name).exists() else name
@@ -250,6 +254,12 @@ def known_config(name: str):  # name: from `first_model` -> a config of transfor
     from transformers import AutoConfig
 
     return AutoConfig.for_model(**KNOWN[name]) if name in KNOWN else model_config(name)
+
+
+def numbers_of(config) -> int:
+    "How many weights a model of this shape has."
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in new_model(config, False).parameters())
 
 
 def data_of(stage: Stage, **changes):  # -> the data settings of its pipeline
@@ -358,7 +368,7 @@ def stage_lengths(
     return found, kept, f"the first {len(found)} rows" if here else "the longest allowed"
 
 
-# -> kind of data, names of a row's answers, settings, scalar head?, second model?
+# -> kind of data, names of a row's answers, settings, scalar head?, further copies of the model
 def stage_job(stage: Stage):
     "What a training stage does, as far as memory and time go."
     from prefkit.train.methods import get_method
@@ -372,10 +382,10 @@ def stage_job(stage: Stage):
             tuple(f"s{i}" for i in range(settings.samples)),
             settings,
             False,
-            not settings.lora,
+            (not settings.lora or bool(settings.reference_model)) + (settings.sampler in LARGEST),
         )
     method, settings = get_method(p.get("method", "sft")), TrainSettings.of(p)
-    copied = bool(settings.kl_samples) and not settings.lora
+    copied = int(bool(settings.kl_samples) and not settings.lora)
     return method.kind, method.answers(), settings, method.output == "rewards", copied
 
 
@@ -501,9 +511,12 @@ def machine_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def advise(config, lengths, names, settings, precision, scalar, reference, fits) -> str:
+def advise(config, lengths, names, settings, precision, scalar, copies, fits) -> str:
     "The first change, of those a practitioner would try in turn, after which the stage fits."
     rows = len(lengths)
+    left = copies
+    if not getattr(settings, "reference_model", ""):
+        left = max(0, copies - (not settings.lora))  # with adapters the reference needs none
     while rows > 1:
         rows //= 2
         memory = step_memory(
@@ -513,7 +526,7 @@ def advise(config, lengths, names, settings, precision, scalar, reference, fits)
             settings,
             precision=precision,
             scalar=scalar,
-            reference=reference,
+            copies=copies,
         )
         if fits(memory):
             return (
@@ -533,7 +546,7 @@ def advise(config, lengths, names, settings, precision, scalar, reference, fits)
                 replace(settings, **change),
                 precision=precision,
                 scalar=scalar,
-                reference=reference and "lora" not in change,
+                copies=left if "lora" in change else copies,
             )
             text = ", ".join(f"{name}: {json.dumps(value)}" for name, value in change.items())
             text = text.replace('"', "")
@@ -546,27 +559,25 @@ def plan_stage(
     stage: Stage, stages: dict[str, Stage], devices: tuple[str, ...], base: float
 ) -> list[StagePlan]:
     "Plan one training stage for some devices."
-    kind, names, settings, scalar, reference = stage_job(stage)
+    kind, names, settings, scalar, copies = stage_job(stage)
     root = first_model(stage, stages)
     config = known_config(root)
     if layers := stage.parameters.get("layers"):
         config.num_hidden_layers = layers
+    if teacher := getattr(settings, "reference_model", ""):  # stands in the place of the copy
+        other = known_config(first_model(stage, stages, teacher))
+        copies += numbers_of(other) / numbers_of(config) - 1
     lengths, kept, source = stage_lengths(stage, kind, names, root)
-    order = sorted(lengths, key=lambda row: -sum(row))
+    longest = sorted(lengths, key=lambda row: -sum(row))
     # a few rows stand for more
-    worst = (
-        (order * settings.batch_size)[: settings.batch_size]
-        if len(order) < settings.batch_size
-        else order[: settings.batch_size]
-    )
-    usual = (lengths * settings.batch_size)[: settings.batch_size]
+    worst, usual = (list(islice(cycle(rows), settings.batch_size)) for rows in (longest, lengths))
     steps, plans = number_of_steps(stage, settings, kind, kept), []
     for device in devices:
         here = device == "this"
         room, speed, bf16 = (machine_memory(), 0, False) if here else MACHINES[device]
         precision = "bf16" if bf16 and settings.precision != "float32" else "float32"
         memory = step_memory(
-            config, worst, names, settings, precision=precision, scalar=scalar, reference=reference
+            config, worst, names, settings, precision=precision, scalar=scalar, copies=copies
         )
         below = base if here else CONTEXT
         work = operations(config, memory, usual)
@@ -597,7 +608,7 @@ def plan_stage(
                 settings,
                 precision,
                 scalar,
-                reference,
+                copies,
                 lambda m: below + m.total <= room,
             )
         plans.append(found)
@@ -696,7 +707,7 @@ def plan_text(plans: list[StagePlan], others: list[str]) -> str:
 
 def plan_head(width: int) -> str:
     "Names of the columns; a stage's name is so wide."
-    columns = ["weights", "reference", "gradients", "AdamW", "step", "base", "total", "of"]
+    columns = ["weights", "copies", "gradients", "AdamW", "step", "base", "total", "of"]
     heads = "".join(f"{column:>11}" for column in columns)
     return f"{'stage':<{width}}  device{heads}  fits  s/step    steps      time"
 
@@ -729,7 +740,7 @@ def plan_line(one: StagePlan, width: int) -> str:
     m = one.memory
     sizes = (
         m.weights,
-        m.reference,
+        m.copies,
         m.gradients,
         m.optimiser,
         m.step,

@@ -10,8 +10,10 @@ import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
+from filelock import FileLock
 import yaml
 
 from prefkit.core import ConfigError, fingerprint, project_root, resolve_path, write_json
@@ -51,6 +53,7 @@ LINES = (
     "step",
     "split",
     "loss",
+    "nll",
     "logps_chosen",
     "logps_rejected",
     "logratio_chosen",
@@ -61,6 +64,8 @@ LINES = (
     "reward_gold",
     "log_odds_ratio",
     "bonus",
+    "length",
+    "entropy",
     "grad_norm",
     "seconds",
     "seconds_sampling",
@@ -254,15 +259,19 @@ def run_seeds(
     folders = carry_out(experiments, progress, jobs) if wanted else []
     for seed, runs in zip(wanted, folders):
         found[str(seed)] = findings(runs, lines) | {"made": _made(runs)}
-    found = {seed: found[seed] for seed in sorted(found, key=int)}
-    made = {
-        "command": _command(config, found, settings, lines),
-        "config": made_from,
-        **list(found.values())[-1]["made"],
-        "over_seeds": over_seeds(found),
-        "seeds": found,
-    }
-    return write_json(output, made)
+    turn = Path(gettempdir()) / f"prefkit-{fingerprint(str(output.resolve()))}.lock"
+    with FileLock(turn):
+        # others may have added theirs meanwhile
+        found = (_found_before(output, made_from) if add else {}) | found
+        found = {seed: found[seed] for seed in sorted(found, key=int)}
+        made = {
+            "command": _command(config, found, settings, lines),
+            "config": made_from,
+            **list(found.values())[-1]["made"],
+            "over_seeds": over_seeds(found),
+            "seeds": found,
+        }
+        return write_json(output, made)
 
 
 def _found_before(output: Path, made_from: str) -> dict[str, dict]:
@@ -296,7 +305,9 @@ def _made(runs: dict) -> dict:
 
 
 def _command(config, found: dict, settings: tuple, lines: bool) -> str:
-    "The command that makes a file, in one go."
+    "The command that makes a file, in one go; a config of the project is named by its place in it."
+    whole, root = resolve_path(config).resolve(), project_root().resolve()
+    config = whole.relative_to(root).as_posix() if whole.is_relative_to(root) else config
     seeds = ("--seeds", ",".join(found))
     more = [word for setting in settings for word in ("--set", setting)]
     return shlex.join(["prefkit", "seeds", str(config), *seeds, *more, *(["--lines"] * lines)])

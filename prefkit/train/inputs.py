@@ -109,6 +109,7 @@ class SampleInputs(LossInputs):
     policy_logps: Tensor = of_shape("answers")
     old_logps: Tensor = of_shape("answers")  # as they were drawn, as are old_token_logps
     behaviour_logps: Tensor = of_shape("answers")  # the same
+    asked_logps: Tensor = of_shape("answers")  # of the policy itself then, at temperature 1
     ref_logps: Tensor = of_shape("answers")
     rewards: Tensor = of_shape("answers")
     # (prompts,) of the demonstrations where there are some
@@ -129,6 +130,10 @@ class SampleInputs(LossInputs):
     # of the samples, beside demonstrations
     sampled_logps: Tensor = of_shape("prompts", "samples")
     sampled_lengths: Tensor = of_shape("prompts", "samples", dtype=torch.int64)
+    round: Tensor = of_shape(dtype=torch.int64)  # its number, from 0
+    weights: Tensor = of_shape("answers")  # of each answer in the mean, made by the method
+    mean_length: Tensor = of_shape("answers")  # of the round's answers that count, tokens
+    longest: Tensor = of_shape("answers")  # most tokens that an answer may have
 
 
 INPUTS: dict[str, type[LossInputs]] = {  # by the kind of data

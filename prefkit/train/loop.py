@@ -210,7 +210,7 @@ def clip(learner, optimizer, scaler, accelerator: Accelerator, longest: float) -
 def look(source, step: int, log: Log, best: "Best"):
     "A validation: its line, its answers, and whether it is the best so far."
     start = perf_counter()
-    found = source.evaluate()
+    found = source.evaluate(step)
     line = {"step": step, "epoch": source.passes(step), "split": "validation", **found.numbers}
     log.validation(line, perf_counter() - start, found.samples, source.show)
     if step and found.loss is not None:
@@ -433,7 +433,7 @@ class Epochs:
     def check(self, means: dict[str, float], step: int):
         "What a line's means must not say: nothing."
 
-    def evaluate(self) -> Validation:
+    def evaluate(self, step: int) -> Validation:
         "Validation loss, the probe's log-probs, sampled answers."
         numbers = {}
         if self.validation:
@@ -445,7 +445,8 @@ class Epochs:
             numbers |= {name: x for name, x in found.items() if name.startswith("logps_")}
         if self.start:
             numbers["kl_k1"] = self._distance(self.start)
-        return Validation(numbers, self._sample(), numbers.get("loss"))
+        asked = step % (self.settings.sample_steps or 1) == 0
+        return Validation(numbers, self._sample() if asked else [], numbers.get("loss"))
 
     def _distance(self, start: Reference) -> float:
         "KL(model || start) in nats an answer, by plain samples of the model."

@@ -8,18 +8,25 @@ that are there, and those that learn from their own samples.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prefkit.core import ConfigError, nearest
+from prefkit.core import ConfigError, check_number, nearest
 from prefkit.data.rows import Row, as_rows
 from prefkit.losses import (
     clipped_share,
     derangement,
+    distillation_advantages,
+    distillation_loss,
     dpo_loss,
     dpop_loss,
+    bounded_share,
     gae,
+    group_advantages,
+    group_weights,
+    group_win_rates,
     grpo_advantages,
     grpo_loss,
     ipo_loss,
@@ -28,9 +35,12 @@ from prefkit.losses import (
     log_odds_ratio,
     minor_dpo_loss,
     orpo_loss,
+    overlong_penalty,
+    policy_gradient_loss,
     ppo_clipped_share,
     ppo_loss,
     probability_ratio_loss,
+    ranked_rewards,
     reward_model_loss,
     rloo_advantages,
     rloo_kl_loss,
@@ -39,6 +49,8 @@ from prefkit.losses import (
     sft_loss,
     shaped_rewards,
     simpo_loss,
+    sppo_loss,
+    sppo_pair_loss,
     token_rewards,
     topr_loss,
     topr_weight,
@@ -98,6 +110,7 @@ class Method:
     writers: tuple = ()  # who writes each answer: policy or reference; (): the policy writes all
     values: bool = False  # does it train a value head?
     demonstrations: bool = False  # do its rows need an answer to imitate?
+    teacher: bool = False  # does it learn from another model, that `reference_model` names?
 
     @property
     def online(self) -> bool:
@@ -293,6 +306,8 @@ def try_method(method: Method, hyperparameters: dict):
             "ref_token_logps": tokens,
             "values": tokens,
             "mask": tokens == 0,
+            "lengths": torch.ones(2, 2, dtype=torch.int64),
+            "max_new_tokens": 10**6,
             "generator": torch.Generator().manual_seed(0),
         }
         made = {name: answer_major(value) for name, value in method.prepare(seen, **own).items()}
@@ -384,6 +399,24 @@ def watch_sequences(inputs: SampleInputs, hyperparameters: dict) -> dict:
     return {"ratio": ratio, "ratio_clipped": cut.float()}
 
 
+def watch_family(inputs: SampleInputs, hyperparameters: dict) -> dict:
+    "Share of tokens that get no gradient, and of answers that count."
+    bounds = {name: hyperparameters[name] for name in ("level", "clip_low", "clip_high")}
+    cut = (
+        bounded_share(
+            inputs.token_logps, inputs.old_token_logps, inputs.mask, inputs.advantages, **bounds
+        )
+        if hyperparameters["clip"] == "ratio"
+        else torch.zeros_like(inputs.weights)
+    )
+    return {"ratio_clipped": cut, "counted": (inputs.weights > 0).float()}
+
+
+def watch_imitation(inputs: SampleInputs, hyperparameters: dict) -> dict:
+    "Nats a token of the demonstrations, without the penalty."
+    return {"nll": -inputs.policy_logps / inputs.lengths}
+
+
 def watch_ppo(inputs: SampleInputs, hyperparameters: dict) -> dict:
     "Share of tokens whose ratio is cut, and how far the value head is from the returns."
     mask, error = inputs.mask, (inputs.values - inputs.returns).square()
@@ -466,12 +499,15 @@ EXTRA_ANSWERS |= {"mismatched": mismatched_answers, "explore": explore_answers}
 # ---- what a round's rewards become
 
 
-def prepare_rloo(seen: dict, *, kl_coef: float = 0.0) -> dict:  # (prompts, k)
-    """Leave-one-out advantages of rewards less `kl_coef` nats of log-ratio: KL inside the reward,
-    before the baseline.
+def prepare_rloo(seen: dict, *, kl_coef: float = 0.0, ranks: bool = False) -> dict:  # (prompts, k)
+    """Leave-one-out advantages of rewards, or where `ranks` of their ranks within the group, less
+    `kl_coef` nats of log-ratio: KL inside the reward, before the baseline.
     """
+    if not isinstance(ranks, bool):
+        raise ValueError(f"ranks must be True or False, not {ranks!r}")
+    rewards = ranked_rewards(seen["rewards"]) if ranks else seen["rewards"]
     flat = shaped_rewards(
-        seen["rewards"].flatten(),
+        rewards.flatten(),
         seen["policy_logps"].flatten(),
         seen["ref_logps"].flatten(),
         kl_coef=kl_coef,
@@ -497,12 +533,53 @@ def prepare_grpo(seen: dict, *, scale: bool = True, eps: float = 1e-4) -> dict: 
     return {"advantages": grpo_advantages(seen["rewards"], scale=scale, eps=eps)}
 
 
+def prepare_family(
+    seen: dict,
+    *,
+    baseline: str = "group",
+    scale: str = "group",
+    filter_groups: bool = False,
+    overlong: int = 0,
+    kl_coef: float = 0.0,
+    eps: float = 1e-4,
+) -> dict:  # (prompts, k) each
+    """Advantages of rewards that may cost length and KL, which answers count, and what the sums
+    over tokens are divided by.
+    """
+    if not isinstance(filter_groups, bool):
+        raise ValueError(f"filter_groups must be True or False, not {filter_groups!r}")
+    rewards, lengths, most = seen["rewards"], seen["lengths"], seen["max_new_tokens"]
+    weights = group_weights(rewards) if filter_groups else torch.ones_like(rewards)
+    cost = overlong_penalty(lengths, longest=most, buffer=overlong)
+    shaped = shaped_rewards(
+        (rewards + cost).flatten(),
+        seen["policy_logps"].flatten(),
+        seen["ref_logps"].flatten(),
+        kl_coef=kl_coef,
+    ).reshape(rewards.shape)
+    mean = (weights * lengths).sum() / weights.sum()
+    return {
+        "advantages": group_advantages(shaped, baseline=baseline, scale=scale, eps=eps),
+        "weights": weights,
+        "mean_length": mean.expand(rewards.shape),
+        "longest": torch.full(rewards.shape, float(most)),
+    }
+
+
 def prepare_topr(seen: dict, *, centre: bool = True) -> dict:  # (prompts, k)
     """Rewards as TOPR reads them: less their group's mean where `centre`, so that there are
     negative ones whatever the reward's scale.
     """
     rewards = seen["rewards"]
     return {"advantages": rewards - rewards.mean(-1, keepdim=True) if centre else rewards}
+
+
+def prepare_distillation(seen: dict, *, discount: float = 0.0) -> dict:  # (prompts, k, longest)
+    "What the teacher gives each token more than the policy did; rewards are not looked at."
+    shape = seen["mask"].shape
+    names = ("token_logps", "ref_token_logps", "mask")
+    flat = [seen[name].reshape(-1, shape[-1]) for name in names]
+    return {"advantages": distillation_advantages(*flat, discount=discount).reshape(shape)}
 
 
 def prepare_ppo(
@@ -554,8 +631,38 @@ def prepare_pairs(seen: dict, *, label_temperature: float = 0.0) -> dict:  # (pr
     return {"first_chosen": (coin < chance)[:, None]}
 
 
+def prepare_win_rates(seen: dict, *, label_temperature: float = 0.0) -> dict:  # (prompts, k)
+    "How often each answer beats the others of its group, less a half."
+    rates = group_win_rates(seen["rewards"], temperature=label_temperature)
+    return {"advantages": rates - 0.5}
+
+
 def prepare_nothing(seen: dict) -> dict:
     return {}
+
+
+def sft_length_on_samples(
+    policy_logps,
+    lengths,
+    sampled_logps,
+    sampled_lengths,
+    round,
+    *,
+    lam: float = 1e-3,
+    penalty_every: int = 1,
+):
+    "`sft_length_loss` in every so many rounds; in the others imitation alone."
+    check_number("penalty_every", penalty_every, least=1, whole=True)
+    acts = (round + 1) % penalty_every == 0
+    looked_at = torch.where(acts, sampled_lengths, 0)  # no tokens are never too many
+    return sft_length_loss(policy_logps, lengths, sampled_logps, looked_at, lam=lam)
+
+
+def sppo_on_samples(policy_logps, asked_logps, advantages, *, eta: float = 10.0):
+    """`sppo_loss` of prepared win rates, from the policy itself: from what answers were drawn with,
+    a temperature below 1 would sharpen it round by round.
+    """
+    return sppo_loss(policy_logps, asked_logps, advantages + 0.5, eta=eta)
 
 
 def topr_on_samples(
@@ -635,6 +742,16 @@ add_method(
         reference=True,
         defaults={"beta": 0.1},
         sources={"beta": "as dpo; the MinorDPO report sweeps it"},
+    )
+)
+add_method(
+    Method(
+        "sppo",
+        sppo_pair_loss,
+        "pairs",
+        reference=True,
+        defaults={"eta": 10.0},
+        sources={"eta": "as a beta of .1; Wu et al. 2024 (SPPO): 1e3, for long answers"},
     )
 )
 add_method(
@@ -754,10 +871,11 @@ add_method(
         rloo_loss,
         "prompts",
         prepare=prepare_rloo,
-        defaults={"kl_coef": 0.05, "clip": None},
+        defaults={"kl_coef": 0.05, "ranks": False, "clip": None},
         watch=watch_sequences,
         sources={
             "kl_coef": "TRL 1.16's RLOO (beta 0.05); the synthetic-data report sweeps 0.01 to 0.05",
+            "ranks": "rewards, as in Ahmadian et al. 2024",
             "clip": "none in Ahmadian et al. 2024",
         },
     )
@@ -768,11 +886,12 @@ add_method(
         rloo_kl_loss,
         "prompts",
         prepare=prepare_rloo,
-        defaults={"lam": 0.1, "kl_coef": 0.0, "clip": None, "estimator": "k3"},
+        defaults={"lam": 0.1, "kl_coef": 0.0, "ranks": False, "clip": None, "estimator": "k3"},
         watch=watch_sequences,
         sources={
             "lam": "the length-penalty report, section 4.4 (its Eq. 6)",
             "kl_coef": "none: the KL stands beside the reward",
+            "ranks": "Eq. 6 of the length-penalty report; its section 3.4 has them",
         },
     )
 )
@@ -791,6 +910,42 @@ add_method(
         },
     )
 )
+# GRPO's children: name -> the choices in which it is not GRPO, and where they are from
+FAMILY: dict[str, tuple[dict[str, Any], str]] = {
+    "policy_gradient": ({}, "as grpo, without its penalty"),
+    "dr_grpo": ({"scale": "none", "aggregation": "constant"}, "Liu et al. 2025 (Dr. GRPO)"),
+    "dapo": (
+        {"clip_high": 0.28, "aggregation": "tokens", "filter_groups": True},
+        "Yu et al. 2025 (DAPO)",
+    ),
+    "gspo": (
+        {"level": "answer", "clip_low": 3e-4, "clip_high": 4e-4},
+        "Zheng et al. 2025 (GSPO), section 5.1",
+    ),
+    "cispo": (
+        {"clip": "weight", "clip_low": 1.0, "clip_high": 4.0, "aggregation": "tokens"},
+        "MiniMax-M1 2025 (CISPO); bound: TRL 1.16's advice (epsilon_high 5)",
+    ),
+    "reinforce_pp": (
+        {"baseline": "batch", "scale": "batch", "kl_coef": 0.01},
+        "Hu et al. 2025 (REINFORCE++)",
+    ),
+}
+for name, (choices, source) in FAMILY.items():
+    defaults: dict[str, Any] = dict(baseline="group", scale="group", level="token", clip="ratio")
+    defaults |= {"clip_low": 0.2, "clip_high": 0.2, "aggregation": "answers"}
+    defaults |= {"filter_groups": False, "overlong": 0, "kl_coef": 0.0, "beta": 0.0, "eps": 1e-4}
+    add_method(
+        Method(
+            name,
+            policy_gradient_loss,
+            "prompts",
+            prepare=prepare_family,
+            defaults=defaults | choices,
+            watch=watch_family,
+            sources=dict.fromkeys(choices or defaults, source),
+        )
+    )
 add_method(
     Method(
         "ppo",
@@ -822,6 +977,17 @@ add_method(
 )
 add_method(
     Method(
+        "distill",
+        distillation_loss,
+        "prompts",
+        prepare=prepare_distillation,
+        defaults={"discount": 0.0},
+        teacher=True,
+        sources={"discount": "Lu and Thinking Machines 2025 (On-Policy Distillation)"},
+    )
+)
+add_method(
+    Method(
         "online_xpo",
         xpo_loss,
         "prompts",
@@ -832,6 +998,23 @@ add_method(
         sources={
             "beta": "Rafailov et al. 2023",
             "alpha": "small beside the DPO term; the XPO report plots 0.01 and 0.1",
+        },
+    )
+)
+add_method(
+    Method(
+        "online_sppo",
+        sppo_on_samples,
+        "prompts",
+        prepare=prepare_win_rates,
+        defaults={"eta": 10.0, "label_temperature": 0.0},
+        watch=watch_sequences,
+        sources={
+            "eta": "as sppo",
+            "label_temperature": (
+                "ours: 0, none errs; above it the chance itself is the win rate, no verdict is "
+                "drawn. The paper asks a pair model"
+            ),
         },
     )
 )
@@ -853,12 +1036,16 @@ add_method(
 add_method(
     Method(
         "sft_length",
-        sft_length_loss,
+        sft_length_on_samples,
         "prompts",
         prepare=prepare_nothing,
-        defaults={"lam": 1e-3},
+        defaults={"lam": 1e-3, "penalty_every": 1},
         demonstrations=True,
-        sources={"lam": "the length-penalty report, section 4.2"},
+        watch=watch_imitation,
+        sources={
+            "lam": "the length-penalty report, section 4.2",
+            "penalty_every": "as its Eq. 4 has it; section 4.2: every 100 steps",
+        },
     )
 )
 BUILT_IN_METHODS = tuple(METHODS)

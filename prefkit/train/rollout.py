@@ -57,13 +57,15 @@ class Sample:
     text: str  # decoded, without the end token; a thought before the answer is in it
     ended: bool  # False: cut off at max_new_tokens
     logps: list[float]  # with which each token was drawn: temperature and truncation in it
-    model_logps: list[float]  # what the model itself said of it
+    model_logps: list[float]  # what the policy itself said of it
     entropy: float  # of the model's distributions, mean over the tokens, nats
     temperature: float
     ref_logps: list[float] = field(default_factory=list)  # of the reference
     reward: float | None = None
     parts: dict = field(default_factory=dict)  # what else the reward's source said
     by: str = "policy"  # who wrote it: policy or reference
+    # where another sampler drew it: what that said, at temperature 1
+    sampler_logps: list[float] = field(default_factory=list)
 
 
 # %% ../../nbs/lib/train/45_rollout.ipynb #9923a7e9
@@ -76,6 +78,7 @@ def sample_answers(
     temperatures: float | list[float] = 1.0,  # of all answers, or of each of the k; 0: greedy
     top_p: float = 1.0,  # in (0, 1]
     max_new_tokens: int = 64,  # answers are cut off there
+    min_new_tokens: int = 0,  # and do not end before
     seed: int = 0,  # of the draws
     batch_size: int = 64,  # prompts at a time
     by: str = "policy",  # who the model is
@@ -110,21 +113,13 @@ def sample_answers(
                 pad_token_id=filling,
                 k=k,
                 vocabulary=vocabulary_of(tokenizer, rows),
+                least=min_new_tokens,
             )
             for place, i in enumerate(part):
-                answers[i] = [
-                    _sample(
-                        tokenizer,
-                        prompt_ids[i],
-                        found,
-                        row,
-                        int(lengths[row]),
-                        stops,
-                        temperatures[j],
-                        by,
-                    )
-                    for j, row in enumerate(range(place * k, place * k + k))
-                ]
+                for j in range(k):
+                    row = place * k + j
+                    told = found, row, int(lengths[row]), stops, temperatures[j], by
+                    answers[i].append(_sample(tokenizer, prompt_ids[i], *told))
     return answers
 
 

@@ -7,7 +7,7 @@ them: `Rounds` is the source of the loop's batches, and `train_online` what is c
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 import inspect
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefkit.core import ConfigError, DataError, PrefkitError, derive_seed
-from prefkit.losses import adapt_kl
+from prefkit.losses import (
+    adapt_kl,
+    effective_share,
+    sampler_ratios,
+    sampler_weights,
+    weighted_gradient,
+)
+from prefkit.losses.sampler_mismatch import BEYOND
 from prefkit.data.rows import Row, as_rows
 from prefkit.data.thoughts import split_thought
 from prefkit.model.batches import (
@@ -29,6 +36,8 @@ from prefkit.model.batches import (
     scored_logps,
 )
 from prefkit.model.limits import check_lengths, filling_of
+from prefkit.model.loading import load_model
+from prefkit.model.rounding import LARGEST, check_rounding, rounded_copy
 from prefkit.model.sampling import check_readable
 from prefkit.train.devices import Share
 from prefkit.train.inputs import SampleInputs
@@ -45,12 +54,16 @@ from prefkit.train.methods import (
     Method,
     answer_major,
     get_method,
+    prepare_family,
     prepare_grpo,
     prepare_rloo,
+    prepare_topr,
+    prepare_win_rates,
 )
 from prefkit.train.rollout import (
     Reference,
     Rollouts,
+    Sample,
     padded,
     reward_samples,
     sample_answers,
@@ -77,6 +90,9 @@ class RoundBatch:
     model_token_logps: Tensor  # (answers, longest) what the model itself said of them then
     ref_token_logps: Tensor  # (answers, longest) of the reference
     made: dict[str, Tensor]  # what `prepare` made: advantages, returns, first_chosen ..., by answer
+    round: int = 0  # its number
+    # (answers, longest) of gradients, where another sampler drew and is corrected for
+    weights: Tensor | None = None
     first: bool = False  # the round's first step: nothing has been learned from it yet
     counts: bool = True  # False: a process without prompts takes part
     items: int = 0  # that its loss has
@@ -114,6 +130,8 @@ def round_inputs(
     "What a loss may ask for of samples, pairs of them, or demonstrations beside them."
     answers, mask = len(batch.rewards), batch.mask
     token_logps, demonstrations = logps[:answers], logps[answers:]
+    if batch.weights is not None:
+        token_logps = weighted_gradient(token_logps, batch.weights)
 
     def sums(tokens: Tensor) -> Tensor:  # (answers,)
         return torch.where(mask, tokens, 0).sum(-1)
@@ -130,7 +148,9 @@ def round_inputs(
         "ref_token_logps": batch.ref_token_logps,
         "old_logps": old_logps,
         "behaviour_logps": old_logps,
+        "asked_logps": sums(batch.model_token_logps),
         "ref_logps": sums(batch.ref_token_logps),
+        "round": torch.tensor(batch.round, device=logps.device),
         **batch.made,
     }
     if "first_chosen" in batch.made:
@@ -206,6 +226,8 @@ class Rounds:
         self.seconds_drawing = self.seconds_sampling = 0.0  # of the last step, since the last line
         self.round_metrics, self.seen, self.in_round = {}, [], False
         modules = self.model.modules()
+        self.differs = self.settings.sampler != "same"
+        self.copied: tuple[int, Any] | None = None  # round, and the model that draws its answers
         self.dropout = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in modules)
 
     # -- a step's batches
@@ -247,20 +269,39 @@ class Rounds:
         def tokens(of: Callable) -> Tensor:  # (answers, longest)
             return answer_major(fill([[of(s) for s in group] for group in groups], batch.longest))
 
-        corrected = self.settings.correct_temperature
         samples = len(groups[0])
         lengths = batch.lengths[: samples * len(rows)]
+        mask = torch.arange(batch.longest) < lengths[:, None]
+        drawn, policy = tokens(self._drawn), tokens(lambda s: s.model_logps)
+        ignored = self.differs and self.settings.sampler_correction != "ratio"
         made = {name: answer_major(value[numbers]) for name, value in rollouts.tensors.items()}
         return RoundBatch(
             batch=batch,
             samples=samples,
-            mask=torch.arange(batch.longest) < lengths[:, None],
+            mask=mask,
             rewards=answer_major(rollouts.rewards()[numbers]).float(),
-            old_token_logps=tokens(lambda s: s.logps if corrected else s.model_logps),
-            model_token_logps=tokens(lambda s: s.model_logps),
+            old_token_logps=policy if ignored else drawn,
+            model_token_logps=policy,
             ref_token_logps=tokens(lambda s: s.ref_logps),
             made={name: as_long(value, batch.longest) for name, value in made.items()},
+            round=rollouts.round,
+            weights=self._weights(policy, drawn, mask),
         )
+
+    def _drawn(self, sample: Sample) -> list[float]:
+        "Log-probs that an answer's tokens were drawn with, as far as the settings have it."
+        if self.settings.correct_temperature:
+            return sample.logps
+        return sample.sampler_logps or sample.model_logps
+
+    def _weights(self, policy: Tensor, drawn: Tensor, mask: Tensor) -> Tensor | None:
+        "Of the tokens' gradients; None where the samples are the policy's own, or count as such."
+        s = self.settings
+        if not self.differs or s.sampler_correction not in BEYOND:
+            return None
+        bounds: dict[str, Any] = dict(level=s.sampler_level)
+        bounds |= dict(low=s.sampler_low, high=s.sampler_high)
+        return sampler_weights(policy, drawn, mask, beyond=s.sampler_correction, **bounds)
 
     # -- a round
 
@@ -269,11 +310,10 @@ class Rounds:
 
         Each process draws its share.
         """
-        rows = [self.rows[i] for i in self.prompt_order(number)]
-        mine = self.share.mine(list(range(len(rows))))
-        part = Rollouts(number, [rows[i] for i in mine], self._write_answers(rows, mine, number))
-        self._complete(part)
-        rollouts = Rollouts(number, rows, self.share.gather(part.samples))
+        rollouts, part = self._ask([self.rows[i] for i in self.prompt_order(number)], number)
+        for attempt in range(1, self.settings.redraw + 1):
+            self._redraw(rollouts, attempt)
+        self.copied = None  # its memory is the steps'
         if self.method.values:
             forecasts = self.share.gather(self._forecast(part))
             rollouts.tensors["old_values"] = fill(forecasts)
@@ -282,6 +322,29 @@ class Rounds:
         hyperparameters |= {k: v for k, v in self.adapted.items() if k in hyperparameters}
         rollouts.tensors |= self.method.prepare(self._seen(rollouts), **hyperparameters)
         return rollouts
+
+    def _ask(self, rows: list[Row], *number: int) -> tuple[Rollouts, Rollouts]:
+        "Answers with rewards to some prompts: all of them, and this process's share."
+        mine = self.share.mine(list(range(len(rows))))
+        part = Rollouts(
+            number[0], [rows[i] for i in mine], self._write_answers(rows, mine, *number)
+        )
+        if self.differs:
+            self._ask_policy(part)
+        self._complete(part)
+        return Rollouts(number[0], rows, self.share.gather(part.samples)), part
+
+    def _redraw(self, rollouts: Rollouts, attempt: int):
+        "Other prompts in the place of those whose answers all have one reward (DAPO)."
+        rewards = rollouts.rewards()
+        flat = (rewards == rewards[:, :1]).all(-1).nonzero().flatten().tolist()
+        if not flat:
+            return
+        number, seed = rollouts.round, self.settings.seed
+        order = permutation(len(self.rows), seed, "redraw", number, attempt)
+        again, _ = self._ask([self.rows[i] for i in order[: len(flat)]], number, attempt)
+        for place, row, group in zip(flat, again.rows, again.samples):
+            rollouts.rows[place], rollouts.samples[place] = row, group
 
     def prompt_order(self, number: int) -> list[int]:  # prompts_per_round row numbers
         "The prompts of a round: one seeded permutation of the rows after another, cut into rounds."
@@ -293,26 +356,48 @@ class Rounds:
             found.append(self.order[1][i])
         return found
 
-    def _write_answers(self, rows: list[Row], numbers: list[int], number: int) -> list[list]:
-        "Samples of the policy, or of whoever the method names for each place."
+    def _write_answers(self, rows: list[Row], numbers: list[int], *number: int) -> list[list]:
+        """Samples of the policy, or of whoever the method names for each place; `number` is the
+        round's, and which time prompts are drawn for it.
+        """
         s, writers = self.settings, self.method.writers
         prompts = [rows[i].prompt_ids for i in numbers]
+        sampler, precision = self._sampler(number[0])
         options: dict[str, Any] = dict(
-            top_p=s.top_p, max_new_tokens=s.max_new_tokens, precision=self.precision
+            top_p=s.top_p, max_new_tokens=s.max_new_tokens, precision=precision
         )
+        options |= dict(min_new_tokens=s.min_new_tokens)
         options |= dict(batch_size=max(1, 256 // s.samples), numbers=numbers)
         if not writers:
-            seed = derive_seed(s.seed, "round", number)
+            seed = derive_seed(s.seed, "round", *number)
             options |= dict(k=s.samples, temperatures=s.temperatures(), seed=seed)
-            return sample_answers(self.model, self.tokenizer, prompts, **options)
+            return sample_answers(sampler, self.tokenizer, prompts, **options)
         by_writer = []
         for place, writer in enumerate(writers):
             options |= dict(temperatures=s.temperatures()[place], by=writer)
-            options |= dict(seed=derive_seed(s.seed, "round", number, place))
+            options |= dict(seed=derive_seed(s.seed, "round", *number, place))
             policy = writer == "policy"
             with nullcontext(self.model) if policy else self.reference.of(self.model) as model:
                 by_writer.append(sample_answers(model, self.tokenizer, prompts, **options))
         return [[group[0] for group in groups] for groups in zip(*by_writer)]
+
+    def _sampler(self, number: int) -> tuple[Any, str]:
+        "The model that draws a round's answers, with the weights of then, and its precision."
+        kind = self.settings.sampler
+        if kind in LARGEST:
+            if self.copied is None or self.copied[0] != number:
+                self.copied = number, rounded_copy(self.model, kind)
+            return self.copied[1], self.precision
+        return self.model, self.precision if kind == "same" else kind
+
+    def _ask_policy(self, rollouts: Rollouts):
+        "What the policy itself says of answers that another sampler has drawn."
+        if not rollouts.rows:
+            return
+        found = self._score(self.model, rollouts, batch_size=max(1, 256 // self.settings.samples))
+        for group, scored in zip(rollouts.samples, found):
+            for sample, logps in zip(group, scored):
+                sample.sampler_logps, sample.model_logps = sample.model_logps, logps
 
     def _complete(self, rollouts: Rollouts):
         "Log-probs of the reference, and rewards."
@@ -357,6 +442,7 @@ class Rounds:
             "lengths": lengths,
             "mask": torch.arange(token_logps.shape[-1]) < lengths[..., None],
             "values": rollouts.tensors.get("old_values"),
+            "max_new_tokens": self.settings.max_new_tokens,
             "generator": torch.Generator().manual_seed(seed),
             "token_logps": token_logps,
             "ref_token_logps": ref_token_logps,
@@ -365,6 +451,8 @@ class Rounds:
     def _note_round(self, rollouts: Rollouts) -> dict[str, float]:
         "What a round is watched for; adapts PPO's KL coefficient."
         found = rollouts.metrics()
+        if self.differs:
+            found |= self._sampler_metrics(rollouts)
         if self.dropout:
             found["logps_gap"] = self._gap_without_dropout(rollouts)
         if self.method.values:
@@ -377,6 +465,25 @@ class Rounds:
                     horizon=self.hyperparameters["kl_horizon"],
                     steps=len(rollouts.rows) * len(rollouts.samples[0]),
                 )
+        return found
+
+    def _sampler_metrics(self, rollouts: Rollouts) -> dict[str, float]:
+        "How far the sampler was from the policy, and how many tokens the bounds hold."
+        samples = [sample for group in rollouts.samples for sample in group]
+        lengths = torch.tensor([len(sample.ids) for sample in samples])
+        policy = fill([[sample.model_logps for sample in samples]])[0]
+        drawn = fill([[self._drawn(sample) for sample in samples]])[0]
+        mask = torch.arange(policy.shape[1]) < lengths[:, None]
+        tokens, log_ratios = lengths.sum().item(), torch.where(mask, policy - drawn, 0)
+        found = {
+            "sampler_gap": log_ratios.abs().sum().item() / tokens,
+            "sampler_kl": -log_ratios.sum().item() / len(samples),
+            "sampler_effective": effective_share(policy, drawn, mask).item(),
+        }
+        weights = self._weights(policy, drawn, mask)
+        if weights is not None:
+            free = sampler_ratios(policy, drawn, mask, level=self.settings.sampler_level)
+            found["sampler_bounded"] = (weights != free).sum().item() / tokens
         return found
 
     def _gap_without_dropout(self, rollouts: Rollouts) -> float:
@@ -462,7 +569,7 @@ class Rounds:
                 reason="sampler and learner differ",
             )
 
-    def evaluate(self) -> Validation:
+    def evaluate(self, step: int) -> Validation:
         "Answers to the validation prompts with reward, KL and what the other judges say."
         if not self.validation:
             return Validation({}, [])
@@ -473,8 +580,19 @@ class Rounds:
         numbers |= judged_parts(rollouts)
         for judge in self.judges:
             numbers[f"reward_{judge.name}"] = mean_of(judge, rollouts)
+        if self.method.demonstrations:
+            numbers |= self._imitation()
         few = list(zip(rollouts.rows, rollouts.samples))[: self.sample_table]
         return Validation(numbers, [sample_record(row, s) for row, (s,) in few], -numbers["reward"])
+
+    def _imitation(self) -> dict[str, float]:
+        "The demonstrations' nats a token where validation prompts have some, mean over them."
+        rows = [row for row in as_rows(self.validation) if row.answers.get("response")]
+        mine = [rows[i] for i in self.share.mine(list(range(len(rows))))]
+        options: dict[str, Any] = dict(precision=self.precision, layout=self.layout)
+        found = score_tokens(self.model, mine, ("response",), self.pad, **options)
+        told = self.share.gather([-sum(logps) / len(logps) for (logps,) in found])
+        return {"nll": sum(told) / len(told)} if told else {}
 
     def _validation_round(self) -> Rollouts:
         "One answer to each validation prompt, with reference log-probs and rewards."
@@ -604,7 +722,63 @@ def check_prompts(method: Method, rows: list[Row], validation: list[Row]):
                 )
 
 
-def check_online(method: Method, settings: RolloutSettings, validation: bool = True):
+def check_sampler(method: Method, settings: RolloutSettings, model=None):
+    """Raise `ConfigError` for a sampler that does not go with a method, other settings or, where it
+    is given, the model.
+    """
+    if settings.sampler == "same":
+        return
+    if method.writers:
+        raise ConfigError(
+            f"sampler: {method.name} compares answers of {' and '.join(method.writers)}, whoever "
+            "drew them, and weighs none. Leave it out.",
+            field="sampler",
+            reason="not used",
+        )
+    if settings.sampler in LARGEST and settings.sharding == "fsdp":
+        raise ConfigError(
+            f"sampler: {settings.sampler} rounds a copy of the whole model, of which each process "
+            "has a part only (sharding: fsdp). Take sharding: ddp.",
+            field="sampler",
+            reason="not with fsdp",
+        )
+    tempered = {*settings.temperatures()} != {1.0} or settings.top_p < 1
+    if settings.sampler_correction == "none" and tempered and settings.correct_temperature:
+        raise ConfigError(
+            "sampler_correction: none takes answers for the policy's own, which at another "
+            "temperature than 1, or with top_p below 1, they are not. Take truncate, or say so "
+            "with correct_temperature: false.",
+            field="sampler_correction",
+            reason="another temperature",
+        )
+    if model is not None and settings.sampler in LARGEST:
+        check_rounding(model, settings.sampler)
+
+
+def check_reference(method: Method, settings: RolloutSettings):
+    "Raise `ConfigError` where a method needs another model as its reference, or must have none."
+    if method.teacher and not settings.reference_model:
+        raise ConfigError(
+            f"reference_model: {method.name} learns from another model's log-probs; from its own "
+            "it learns nothing. Name a teacher that has the same tokenizer.",
+            field="reference_model",
+            reason="missing",
+        )
+    if settings.reference_model and "reference" in method.writers:
+        raise ConfigError(
+            f"reference_model: half of the answers of {method.name} are the reference's, which has "
+            "to be the model as it is before training. Leave it out.",
+            field="reference_model",
+            reason="not used",
+        )
+
+
+def check_online(
+    method: Method,
+    settings: RolloutSettings,
+    validation: bool = True,
+    hyperparameters: dict | None = None,  # all of the method's, where they are known
+):
     "Raise `ConfigError` for settings that do not go with a method."
     if method.writers and settings.samples != len(method.writers):
         raise ConfigError(
@@ -612,15 +786,27 @@ def check_online(method: Method, settings: RolloutSettings, validation: bool = T
             f"({' and '.join(method.writers)}), not {settings.samples}. Write samples: "
             f"{len(method.writers)}."
         )
+    check_reference(method, settings)
+    compares = method.prepare in (prepare_rloo, prepare_grpo, prepare_family, prepare_win_rates)
+    if method.prepare is prepare_topr and hyperparameters:
+        compares = hyperparameters["centre"]
     if (
         "advantages" in inspect.signature(method.loss).parameters
-        and method.prepare in (prepare_rloo, prepare_grpo)
+        and compares
         and settings.samples < 2
     ):
         raise ConfigError(
             f"samples: {method.name} compares the answers to a prompt with one another, and needs "
             "at least 2."
         )
+    if settings.redraw and (method.values or method.writers or method.demonstrations):
+        raise ConfigError(
+            f"redraw: {method.name} does not compare the answers to a prompt by their rewards "
+            "alone. Leave it out.",
+            field="redraw",
+            reason="not used",
+        )
+    check_sampler(method, settings)
     if settings.group_by_length:
         raise ConfigError(
             "group_by_length: the order of prompts in rounds is random; answers have no length "
@@ -675,6 +861,51 @@ def prompts_fingerprint(rows: list[Row]) -> str:
     return rows_fingerprint([{name: row[name] for name in known if name in row} for row in rows])
 
 
+def reference_of(
+    settings: RolloutSettings,
+    model,  # the policy, before adapters are added to it
+    tokenizer,
+    device: torch.device,
+) -> Reference:
+    """The model as it is before training, or the one that `reference_model` names; raises
+    `ConfigError` for a model whose token ids mean something else.
+    """
+    name = settings.reference_model
+    if not name:
+        return Reference(None if settings.lora else model)
+    other, own = load_model(name)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"reference_model: {name} has a vocabulary of {len(own):,} tokens that is not the "
+            f"model's ({len(tokenizer):,}): what it says of the model's token ids means nothing. "
+            "Take a model with the same tokenizer.",
+            field="reference_model",
+            reason="another vocabulary",
+        )
+    return Reference(other.to(device))
+
+
+def layout_and_reference(
+    model,  # the policy, before adapters are added to it
+    tokenizer,
+    rows: list[Row],
+    validation: list[Row],
+    settings: RolloutSettings,
+    device: torch.device,
+) -> tuple[str, Reference]:
+    "The layout of batches that policy and reference read, and the reference."
+    layout = prompt_layout(model, rows, validation, tokenizer, settings)
+    reference = reference_of(settings, model, tokenizer, device)  # a copy reads as the model does
+    if settings.reference_model:
+        settings = replace(settings, layout=layout)
+        try:
+            check_online_lengths(reference.copy, tokenizer, rows, validation, settings)
+        except DataError as error:
+            raise error.at("reference_model") from error
+        layout = prompt_layout(reference.copy, rows, validation, tokenizer, settings)
+    return layout, reference
+
+
 def train_online(
     model,  # where training starts, and the reference: changed in place
     tokenizer,  # for padding, sampling and decoding; stored with the model
@@ -695,7 +926,8 @@ def train_online(
     """
     row, settings = get_method(method, online=True), settings or RolloutSettings()
     hyperparameters = row.hyperparameters(hyperparameters)
-    check_online(row, settings, bool(validation))
+    check_online(row, settings, bool(validation), hyperparameters)
+    check_sampler(row, settings, model)
     prompts, asked = as_rows(rows, "rows"), as_rows(validation, "validation")
     check_prompts(row, prompts, asked)
     check_output(model, row, filling_of(model, tokenizer), {})
@@ -711,10 +943,9 @@ def train_online(
         return run.result(type(model))
     run.begin(method, len(prompts), told["steps"])
     run.place(model)
-    layout = prompt_layout(model, prompts, asked, tokenizer, settings)
+    layout, reference = layout_and_reference(model, tokenizer, prompts, asked, settings, run.device)
     run.note_layout(layout)
     run.note_way(model, [row.prompt_ids for row in [*prompts, *asked]], tokenizer)
-    reference = Reference(None if settings.lora else model)
     rounds = Rounds(
         run.with_adapters(model),
         tokenizer,

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, get_args, get_origin
 
 from prefkit.core import ConfigError
 from prefkit.losses import varied_temperatures
+from prefkit.losses.sampler_mismatch import BEYOND, LEVELS
 from prefkit.model.batches import LAYOUTS
 from prefkit.train.schedule import SCHEDULES
 
@@ -22,6 +23,8 @@ BASE_PRECISIONS = ("float32", "bf16")
 DEVICES = ("auto", "cpu")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 SHARDINGS = ("ddp", "fsdp")
+DRAWN_BY = ("same", "bf16", "int8", "int4")
+CORRECTIONS = ("none", "ratio", *BEYOND)
 MOST = 10**9  # of a whole number whose setting names no other limit
 
 
@@ -225,6 +228,12 @@ class TrainSettings(Settings):
         choices=LAYOUTS,
     )
     sample_tokens: int = setting(64, "longest answer that is sampled at a validation", low=1)
+    sample_steps: int | None = setting(
+        None,
+        "sample_prompts are answered every so many steps, a multiple of eval_steps; null: at every "
+        "validation",
+        low=1,
+    )
     show_samples: int = setting(2, "sampled answers printed at each validation", low=0)
     kl_samples: int = setting(
         0,
@@ -240,6 +249,15 @@ class TrainSettings(Settings):
                 "warmup_ratio and warmup_steps are both set. Set one.",
                 field="warmup_ratio",
                 reason="given twice",
+            )
+        every = self.eval_steps or self.sample_steps or 1
+        if self.sample_steps and self.sample_steps % every:
+            raise ConfigError(
+                f"sample_steps: {self.sample_steps} is no multiple of eval_steps ({every}), and "
+                "answers are sampled at validations. Take "
+                f"{every * max(1, round(self.sample_steps / every))}.",
+                field="sample_steps",
+                reason="no multiple",
             )
         if self.base_precision == "bf16" and not self.lora:
             raise ConfigError(
@@ -282,6 +300,41 @@ class RolloutSettings(TrainSettings):
         1.0, "nucleus; 1 cuts nothing off", above=0, high=1, hint="Write 1 to keep every token."
     )
     max_new_tokens: int = setting(64, "answers are cut off there", low=1)
+    min_new_tokens: int = setting(
+        0,
+        "tokens before the end of an answer may be drawn; not at validations (ORPO paper: 128)",
+        low=0,
+    )
+    redraw: int = setting(
+        0,
+        "other prompts are asked so many times at most in place of those whose answers all have "
+        "one reward (DAPO's dynamic sampling)",
+        low=0,
+        high=32,
+    )
+    sampler: str = setting(
+        "same",
+        "what draws the answers: the policy as it is trained (same), it in bf16, or a copy with "
+        "weights rounded to 8 or 4 bits",
+        choices=DRAWN_BY,
+    )
+    sampler_correction: str = setting(
+        "truncate",
+        "where another sampler draws, gradients are weighted by policy / sampler: outside of the "
+        "bounds cut to them (truncate) or to 0 (mask); ratio: by the loss's own ratio; none. PPO's "
+        "value loss is never weighted",
+        choices=CORRECTIONS,
+    )
+    sampler_level: str = setting(
+        "token", "whose weight: each token's, or one of the whole answer", choices=LEVELS
+    )
+    sampler_low: float = setting(0.0, "the smallest weight", low=0, high=1)
+    sampler_high: float = setting(2.0, "the largest weight", low=1)
+    reference_model: str = setting(
+        "",
+        "whose log-probs the policy's are held against, such as a teacher: a folder, stage:NAME "
+        'or a name on the Hub; "": the model as it is before training',
+    )
     minibatches: int = setting(1, "optimiser steps in one pass over a round's samples", low=1)
     passes: int = setting(1, "passes over a round's samples before new ones are drawn", low=1)
     eval_temperature: float = setting(
@@ -296,6 +349,20 @@ class RolloutSettings(TrainSettings):
                 "at every validation as it is (kl_k1). Leave it out.",
                 field="kl_samples",
                 reason="measured already",
+            )
+        if self.sample_steps:
+            raise ConfigError(
+                "sample_steps: a method that learns from its own samples keeps some of them at "
+                "every validation (sample_table). Leave it out.",
+                field="sample_steps",
+                reason="not used",
+            )
+        if self.min_new_tokens >= self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens: {self.min_new_tokens} leaves no room below max_new_tokens "
+                f"({self.max_new_tokens}): every answer would be cut off. Raise max_new_tokens.",
+                field="min_new_tokens",
+                reason="out of range",
             )
         if min(self.temperatures()) == 0:
             raise ConfigError(

@@ -41,9 +41,9 @@ LORA = {"lora": True, "lora_rank": 4, "lora_alpha": 8, "learning_rate": 5e-3, "l
 
 KINDS = {"sft": ["sft"], "binary": ["kto", "topr", "topr_per_token"]}
 KINDS["pairs"] = ["dpo", "ipo", "ipo_per_token", "dpop", "minor_dpo", "xpo", "simpo", "orpo"]
-KINDS["pairs"] += ["probability_ratio", "reward_model"]
+KINDS["pairs"] += ["probability_ratio", "reward_model", "sppo"]
 KINDS["prompts"] = ["reinforce", "rloo", "rloo_kl", "grpo", "ppo", "online_xpo", "online_topr"]
-KINDS["prompts"] += ["sft_length"]
+KINDS["prompts"] += ["sft_length", "online_sppo", "distill"]
 KIND = {method: kind for kind, methods in KINDS.items() for method in methods}
 # case -> changes of its settings; its method is what stands before the first space
 CASES: dict[str, dict] = {method: {} for method in KIND}
@@ -52,6 +52,7 @@ CASES: dict[str, dict] = {method: {} for method in KIND}
 DROPOUT = {"attention_dropout": 0.1}
 CASES |= dict.fromkeys(["dpo", "ipo", "ipo_per_token", "dpop", "minor_dpo", "xpo"], DROPOUT)
 CASES["online_xpo"] = {"samples": 2}
+CASES["distill"] = {"reference_model": str(BASE.parent / "instruct")}
 CASES["dpo accumulation, cosine"] = {
     **DROPOUT,
     "gradient_accumulation": 2,

@@ -34,6 +34,7 @@ def invented(
     judges: tuple = ("gold", "second"),
     courses: dict | None = None,  # stage -> {column: (start, end)}
     likeness: dict | None = None,  # model -> (per input, across input)
+    measures: dict | None = None,  # model -> {measure of its texts: value}
     seeds: tuple = (5, 6, 7, 8, 9),
 ) -> dict:
     found = {}
@@ -42,7 +43,7 @@ def invented(
         now = {name: share + rng.normal(0, 0.005) for name, share in shares.items()}
         scores = [
             {"model": name, "right": share, "gold": 6 * share, "second": 3.0, "tokens": 12.0}
-            | {"ended": 1.0, "n": 500, "decoding": "sampled"}
+            | {"sampled": share - 0.05, "ended": 1.0, "n": 500, "decoding": "sampled"}
             for name, share in now.items()
         ]
         wins = [
@@ -63,6 +64,10 @@ def invented(
         texts = [
             {"model": name, "per_input": one + rng.normal(0, 0.001), "across_input": other}
             for name, (one, other) in (likeness or {}).items()
+        ]
+        texts += [
+            {"model": name} | {what: value + rng.normal(0, 0.01) for what, value in told.items()}
+            for name, told in (measures or {}).items()
         ]
         found[str(seed)] = {
             "scores": scores,

@@ -183,3 +183,55 @@ def trl_loss(trainer, pc, pr, rc, rr, lengths=None):
         "ref_rejected_logps": rr,
     }
     return trainer._compute_loss(model, inputs, return_outputs=False)
+
+
+def trl_grpo_loss(
+    policy,  # (answers, longest) log-probs of tokens, with gradient
+    old,  # of the policy that sampled
+    reference,
+    mask,
+    advantages,  # (answers,)
+    *,
+    loss_type="grpo",
+    level="token",
+    clip_low=0.2,
+    clip_high=0.2,
+    beta=0.0,
+    longest=None,  # most tokens of an answer
+    weights=None,  # (answers, longest) of the tokens, where a server drew them
+):
+    """TRL's `GRPOTrainer._compute_loss`, a scalar, and its metrics: it wants a model, ours answers
+    with given log-probs.
+    """
+    pinned_trl()
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    trainer = bare_trainer(
+        GRPOTrainer,
+        args=types.SimpleNamespace(delta=None, use_bias_correction_kl=False),
+        beta=beta,
+        epsilon_low=clip_low,
+        epsilon_high=clip_high,
+        loss_type=loss_type,
+        importance_sampling_level=level,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        use_vllm=weights is not None,
+        vllm_importance_sampling_correction=weights is not None,
+        _entropy_bonus_enabled=False,
+        max_completion_length=longest,
+        _get_per_token_logps_and_entropies=answers_with(policy, torch.zeros_like(policy), None),
+    )
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    inputs = {
+        "prompt_ids": ids[:, :1],
+        "prompt_mask": ids[:, :1] + 1,
+        "completion_ids": ids,
+        "completion_mask": mask.long(),
+        "advantages": advantages,
+        "old_per_token_logps": old,
+        "ref_per_token_logps": reference,
+        "num_items_in_batch": mask.sum(),
+        **({} if weights is None else {"importance_sampling_ratio": weights}),
+    }
+    return trainer._compute_loss(None, inputs), trainer._metrics["eval"]

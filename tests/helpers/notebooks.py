@@ -38,7 +38,7 @@ VALUES = {
     "echo:": {"true", "false", "fenced"},
     "output:": {"true", "false", "asis"},
 }
-BYTES, LINES, EXPORTED_LINES, MEDIAN, CELLS = 100_000, 30, 60, 8, 70
+BYTES, LINES, EXPORTED_LINES, MEDIAN, CELLS = 100_000, 30, 60, 8, 72
 
 
 def code_cells(notebook):
@@ -191,6 +191,16 @@ def no_errors(path, notebook):
     ]
 
 
+def no_progress_bars(path, notebook):
+    "A bar is for whoever waits; stored, it says 0 % for ever."
+    return [
+        f"{name(cell)}: a stored progress bar"
+        for cell in code_cells(notebook)
+        for output in cell["outputs"]
+        if re.search(r"\d%\|.*it/s", "".join(output.get("data", {}).get("text/plain", "")))
+    ]
+
+
 def templates_are_empty(path, notebook):
     "Pipelines and reports store no outputs; executed runs live in run folders."
     wrong = ["metadata of a papermill run"] if "papermill" in notebook["metadata"] else []
@@ -291,6 +301,7 @@ RULES = [
     has_title,
     parameters_tag,
     no_errors,
+    no_progress_bars,
     templates_are_empty,
     imports_apart,
     no_star_import,

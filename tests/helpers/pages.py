@@ -1,5 +1,6 @@
 """Report pages in tests: drawn in this process, and read as a browser reads them."""
 
+import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -37,15 +38,15 @@ def draw_report(name: str, until: str = "", dpi: int = 50, **parameters) -> dict
     """Draw a report in this process, which is quicker than a kernel; every figure must keep the
     rules that a machine can check. Gives the names at the end.
     """
-    wrong, save = {}, figures.save_figure
+    wrong, save = {}, figures.save_picture
 
-    def checked(fig, folder, file, data=None):
-        wrong[file] = figures.check_figure(fig)
+    def checked(fig, path):
+        wrong[f"{path.parent.name}/{path.stem}"] = figures.check_figure(fig)
         with plt.rc_context({"savefig.dpi": dpi}):
-            return save(fig, folder, file, data)
+            return save(fig, path)
 
     with pytest.MonkeyPatch.context() as patch, plt.rc_context():
-        patch.setattr(figures, "save_figure", checked)
+        patch.setattr(figures, "save_picture", checked)
         names = run_cells(REPORTS / f"{name}.ipynb", parameters, until)
     plt.close("all")
     assert not any(wrong.values()), wrong
@@ -58,14 +59,18 @@ class Reader(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.loaded, self.tags, self.words, self.open = [], [], [], []
+        self.files = set()  # that the page carries: (name, content)
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         self.tags.append(tag)
-        if tag not in ("img", "meta", "link", "br"):
+        if tag not in ("img", "meta", "link", "br", "source"):
             self.open.append(tag)
+        if "download" in attributes:
+            inside = attributes["href"].removeprefix("data:text/csv;base64,")
+            self.files.add((attributes["download"], base64.b64decode(inside, validate=True)))
         self.loaded += [
             value
             for name, value in attributes.items()
@@ -95,9 +100,15 @@ def sections_of(output: Path) -> list[str]:
 
 
 def check_page(output: Path, names):
-    "The page is closed HTML that loads nothing, with these figures and their numbers beside it."
+    """The page is closed HTML that loads nothing, with these figures, wide and narrow, and their
+    numbers beside it.
+    """
     page = Reader(page_of(output))
     assert page.open == [] and not {"script", "link"} & set(page.tags)
     assert all(source.startswith("data:image/png;base64,") for source in page.loaded)
     figures_of = lambda ending: {path.stem for path in (output / "figures").glob(f"*.{ending}")}
-    assert figures_of("png") == set(names) == figures_of("csv") and len(page.loaded) == len(names)
+    assert figures_of("png") == set(names) == figures_of("csv")
+    written = {(path.name, path.read_bytes()) for path in output.glob("[ft]*/*.csv")}
+    assert page.files <= written and bool(page.files) == bool(written)
+    narrow = {path.stem for path in (output / "figures/narrow").glob("*.png")}
+    assert narrow == set(names) and len(page.loaded) == 2 * len(names)

@@ -1,11 +1,14 @@
 """Twenty steps of a method in bf16 beside float32: how far apart losses, gradient norms and tokens
 are. What was measured lies in `data/results/lessons/precision.json`; the lesson on the loop shows
-it and the test allows a multiple of it. To measure anew (five minutes):
+it and the test allows a multiple of it. To measure all anew (six minutes), or methods
+that have come since:
 
-    PYTHONPATH=.:tests python -m helpers.precision
+    PYTHONPATH=.:tests python -m helpers.precision [METHOD ...]
 """
 
 import copy
+import json
+import sys
 import tempfile
 from itertools import chain
 from pathlib import Path
@@ -141,22 +144,27 @@ def measure(method: str, texts: list[list[int]], seed: int = 0) -> dict[str, flo
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    texts, methods = base_texts(), {}
-    for method in METHODS:
+    asked = sys.argv[1:] or list(METHODS)
+    whole = len(asked) == len(METHODS)
+    texts, methods = base_texts(), {} if whole else json.loads(FILE.read_text())["methods"]
+    for method in asked:
         runs = [measure(method, texts, seed) for seed in SEEDS]
         methods[method] = {name: float(f"{max(run[name] for run in runs):.2g}") for name in runs[0]}
         print(method, methods[method])
-    record = {
+    record = {} if whole else json.loads(FILE.read_text())
+    made = {"git": git_state(), "versions": versions()}
+    if not whole:  # methods that came later, each with what it was measured with
+        made = {"later": record.get("later", {}) | dict.fromkeys(asked, made)}
+    record |= {
         "about": "bf16 beside float32, 20 steps: gaps of that seed where each was largest",
-        "command": "PYTHONPATH=.:tests python -m helpers.precision",
-        "git": git_state(),
-        "versions": versions(),
+        "command": "PYTHONPATH=.:tests python -m helpers.precision [METHOD ...]",
+        **made,
         "seeds": SEEDS,
         # what the test allows: so many times what was measured, and never less than one rounding or
         # two or three tokens
         "margin": 2.0,
         "least": {"loss_middle": 2.0**-8, "grad_norm_middle": 2.0**-8, "tokens": 0.03},
-        "start": at_the_start(),
+        "start": record.get("start") or at_the_start(),
         "methods": methods,
     }
     write_json(FILE, record)

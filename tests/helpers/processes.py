@@ -44,6 +44,8 @@ def train(method: str, folder: Path, callbacks: tuple = (), model=None, **change
     if row.online:
         samples = len(row.writers) or 3
         options = {"batch_size": 3, "samples": samples, "max_new_tokens": 8, "max_steps": 4}
+        if row.teacher:
+            options["reference_model"] = str(BASE.parent / "instruct")
         settings = RolloutSettings(**{**COMMON, **options, **changes})
         rows = prompts(tokenizer, (QUESTIONS * 3)[:8])
         source = reward_source("gold")

@@ -52,6 +52,7 @@ def _draw(requests, n, rng, repeat):
             reason="more prompts than there are",
         )
     queues = [[each for each in requests if each.kind == kind] for kind in TASKS]
+    queues = [queue for queue in queues if queue]
     for queue in queues:
         rng.shuffle(queue)
     rounds = zip(*map(itertools.cycle, queues)) if repeat else itertools.zip_longest(*queues)
@@ -99,11 +100,12 @@ def tiny_records(
     manner: float = 0.5,  # the same in manner; both as `pool` takes them
     temperature: float = 0.5,  # pairs: noise of the annotator, in points of gold reward
     styles: dict[str, float] = SFT_STYLES,  # weights of the styles of demonstrations
+    kinds: tuple[str, ...] = (),  # of requests; (): all
 ) -> list[dict]:  # in the column layout of the real data sets
     """Records of the tiny world; raises `DataError` for an unknown kind or split, `ConfigError` for
     a dial out of range.
     """
-    world, requests = World(), prompts(split)
+    world, requests = World(), [each for each in prompts(split) if not kinds or each.kind in kinds]
     rng = random.Random(derive_seed(seed, "records", kind, split))
     drawn = _draw(requests, n, rng, repeat=split == "train")
     if kind == "sft":
