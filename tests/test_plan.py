@@ -146,7 +146,7 @@ def test_a_config_of_the_hub_is_planned_without_a_network(monkeypatch):
 def test_what_does_not_fit_comes_with_a_change_after_which_it_does(monkeypatch):
     from prefkit.runs import plan as module
 
-    monkeypatch.setitem(module.MACHINES, "L4", (8.5e9, 1e12, True))
+    monkeypatch.setitem(module.MACHINES, "L4", module.Machine(8.5e9, 1e12, 1e12, 1e12, True))
     one, *_ = plan(project_root() / "data/configs/l4/first_path.yaml", devices=("L4",))[0]
     assert not one.fits and ("batch_size" in one.advice or "lora" in one.advice)
 
@@ -168,11 +168,11 @@ def test_rows_of_the_hub_are_known_where_they_are(name, split, rows):
     assert rows_on_the_hub(name, split) == rows
 
 
-def planned(tmp_path, **parameters):
+def planned(tmp_path, device_="T4", **parameters):
     given = {"model": "data/tiny/base", "batch_size": 8, **parameters}
     stages = {"dpo": {"pipeline": "preference", "parameters": given}}
     config = write_text(tmp_path / "x.yaml", json.dumps({"experiment": "x", "stages": stages}))
-    return plan(config, devices=("T4",))[0][0]
+    return plan(config, devices=(device_,))[0][0]
 
 
 def test_steps_and_time_come_from_rows_that_are_known(tmp_path):
@@ -188,6 +188,35 @@ def test_steps_and_time_come_from_rows_that_are_known(tmp_path):
     assert planned(tmp_path, dataset="tiny-world").steps == 125  # 1,000
     assert planned(tmp_path, dataset="somebody/something").steps is None
     assert "?" in plan_text([planned(tmp_path, dataset="somebody/something")], [])
+
+
+@pytest.mark.parametrize(
+    ("device", "parameters", "precision", "times"),
+    [
+        ("T4", {}, "float32", 1.0),
+        ("T4", {"precision": "fp16"}, "fp16", 65 / 8.1),
+        ("T4", {"tf32": True}, "float32", 1.0),  # it has none
+        ("L4", {}, "bf16", 121 / 8.1),
+        ("L4", {"precision": "fp16"}, "fp16", 121 / 8.1),
+        ("L4", {"precision": "float32"}, "float32", 30.3 / 8.1),
+        ("A100", {"precision": "float32", "tf32": True}, "float32", 156 / 8.1),
+    ],
+)
+def test_a_step_is_as_fast_as_the_card_is_in_its_precision(
+    tmp_path, device, parameters, precision, times
+):
+    slow = planned(tmp_path, dataset="tiny-world", limit=64)
+    found = planned(tmp_path, dataset="tiny-world", limit=64, device_=device, **parameters)
+    assert found.precision == precision and found.fits
+    assert slow.step_seconds / found.step_seconds == pytest.approx(times)
+    assert (found.memory.step < slow.memory.step) == (precision != "float32")
+
+
+def test_a_card_without_bf16_is_told_of(tmp_path):
+    one = planned(tmp_path, dataset="tiny-world", limit=64, precision="bf16")
+    assert not one.fits and "fp16" in one.advice
+    text = plan_text([planned(tmp_path, dataset="tiny-world", limit=64)], [])
+    assert "precision: fp16 a step would take about 1/8 of the time: dpo" in text
 
 
 def test_another_reference_is_counted_at_its_own_size(tmp_path):

@@ -1,4 +1,4 @@
-"""The map of notebooks: measure them, list them on the home page and in the web site's sidebar.
+"""The map of notebooks: measure them, list them in nbs/map.ipynb and in the web site's sidebar.
 
 `make map` measures every notebook. `python tools/map.py lib/losses/21_dpo` measures those named
 anew, `python tools/map.py --table` (`make readme`) none.
@@ -17,8 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data/results/notebooks.json"
-INDEX = ROOT / "nbs/index.ipynb"
+PAGE = ROOT / "nbs/map.ipynb"
 SIDEBAR = ROOT / "nbs/sidebar.yml"
+PAGES = ("index", "syllabus", "glossary", "map")  # at the top of nbs/
 FOLDERS = {  # in the order in which they are read
     "lib/data": "Lessons: data",
     "lib/model": "Lessons: the model's numbers",
@@ -31,7 +32,8 @@ FOLDERS = {  # in the order in which they are read
     "pipelines": "Pipelines",
     "reports": "Reports",
 }
-SOLUTIONS = {"solutions": "Solutions"}  # on the site, and not in the map of the home page
+# on the site, and not in the map: they are not measured by themselves
+BESIDE = {"colab": "On Colab", "solutions": "Solutions"}
 NOTES = {"pipelines": "The time is that of the values in their cells, a smoke run by hand."}
 HEAD = ["| notebook | about | time | memory | hardware |", "|---|---|---|---|---|"]
 BEGIN, END = "<!-- map: written by `make map` -->", "<!-- end of map -->"
@@ -44,7 +46,7 @@ def in_folder(folder: str) -> list[str]:  # as `lib/losses/21_dpo`
 
 
 def notebooks() -> list[str]:
-    "Every notebook but the home page, folder by folder."
+    "Every notebook but those at the top, folder by folder."
     return [name for folder in FOLDERS for name in in_folder(folder)]
 
 
@@ -115,10 +117,10 @@ def table(measured: dict[str, dict]) -> str:
 
 
 def sidebar() -> str:
-    "nbs/sidebar.yml: the home page, then each folder."
+    "nbs/sidebar.yml: the pages at the top, then each folder."
     lines = ["# Written by `make readme`.", "website:", "  sidebar:", "    contents:"]
-    lines += [f"      - {name}.ipynb" for name in ("index", "syllabus", "glossary")]
-    for folder, heading in (FOLDERS | SOLUTIONS).items():
+    lines += [f"      - {name}.ipynb" for name in PAGES]
+    for folder, heading in (FOLDERS | BESIDE).items():
         if names := in_folder(folder):
             lines += [f'      - section: "{heading}"', "        contents:"]
             lines += [f"          - {name}.ipynb" for name in names]
@@ -139,19 +141,19 @@ def machine() -> dict:
 
 
 def written(text: str, measured: dict[str, dict]) -> str:
-    "The home page's text with the table between its two marks."
+    "The page's text with the table between its two marks."
     between = f"({re.escape(BEGIN)}).*?({re.escape(END)})"
     return re.sub(between, lambda m: f"{m[1]}\n\n{table(measured)}\n\n{m[2]}", text, flags=re.S)
 
 
-def write_home_page(measured: dict[str, dict]):
-    notebook = read(INDEX)
+def write_page(measured: dict[str, dict]):
+    notebook = read(PAGE)
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         if BEGIN in text:
             cell["source"] = written(text, measured).splitlines(keepends=True)
     text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
-    INDEX.write_text(text + "\n", encoding="utf-8")
+    PAGE.write_text(text + "\n", encoding="utf-8")
 
 
 def main(wanted: list[str]):  # notebooks to measure
@@ -171,7 +173,7 @@ def main(wanted: list[str]):  # notebooks to measure
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     SIDEBAR.write_text(sidebar(), encoding="utf-8")
-    write_home_page(results["notebooks"])
+    write_page(results["notebooks"])
     if failed:
         sys.exit(
             f"failed: {', '.join(failed)}. Run each by itself; a report of runs wants its "

@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 WORKERS = os.environ.get("WORKERS", "2")
 # nbdev_test runs the notebooks of solutions, each of which runs its lesson or tutorial first and
 # compares its stored outputs; pytest runs pipelines and reports through papermill.
-LESSON_FOLDERS = r"^[_.]|^(lib|tutorials|pipelines|reports)$"
+LESSON_FOLDERS = r"^[_.]|^(lib|tutorials|pipelines|reports|colab)$"
 ENVIRONMENT = {  # one thread a worker; nothing is fetched
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",

@@ -12,6 +12,7 @@ import re
 import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -775,7 +776,7 @@ def read_config(
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"{path}: {error.strerror}. Name a config, for example one of data/configs.",
+            f"{path}: {error.strerror}.{_other_configs(path)}",
             reason="cannot be read",
         ) from None
     except UnicodeDecodeError:
@@ -783,6 +784,20 @@ def read_config(
             f"{path}: not UTF-8 text. Save it as UTF-8.", reason="cannot be read"
         ) from None
     return read_yaml(text, str(path))
+
+
+def _other_configs(path: Path) -> str:
+    "Which config may have been meant: of the same folder, or of those that the kit brings along."
+    shown = {
+        "data/configs/" + one.relative_to(home).as_posix(): one
+        for home in [shipped("data/configs")]
+        for one in home.rglob("*.yaml")
+    }
+    beside = {one.name: one for one in path.parent.glob("*.y*ml")} if path.parent.is_dir() else {}
+    names = {one.stem: name for name, one in (shown | beside).items()}
+    close = get_close_matches(path.stem, names, n=1)
+    hint = f" Did you mean `{names[close[0]]}`?" if close else ""
+    return f"{hint} `prefkit list configs` names those that there are."
 
 
 def load_config(

@@ -45,12 +45,29 @@ from prefkit.data.sources import is_hub_name, is_made_by_a_stage, parse_split
 GIB = 2**30
 TRAINING = ("sft", "preference", "reward_model", "rollout")  # pipelines whose steps are planned
 SAMPLE = 512  # rows that are looked at for their lengths
-# bytes of memory; operations a second of large products (the makers' data sheets, without
-# sparsity); bf16 or not
+
+
+@dataclass(frozen=True)
+class Machine:
+    "A card by its maker's data sheet, without sparsity: operations a second of large products."
+
+    memory: float  # bytes
+    float32: float
+    tf32: float  # what float32 products take with `tf32: true`
+    half: float  # bf16 or fp16
+    bf16: bool
+
+    def speed(self, settings, precision: str) -> float:
+        "Of a run whose products are of this precision."
+        if precision != "float32":
+            return self.half
+        return self.tf32 if settings.tf32 else self.float32
+
+
 MACHINES = {
-    "T4": (15.6 * 1e9, 8.1e12, False),
-    "L4": (24e9, 121e12, True),
-    "A100": (40e9, 312e12, True),
+    "T4": Machine(15.6e9, 8.1e12, 8.1e12, 65e12, bf16=False),
+    "L4": Machine(24e9, 30.3e12, 60e12, 121e12, bf16=True),
+    "A100": Machine(40e9, 19.5e12, 156e12, 312e12, bf16=True),
 }
 CONTEXT = 0.6 * GIB  # of a GPU's memory for the driver and its libraries: an assumption
 # share of those operations that training reaches: an assumption; `make bench` on such a card
@@ -330,6 +347,8 @@ class StagePlan:
     step_seconds: float
     lengths: str  # where they come from
     advice: str = ""  # what would make it fit
+    precision: str = "float32"  # of its products there
+    refused: bool = False  # the card cannot compute what the settings want
 
     @property
     def total(self) -> float:
@@ -337,7 +356,7 @@ class StagePlan:
 
     @property
     def fits(self) -> bool:
-        return self.total <= self.room
+        return self.total <= self.room and not self.refused
 
 
 # the lengths, the share of rows that is kept, where both are from
@@ -574,10 +593,16 @@ def plan_stage(
     steps, plans = number_of_steps(stage, settings, kind, kept), []
     for device in devices:
         here = device == "this"
-        room, speed, bf16 = (machine_memory(), 0, False) if here else MACHINES[device]
-        precision = "bf16" if bf16 and settings.precision != "float32" else "float32"
+        card = None if here else MACHINES[device]
+        room, precision = card.memory if card else machine_memory(), precision_on(settings, card)
         memory = step_memory(
-            config, worst, names, settings, precision=precision, scalar=scalar, copies=copies
+            config,
+            worst,
+            names,
+            settings,
+            precision=sized_as(precision),
+            scalar=scalar,
+            copies=copies,
         )
         below = base if here else CONTEXT
         work = operations(config, memory, usual)
@@ -587,8 +612,8 @@ def plan_stage(
                 if memory.parameters < 5e7
                 else work / measured_speed()
             )
-            if here
-            else work / (speed * USED)
+            if card is None
+            else work / (card.speed(settings, precision) * USED)
         )
         found = StagePlan(
             stage.name,
@@ -599,20 +624,36 @@ def plan_stage(
             steps,
             seconds * settings.gradient_accumulation,
             source,
+            precision=precision,
+            refused=card is not None and precision == "bf16" and not card.bf16,
         )
-        if not found.fits:
+        if found.refused:
+            found.advice = "precision: fp16, for this card has no bf16"
+        elif not found.fits:
             found.advice = advise(
                 config,
                 worst,
                 names,
                 settings,
-                precision,
+                sized_as(precision),
                 scalar,
                 copies,
                 lambda m: below + m.total <= room,
             )
         plans.append(found)
     return plans
+
+
+def precision_on(settings, card: Machine | None) -> str:  # None: this machine's CPU
+    "What `choose_precision` will choose there, or be asked for."
+    if settings.precision == "auto":
+        return "bf16" if card and card.bf16 else "float32"
+    return settings.precision
+
+
+def sized_as(precision: str) -> str:
+    "The precision whose tensors take as many bytes, of those that shapes are counted in."
+    return "bf16" if precision == "fp16" else precision
 
 
 @lru_cache(maxsize=1)
@@ -726,6 +767,18 @@ def plan_notes(plans: list[StagePlan], others: list[str]) -> Iterator[str]:
     for text in dict.fromkeys(one.lengths for one in plans):
         stages = ", ".join(dict.fromkeys(one.stage for one in plans if one.lengths == text))
         yield f"lengths: {text}: {stages}"
+    slow = [
+        one
+        for one in plans
+        if one.device in MACHINES and not MACHINES[one.device].bf16 and one.precision == "float32"
+    ]
+    for device in dict.fromkeys(one.device for one in slow):
+        stages = ", ".join(one.stage for one in slow if one.device == device)
+        card = MACHINES[device]
+        yield (
+            f"float32 on a {device}, which has no bf16; with precision: fp16 a step would take "
+            f"about 1/{card.half / card.float32:.0f} of the time: {stages}"
+        )
     if any(one.device in MACHINES for one in plans):
         yield (
             f"time on a GPU: {USED:.0%} of its data sheet, an assumption; sampling and validation "

@@ -328,7 +328,7 @@ def run_study(
     if output:
         study = replace(study, output=Path(output).absolute())
     if workers < 1:
-        raise ConfigError(f"--workers must be at least 1, not {workers}.")
+        raise ConfigError(f"--jobs must be at least 1, not {workers}.")
     picked = _picked(study, only)
     starts = {json.dumps(start): start for start in (study.start, *(one.start for one in picked))}
     models = {key: _start_model(start, output_root, progress) for key, start in starts.items()}
@@ -336,7 +336,7 @@ def run_study(
     all_stages = Config(f"studies/{study.name}", study.seed, _stages(study, models, home))
     experiment = open_experiment(all_stages, output_root)
     words = ["prefkit", "study", _shown(config)]
-    words = shlex.join(words + (["--workers", str(workers)] if workers != 2 else []))
+    words = shlex.join(words + (["--jobs", str(workers)] if workers != 2 else []))
     git = git_state()  # now: the JSON itself will differ later
     say = (lambda text: None) if progress == "quiet" else lambda text: print(text, flush=True)
     about = lambda: {
