@@ -23,7 +23,7 @@ $(ready): constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit("prefkit needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(bin)/python || "$(PYTHON)" -m venv $(VENV)
 	$(bin)/python -m pip install -q -c constraints.txt --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(bin)/python -m pip install -q -c constraints.txt --use-pep517 -e ".[dev]"
+	$(bin)/python -m pip install -q -c constraints.txt --use-pep517 -e ".[dev,docs]"
 	@touch $@
 
 report: $(ready) ## run the experiment CONFIG and write its report page
@@ -72,6 +72,7 @@ export: $(ready) ## after editing a notebook: write prefkit/ and clean the noteb
 readme: $(ready) ## home page with its picture and table, README.md from it, the map, syllabus and glossary
 	$(bin)/python tools/syllabus.py
 	$(bin)/python tools/home.py
+	$(bin)/python tools/colab.py
 	$(bin)/python tools/map.py --table
 	$(bin)/python tools/readme.py
 
@@ -82,11 +83,8 @@ map: $(ready) ## measure every notebook (minutes), then as readme
 	$(bin)/python tools/map.py
 	$(bin)/python tools/readme.py
 
-docs: $(ready) ## the web site in _docs/ (needs Quarto, https://quarto.org)
-	@command -v quarto >/dev/null || { echo "make docs needs Quarto: https://quarto.org/docs/get-started/"; exit 1; }
-	$(bin)/nbdev_proc_nbs
-	cd _proc && quarto render --no-cache
-	rm -rf _docs && mv _proc/_docs _docs
+docs: $(ready) ## the web site in _docs/: lessons as stored, reports from committed results (three minutes)
+	$(bin)/python tools/docs.py
 
 clean: ## remove what the commands above made, the runs under data/ excepted
 	rm -rf $(VENV) _proc _docs build prefkit.egg-info .pytest_cache .ruff_cache .hypothesis

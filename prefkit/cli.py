@@ -27,7 +27,6 @@ from prefkit.runs.ledger import claim_words, ledger_lines, open_ledger, run_clai
 from prefkit.runs.search import run_search
 from prefkit.runs.seeds import run_seeds
 from prefkit.runs.stage import way_out
-from prefkit.train.settings import told_folder
 
 app = typer.Typer(
     add_completion=False,
@@ -85,7 +84,7 @@ def _examples(*commands: str) -> str:
 def _where(output_root: Path | None) -> str:
     "Said first, for whoever stands in another folder than they believe."
     root = Path(output_root).expanduser() if output_root else project_root() / "data/runs"
-    return f"runs are written to {told_folder(root)}"
+    return f"runs are written to {root.absolute()}"
 
 
 STOPPED = "\nstopped. The same command goes on from here."

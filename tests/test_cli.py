@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from prefkit.cli import app
 from prefkit.core import there, project_root
-from prefkit.runs.outcome import MOST, outcome_lines
+from prefkit.runs.outcome import SHOWN, outcome_lines
 
 COMMAND = typer.main.get_command(app)
 
@@ -74,7 +74,7 @@ def test_a_run_says_first_which_folder_it_writes_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = ["run", str(project_root() / "data/configs/tiny/demo.yaml"), "--output-root"]
     lines = CliRunner().invoke(app, [*given, "here"]).stdout.splitlines()
-    assert lines[0] == "runs are written to here"
+    assert lines[0] == f"runs are written to {tmp_path / 'here'}"
     assert lines[-1].startswith(f"all done: {tmp_path / 'demo'}. The page: prefkit report ")
 
 
@@ -97,7 +97,7 @@ def test_a_run_ends_with_its_win_rates(tmp_path):
     rates(tmp_path / "evaluate", [row, {**row, "judge": "second", "rate": 0.9}])
     folders = {name: tmp_path / name for name in ("sft", "evaluate")}
     assert outcome_lines(folders) == ["dpo against sft by gold: 71 % (68 to 73), 1,000 prompts"]
-    rates(tmp_path / "ways", [{**row, "decoding": "greedy"}] * (MOST + 3))
+    rates(tmp_path / "ways", [{**row, "decoding": "greedy"}] * (SHOWN + 3))
     lines = outcome_lines(folders | {"ways": tmp_path / "ways"})
     assert lines[1].endswith("1,000 prompts, greedy") and lines[-1] == "and 4 more in win_rates.csv"
     assert outcome_lines({"sft": tmp_path / "sft"}) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import papermill
 import pytest
+from helpers.tools import tool
 
 from prefkit.runs.plan import plan
 
@@ -24,6 +25,18 @@ GIVEN = {
     },
     "your_own_data": {},
 }
+
+
+def test_every_notebook_that_is_opened_by_itself_installs_what_it_needs(capsys):
+    colab = tool("colab")
+    assert colab.main(check=True) == 0, capsys.readouterr().out
+    names = {path.relative_to(ROOT / "nbs").as_posix() for path in colab.notebooks()}
+    assert {"index.ipynb", "lib/losses/21_dpo.ipynb", "pipelines/sft.ipynb"} <= names
+    assert "google.colab" in colab.cell_source() and "transformers==" in colab.cell_source()
+    notebook = {"cells": [{"cell_type": "markdown", "source": ["# T"]}]}
+    once = colab.with_cell(notebook, "#| eval: false\n" + colab.MARK)
+    assert len(once["cells"]) == 2 and colab.with_cell(once, colab.MARK + "x") is once
+    assert once["cells"][1]["source"] == [colab.MARK + "x"]  # an old one is replaced
 
 
 def test_every_one_is_run():

@@ -94,3 +94,18 @@ def test_what_a_trained_model_says_may_be_another_word_but_not_less(tmp_path, mo
     silent.write_text(silent.read_text().replace("'Sure!'", "'Sure!';"))
     with pytest.raises(AssertionError, match="is nothing now"):
         run_lesson("toys/one", compare=True)
+
+
+def test_what_a_widget_shows_without_a_kernel_is_compared_and_its_controls_are_not():
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "0a"}}
+    picture = '<img alt="loss {}" src="data:image/png;base64,iVBOR{}">'
+
+    def output(loss, colour, **more):
+        data = {"text/html": picture.format(loss, colour), "text/plain": "It", **more}
+        return stored_texts([{"output_type": "execute_result", "data": data}])
+
+    stored = output("0.69", "w0KGgo")
+    assert not stale_places(stored, output("0.69", "AAAA", **view))
+    assert stale_places(stored, output("0.81", "w0KGgo", **view)) == ["0.69 is 0.81 now"]
+    bar = [{"output_type": "display_data", "data": {"text/plain": "0%", **view}}]
+    assert stored_texts(bar) == []

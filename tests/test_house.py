@@ -26,6 +26,7 @@ MAY_IMPORT = {  # room -> the other rooms; the faces at the top and the command 
     "report": GROUND,
     "runs": GROUND | {"judging", "train", "report"},
     "course": {"core", "data", "judging", "model", "stats", "train"},
+    "widgets": GROUND | {"judging", "train", "report", "course"},
 }
 # Loading these takes time or needs an extra: a function may import them when it is called.
 HEAVY = set(

@@ -252,6 +252,46 @@ def test_no_gradient_through_the_sampled_lengths():
     assert torch.autograd.grad(loss, (sampled_logps, sampled_lengths), allow_unused=True)[1] is None
 
 
+def looped(logps, lengths, sampled_logps, sampled_lengths, lam):
+    "The report's Eq. 4 for each example, with Eq. 2's sum: the NLL of the whole demonstration."
+    losses = []
+    for row, length in enumerate(lengths.tolist()):
+        costs = [lam * max(0.0, n - length) ** 2 for n in sampled_lengths[row].tolist()]
+        total = -logps[row]
+        for i, cost in enumerate(costs):
+            others = costs[:i] + costs[i + 1 :]
+            baseline = sum(others) / len(others) if others else 0.0
+            total = total + (cost - baseline) * sampled_logps[row, i] / len(costs)
+        losses.append(total)
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_sum_over_tokens_equals_a_loop_in_value_and_gradient(k):
+    logps, lengths, sampled_logps, counts = examples(16, k, torch.float64, 20 + k)
+    given = logps.requires_grad_(), sampled_logps.requires_grad_()
+    summed = sft_length_loss(logps, lengths, sampled_logps, counts, lam=0.02, per_token=False)
+    wanted = looped(logps, lengths, sampled_logps, counts, 0.02)
+    torch.testing.assert_close(summed, wanted, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(
+        torch.autograd.grad(summed.sum(), given), torch.autograd.grad(wanted.sum(), given)
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    # a demonstration of n tokens: n times the mean-token loss at an n-th of the price
+    for row, length in enumerate(lengths.tolist()):
+        one = slice(row, row + 1)
+        mean = sft_length_loss(
+            logps[one], lengths[one], sampled_logps[one], counts[one], lam=0.02 / length
+        )
+        torch.testing.assert_close(summed[one], length * mean, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_whether_tokens_are_summed_is_true_or_false(value):
+    with pytest.raises(ValueError, match="per_token must be True or False"):
+        sft_length_loss(*[torch.ones(2)] * 2, *[torch.ones(2, 1)] * 2, per_token=value)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     averages,

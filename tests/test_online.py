@@ -372,6 +372,19 @@ def test_the_length_penalty_acts_in_every_third_step_if_so_asked(rows, tokenizer
         get_method("sft_length").hyperparameters({"penalty_every": 0})
 
 
+def test_the_length_penalty_imitates_whole_demonstrations_if_so_asked(rows, tokenizer, tmp_path):
+    "`per_token: false`: the loss of a step is the sum over a demonstration's tokens (Eq. 2)."
+    told = {"lam": 0.0, "per_token": False}
+    sizes = {"batch_size": len(rows), "gradient_accumulation": 1, "max_steps": 1}
+    end = fit(tmp_path, tokenizer, rows, "sft_length", hyperparameters=told, **sizes)
+    [line] = train_lines(end)
+    sums = [len(row["response_ids"]) * _imitated([row], tokenizer) for row in rows]
+    assert line["loss"] == pytest.approx(sum(sums) / len(rows))
+    assert line["nll"] == pytest.approx(_imitated(rows, tokenizer))  # a token, as ever
+    with pytest.raises(ConfigError, match="per_token must be True or False"):
+        get_method("sft_length").hyperparameters({"per_token": "no"})
+
+
 def test_prompts_whose_answers_are_all_alike_are_replaced(rows, tokenizer, tmp_path):
     """A reward that tells answers apart for some prompts only: after enough draws every group of a
     round is of such a prompt, and each was asked in its own right.

@@ -64,7 +64,8 @@ def test_the_length_penalty_report_has_its_numbers():
         )
     ] == [5e-6, 2, 4, 1000, 10, 256, "train_prefs[2000:2050]"]
     assert len(set(RolloutSettings.of(given).temperatures())) == 4  # varied
-    assert found["sft"].parameters["hyperparameters"] == {"lam": 1e-3, "penalty_every": 100}
+    penalised = {"lam": 1e-3, "penalty_every": 100, "per_token": False}
+    assert found["sft"].parameters["hyperparameters"] == penalised
     names = ("learning_rate", "batch_size", "gradient_accumulation", "warmup_steps", "seed")
     for name in ("sft", "sft_plain"):
         assert [found[name].parameters[key] for key in names] == [1e-4, 2, 2, 10, 16]
@@ -112,6 +113,7 @@ def test_the_synthetic_data_report_has_its_numbers():
         and rloo["hyperparameters"]["kl_coef"] in (0.01, 0.02, 0.05)
         and rloo["samples"] in (3, 4)
     )
+    assert found["evaluate"].parameters["judges"] == ["countdown_shaped"]  # section 4
 
 
 def test_the_comparison_trains_on_the_learned_reward_and_gold_is_named_an_upper_bound():

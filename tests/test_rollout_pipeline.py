@@ -12,6 +12,7 @@ import time
 import pytest
 from helpers.runs import weights, without_times
 from prefkit.core import ConfigError, DataError, project_root, read_jsonl, write_jsonl, write_text
+from prefkit.data.countdown import shaped_reward
 from prefkit.train.methods import methods
 from prefkit.runs.runner import open_run, run
 from prefkit.train.saves import find_checkpoints
@@ -62,6 +63,7 @@ JUDGED = {
             "prompts": 12,
             "samples": 2,
             "max_new_tokens": 12,
+            "judges": ["countdown_shaped"],
         },
     },
     "frontier": {
@@ -139,6 +141,35 @@ def test_puzzles_are_judged_by_the_verifier_and_models_compared_puzzle_by_puzzle
     )
     assert difference["sampled_difference"] == pytest.approx(of("ppo") - of("base"))
     assert (undisturbed["puzzles"] / "adapter").is_dir()
+
+
+def test_win_rates_on_puzzles_are_taken_by_the_shaped_reward(undisturbed):
+    found = open_run(undisturbed["accuracy"]).info["metrics"]
+    earned = {}
+    for row in read_jsonl(undisturbed["accuracy"] / "generations.jsonl"):
+        total = shaped_reward(row["answer"], row["nums"], row["target"]).total
+        assert row["reward_countdown_shaped"] == pytest.approx(total)
+        earned.setdefault((row["model"], row["greedy"], row["puzzle"]), []).append(total)
+    greedy, sampled = found["win_rates"]
+    for line, way in ((greedy, True), (sampled, False)):
+        shares = []
+        for puzzle in range(12):
+            ours, theirs = (earned[model, way, puzzle] for model in ("ppo", "base"))
+            won = [(a > b) + (a == b) / 2 for a in ours for b in theirs]
+            shares.append(sum(won) / len(won))
+        assert line["rate"] == pytest.approx(sum(shares) / 12)
+        assert line["n"] == 12 and line["low"] < line["rate"] < line["high"]
+    names = ("model", "reference", "judge", "decoding")
+    who = ["ppo", "base", "countdown_shaped"]
+    assert [[line[name] for name in names] for line in found["win_rates"]] == [
+        [*who, "greedy"],
+        [*who, "sampled"],
+    ]
+    higher = sum(earned["ppo", True, n] > earned["base", True, n] for n in range(12))
+    assert (greedy["wins"], sampled["wins"]) == (higher, None) and type(greedy["wins"]) is int
+    ppo = found["scores"][1]
+    mean = sum(earned["ppo", True, n][0] for n in range(12)) / 12
+    assert ppo["reward_countdown_shaped"] == pytest.approx(mean)
 
 
 def test_the_frontier_has_models_and_best_of_n(undisturbed):
@@ -248,6 +279,8 @@ def test_faulty_parameters_are_refused_before_anything_runs(fault, tmp_path):
         ("evaluate_countdown", {"models": {}}, "at least one"),
         ("evaluate_countdown", {"dataset": "tiny-world"}, "nums"),
         ("evaluate_countdown", {"references": ["x"]}, "none of the models"),
+        ("evaluate_countdown", {"judges": ["countdown_shape"]}, "countdown_shaped"),
+        ("evaluate_countdown", {"judges": ["gold"]}, "judges the tiny world only"),
         ("frontier", {"best_of": [1, 64]}, "samples"),
         ("frontier", {"reference": "nowhere"}, "nowhere is no folder"),
         ("frontier", {"chosen_by": {"rm": "nowhere"}}, "nowhere is no folder"),

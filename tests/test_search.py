@@ -2,6 +2,7 @@
 given up, and never judged by test data.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -19,7 +20,8 @@ from filelock import FileLock, Timeout
 from prefkit.core import ConfigError, shipped, write_text
 from prefkit.report.search import draw_importance, draw_landscape
 from prefkit.runs import search as module
-from prefkit.runs.config import write_pipeline
+from prefkit.runs.config import load_config, write_pipeline
+from prefkit.runs.pipelines import LABELS, check_questions
 from prefkit.runs.search import Range, edges, load_search, run_search
 
 optuna = pytest.importorskip("optuna")
@@ -140,6 +142,23 @@ def test_settings_keep_their_order(tmp_path):
     assert "evaluate.models={sft: 'stage:sft', dpo: 'stage:dpo'}" in found.settings
 
 
+def test_one_value_goes_to_several_places(tmp_path):
+    "A system prompt belongs to all stages: `A.x, B.x` is one line of the space."
+    experiment(tmp_path)
+    both = "base.rate, train.rate"
+    space = {both: {"choices": [0.02, 0.03]}, "train.hyperparameters.beta": {"choices": [0.1, 0.2]}}
+    path = config_of(tmp_path, space=space, sampler="grid")
+    search = load_search(path)
+    trials = module.Trials(search, tmp_path / "runs")
+    assert search.many == 4 and trials.own == {"base", "train"} and not trials.shared
+    made = yaml.safe_load(
+        trials.write({both: 0.03, "train.hyperparameters.beta": 0.2}, {}).read_text()
+    )
+    assert [made["stages"][name]["parameters"]["rate"] for name in ("base", "train")] == [0.03] * 2
+    with pytest.raises(ConfigError, match="rat"):
+        load_search(config_of(tmp_path, space={"base.rate, train.rat": {"choices": [0.1, 0.2]}}))
+
+
 def test_nothing_is_chosen_on_test_data():
     found = load_search(shipped("data/configs/searches/dpo_tiny.yaml"))
     assert "evaluate.split=validation" in found.settings
@@ -200,6 +219,23 @@ def test_the_second_reports_grids_are_presets_and_ten_of_its_fifty_four_are_draw
         {values[name] for values in drawn} == set(range_.choices)
         for name, range_ in one["rloo"].space.items()
     )
+
+
+@pytest.mark.parametrize("name", ["second_report", "tiny"])
+def test_system_prompt_template_and_mask_are_swept(name):
+    "All 27 settings; one system prompt for all rows of a trial, none of which is left without."
+    search = load_search(shipped(f"data/configs/searches/prompts_{name}.yaml"))
+    assert search.many == len(search.grid()) == 27
+    places, template, labels = search.space
+    assert (template, labels) == ("sft.chat_template", "sft.labels")
+    raw = yaml.safe_load(search.config.read_text(encoding="utf-8"))
+    reads = module._above(load_config(search.config, search.settings), search.objective.stage)
+    assert {place.split(".")[0] for place in module._places(places)} == reads
+    assert reads <= set(raw["stages"]) and search.space[places].choices[0] == ""
+    for text in search.space[places].choices:
+        for shape in search.space[template].choices:
+            check_questions("data/tiny/base", shape, ["What is 1 plus 2?"], text)
+    assert set(search.space[labels].choices) == set(LABELS)
 
 
 def test_a_value_at_an_end_is_told(tmp_path):
@@ -263,6 +299,25 @@ def test_another_space_needs_another_name(found):
     with pytest.raises(ConfigError, match="another space"):
         run_search(other, output_root=folder / "runs")
     config_of(folder)
+
+
+def test_choices_that_are_texts_stand_under_their_points():
+    space = {"sft.system_prompt, dpo.system_prompt": ["", "You are a coding assistant"]}
+    space["sft.labels"] = ["response", "response_without_end"]
+    trials = [
+        {"state": "complete", "number": n, "objective": n / 4, "values": dict(zip(space, values))}
+        for n, values in enumerate(itertools.product(*space.values()))
+    ]
+    about = {"stage": "evaluate", "column": "gold"}
+    spaces = {name: {"choices": choices} for name, choices in space.items()}
+    found = {"space": spaces, "trials": trials, "best": trials[-1], "objective": about}
+    left, right = draw_landscape(found).axes
+    assert left.get_xlabel() == "sft.system_prompt\ndpo.system_prompt"
+    told = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in (left, right)]
+    assert told[0] == ['""', "You are a\ncoding\nassistant"]
+    assert told[1] == ["response", "response_\nwithout_end"]
+    marked = [list(axes.lines[1].get_xdata()) for axes in (left, right)]
+    assert marked == [[one[-1]] for one in told]
 
 
 def test_pictures_of_a_search():

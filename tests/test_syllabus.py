@@ -84,8 +84,10 @@ def test_a_lesson_opens_with_the_whole_way_and_where_it_stands(name):
     assert all(head in texts and head in told.split("You are here: ")[1] for head in heads)
 
 
-def test_no_picture_is_left_that_no_lesson_shows():
+def test_no_picture_is_left_that_nothing_shows():
     shown = {syllabus.file_name(tuple(one)) for one in syllabus.plan()["stations"].values()}
+    home = (NBS / "index.ipynb").read_text(encoding="utf-8")
+    shown |= set(re.findall(r"\(images/([\w.]+)\)", home)) | {"logo.svg"}  # of the web site
     assert {path.name for path in (NBS / "images").iterdir()} == shown
 
 

@@ -1,14 +1,17 @@
 "A picture with controls: what a draw function is wrapped in."
 
+import base64
+import io
 import json
 import re
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from prefkit.core import ConfigError
-from prefkit.widgets.view import Choice, Explorer, Slider, Switch, Words
+from prefkit.widgets.view import Choice, Explorer, Several, Slider, Switch, Words
 
 
 def line(slope, bend):
@@ -63,8 +66,9 @@ def test_what_stands_in_the_way_is_said_in_the_pictures_place():
     def refuses(text):
         raise ConfigError(f"text: {text} is <empty>", field="text", reason="empty")
 
-    shown = Explorer(refuses, "It", {"text": Words("none")}).html()
-    assert 'role="alert"' in shown and "none is &lt;empty&gt;" in shown
+    one = Explorer(refuses, "It", {"text": Words("none")})
+    for shown in (one.html(), one.page()):
+        assert 'role="alert"' in shown and "none is &lt;empty&gt;" in shown
 
 
 def test_a_mistake_of_ours_is_not_hidden():
@@ -88,7 +92,7 @@ def test_a_page_holds_a_picture_for_each_combination_in_the_order_its_script_cou
     assert len(frames) == len(set(frames)) == 6
     one.set(slope=2.0, bend=True)
     assert frames[2 * 2 + 1] == one.html()
-    assert page.count('type="range"') == 1 and page.count("<select>") == 1
+    assert page.count('type="range"') == 1 and page.count("<select") == 1
     assert 'value="1" data-says' in page  # it begins where the state is
 
 
@@ -101,3 +105,92 @@ def test_a_page_of_too_many_pictures_is_refused():
 def test_a_table_is_shown_with_its_texts_escaped():
     shown = Explorer(lambda: pd.DataFrame({"said": ["<b>"]}), "Answers", {}).html()
     assert "&lt;b&gt;" in shown and "<b>" not in shown
+
+
+def pages(group, page):
+    return f"<p>{group}: page {page}</p>"
+
+
+def paged():
+    most = {"many": 9, "few": 2}
+    return Explorer(
+        pages,
+        "Pages",
+        {"group": Choice(tuple(most), "many"), "page": Slider(1, 9, 1, frames=(1, 9))},
+        bounds=lambda state: {"page": most[state["group"]]},
+    )
+
+
+def test_a_slider_whose_range_another_control_sets_moves_into_it():
+    one = paged()
+    one.set(page=9).view()
+    one._widgets["group"].value = "few"
+    assert one._widgets["page"].max == 2 and one.state["page"] == 2
+    assert one._shown.value == "<p>few: page 2</p>"
+    one.set(page=9, group="many")
+    assert one._shown.value == "<p>many: page 9</p>"
+
+
+def test_controls_that_were_moved_before_they_were_shown_show_it():
+    one = paged().set(group="few", page=2)
+    one.view()
+    assert {name: each.value for name, each in one._widgets.items()} == one.state
+    assert one._shown.value == "<p>few: page 2</p>" and one._widgets["page"].max == 2
+
+
+def test_bounds_hold_without_widgets_and_on_a_page():
+    one = paged().set(group="few", page=9)
+    assert one.html() == "<p>few: page 2</p>" and one.state["page"] == 2
+    frames = json.loads(re.search(r"frames = (\[.*\]);", paged().page())[1])
+    assert [one.replace("<\\/", "</") for one in frames] == [
+        "<p>many: page 1</p>",
+        "<p>many: page 9</p>",
+        "<p>few: page 1</p>",
+        "<p>few: page 2</p>",
+    ]
+
+
+def test_several_of_a_list_are_chosen_at_once_and_none_is_refused():
+    one = Explorer(lambda runs: "+".join(runs), "Runs", {"runs": Several(("a", "b", "c"), ("a",))})
+    one.view()
+    one._widgets["runs"].value = ("a", "c")
+    assert one._shown.value == "a+c"
+    for wrong in ((), ("d",), "a"):
+        with pytest.raises(ConfigError, match="runs.*at least one of a, b, c"):
+            one.set(runs=wrong)
+    assert "<select" not in one.page()  # what is chosen at the start is all it shows
+
+
+def test_a_choice_may_draw_some_of_its_options_beforehand():
+    controls = {"one": Choice(("a", "b", "c"), "b", frames=("b", "c"))}
+    page = Explorer(lambda one: one, "It", controls).page()
+    assert json.loads(re.search(r"frames = (\[.*\]);", page)[1]) == ["b", "c"]
+    assert page.count("<option") == 2
+
+
+def test_a_page_draws_those_options_and_texts_that_are_named():
+    controls = {
+        "method": Choice(("dpo", "kto", "orpo"), "kto", frames=("dpo", "kto")),
+        "text": Words("one", frames=("one", "a <b> of many words, " * 9, "")),
+    }
+    page = Explorer(lambda method, text: f"{method} {len(text)}", "It", controls).page()
+    frames = json.loads(re.search(r"frames = (\[.*\]);", page)[1])
+    assert frames == ["dpo 3", "dpo 189", "dpo 0", "kto 3", "kto 189", "kto 0"]
+    assert '<option value="1" selected>kto</option>' in page and "(empty)" in page
+    assert max(map(len, re.findall(r"<option[^>]*>([^<]*)", page))) < 90 and "&lt;b&gt;" in page
+
+
+def test_a_picture_has_few_colours_and_its_white_is_white():
+    data = re.search(r"base64,([^\"]*)", explorer().html())[1]
+    drawn = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert drawn.mode == "P" and drawn.size == (300, 200)
+    assert drawn.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_title_of_the_whole_figure_is_read_too():
+    def titled():
+        fig = Figure()
+        fig.suptitle("What one sees")
+        return fig
+
+    assert re.search(r'alt="([^"]*)"', Explorer(titled, "It", {}).html())[1] == "It. What one sees"

@@ -30,11 +30,20 @@ def wrap_docstring(text: str) -> str:
     return '"""' + "\n".join(lines) + '\n"""\n\n' + mark + rest
 
 
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
 def drop_widgets(root: Path):
-    "What finished progress bars leave in a notebook's metadata, which nbdev_clean keeps."
+    """What progress bars leave in a notebook's metadata and widgets in their outputs, which
+    nbdev_clean keeps: a number of the kernel that is gone. What a widget shows without one stays.
+    """
     for path in sorted((root / "nbs").rglob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        if notebook["metadata"].pop("widgets", None) is not None:
+        found = notebook["metadata"].pop("widgets", None) is not None
+        outputs = [one for cell in notebook["cells"] for one in cell.get("outputs", [])]
+        for data in (one.get("data", {}) for one in outputs):
+            found |= "text/html" in data and data.pop(VIEW, None) is not None
+        if found:
             text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
             path.write_text(text + "\n", encoding="utf-8")
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data/results/notebooks.json"
 PAGE = ROOT / "nbs/map.ipynb"
 SIDEBAR = ROOT / "nbs/sidebar.yml"
-PAGES = ("index", "syllabus", "glossary", "map")  # at the top of nbs/
+PAGES = ("index", "syllabus", "glossary", "map", "widgets")  # at the top of nbs/
 FOLDERS = {  # in the order in which they are read
     "lib/data": "Lessons: data",
     "lib/model": "Lessons: the model's numbers",

@@ -1,6 +1,7 @@
 """`make reports`: draw every report page that needs no run folder, from the committed results.
 
-A page whose results are not there is left out, and the command that makes them is said.
+A page whose results are not there is left out, and the command that makes them is said. Beside
+them stands widgets.html, all widgets on one page, whose controls need no kernel.
 """
 
 import json
@@ -68,5 +69,15 @@ def draw_all(folder: Path, names=tuple(PAGES)) -> int:  # exit status
     return int(any(status for status, _ in drawn))
 
 
+def draw_widgets(folder: Path) -> int:  # exit status
+    "The page of widgets, in a process of its own: half a minute, and once another for its runs."
+    begun, page = time.monotonic(), folder / "widgets.html"
+    made = subprocess.run([sys.executable, str(ROOT / "tools/widgets.py"), str(page)], cwd=ROOT)
+    if not made.returncode:
+        print(f"{'widgets':<12} {time.monotonic() - begun:4.0f} s  {page}", flush=True)
+    return made.returncode
+
+
 if __name__ == "__main__":
-    sys.exit(draw_all(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "data/runs/reports")))
+    home = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "data/runs/reports")
+    sys.exit(draw_all(home) | draw_widgets(home))

@@ -37,6 +37,7 @@ _MASKED = (  # what differs from run to run by design
 )
 _TEXTS = ("text/markdown", "text/html", "text/plain")  # the first that an output has is compared
 _PICTURES = ("image/", "application/vnd.jupyter.widget")  # these are not: fonts and widgets differ
+_VIEW = "application/vnd.jupyter.widget-view+json"  # controls, which are not stored
 
 
 def run_cell(
@@ -104,6 +105,8 @@ def _split(source: str, place: str) -> tuple[CodeType, CodeType | None]:
 
 
 def _text(data: Mapping[str, Any]) -> str:
+    if _VIEW in data and "text/html" in data:  # what they show without a kernel is told in words
+        return str(data["text/html"])
     if any(kind.startswith(_PICTURES) for kind in data):
         return ""
     return next((str(data[kind]) for kind in _TEXTS if kind in data), "")

@@ -91,6 +91,7 @@ from prefkit.data.sources import (
     read_source,
 )
 from .rows import Row
+from .framing import put_system_prompt
 from .splits import SPLITS
 from .turns import answer_texts, as_ids, asked_text, begun_in, learned_ids
 
@@ -1034,6 +1035,8 @@ def load_records(
     dataset_revision: str = "",  # on the Hub: a branch, tag or commit
     # of the pairs of tiny-world: truth, manner, temperature, as `tiny_records` takes them
     dataset_options: dict[str, float] | None = None,
+    # a system turn before every prompt; a row with one of its own keeps it; "": none
+    system_prompt: str = "",
 ) -> Records:  # rows in the normal form, each with its name under "row", and the report
     """Read records of any known layout; raises `DataError` for a bad source or too many bad rows,
     `ConfigError` for bad arguments.
@@ -1062,6 +1065,8 @@ def load_records(
         from_pairs, rows = _are_pairs(rows, columns or {})
     read_as = "pairs" if from_pairs else kind
     found = _normalise_all(rows, label, read_as, on_bad_rows, bool(zero_shot), columns or {})
+    found.rows, put = put_system_prompt(found.rows, system_prompt)
+    found.report.changed |= put
     return pairs_to_binary(found) if from_pairs else found
 
 

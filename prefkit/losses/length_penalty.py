@@ -71,11 +71,14 @@ def sft_length_loss(
     sampled_lengths: Tensor,  # (batch, k) their numbers of tokens, int or float
     *,
     lam: float = 1e-3,  # cost of one squared token of excess; 0 is SFT
+    per_token: bool = True,  # NLL divided by `lengths`; False: the sum, as in the report's Eq. 2
 ) -> Tensor:  # (batch,) loss of each example
-    """Mean-token NLL plus the score-function form of the length penalty (report, Eq. 4, in a form
-    that has a gradient); raises `ValueError`.
+    """NLL plus the score-function form of the length penalty (report, Eq. 4, in a form that has a
+    gradient); raises `ValueError`.
     """
     check_number("lam", lam, least=0)
+    if not isinstance(per_token, bool):
+        raise ValueError(f"per_token must be True or False, not {per_token!r}")
     dtype = torch.promote_types(
         check_batch(policy_logps=policy_logps, lengths=lengths),
         _check_samples(
@@ -86,6 +89,7 @@ def sft_length_loss(
     k, cost = sampled_logps.shape[1], _excess_cost(sampled_lengths, lengths[:, None], lam, dtype)
     # own cost less the mean of the others'
     advantage = cost if k == 1 else (cost - cost.mean(-1, keepdim=True)) * (k / (k - 1))
-    nll = -policy_logps.to(dtype) / lengths.to(dtype)  # Eq. 2, per token
+    nll = -policy_logps.to(dtype)  # Eq. 2
+    nll = nll / lengths.to(dtype) if per_token else nll
     # its gradient: that of Eq. 2 + that of Eq. 3
     return nll + (advantage * sampled_logps.to(dtype)).mean(-1)

@@ -6,7 +6,7 @@ import pandas as pd
 
 __all__ = ["outcome_lines"]
 
-MOST = 8  # win rates; the report has all of them
+SHOWN = 8  # win rates; the report has all of them
 _WAYS = ("decoding", "max_new_tokens")  # columns that tables of several ways of decoding have
 
 
@@ -23,7 +23,7 @@ def outcome_lines(
         rates = pd.read_csv(table)
         rates = rates[rates["judge"] == rates["judge"].iloc[0]] if len(rates) else rates
         for row in rates.to_dict("records"):
-            if len(lines) == MOST:
+            if len(lines) == SHOWN:
                 left += 1
                 continue
             ways = ", ".join(str(row[name]) for name in _WAYS if name in row)

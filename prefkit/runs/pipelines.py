@@ -41,6 +41,7 @@ from prefkit.data.records import (
 )
 from prefkit.data.foreign import Carried
 from prefkit.data.rows import Row, as_rows
+from prefkit.data.framing import check_system_prompt, put_system_prompt, system_turn
 from prefkit.data.thoughts import split_thought
 from prefkit.data.world import SPLITS, gold_reward, second_judge
 from prefkit.judging.rewards import make_reward
@@ -70,6 +71,7 @@ def check_part(
     nothing is downloaded for it.
     """
     check_limits(**data.given_to(check_limits))
+    check_system_prompt(data.system_prompt)
     name, limit = data.dataset, data.limit
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ConfigError(
@@ -509,9 +511,23 @@ def decoding_ways(
     decodings: dict,
     token_limits: list[int],  # []: the one of `sampling`
     seed: int,  # of the draws
+    # name -> what stands before a question, as `read_instructions` takes it; {}: nothing
+    instructions: dict | None = None,
     **sampling,  # temperature, top_p and max_new_tokens where nothing else is said
-) -> list[dict]:  # decoding and token_limit, where there are several, and sampling: all settings
-    "Every decoding with every limit; raises `ConfigError` naming the one that cannot be."
+    # instruction, decoding and token_limit, where there are several, and sampling: all settings
+) -> list[dict]:
+    """Every decoding with every limit, under every instruction; raises `ConfigError` naming the
+    one that cannot be.
+    """
+    from prefkit.judging.instructions import read_instructions
+
+    told = [{"instruction": name} for name in read_instructions(instructions or {})] or [{}]
+    ways = _decodings_and_limits(decodings, token_limits, seed, sampling)
+    return [{**one, **way} for one in told for way in ways]
+
+
+def _decodings_and_limits(decodings, token_limits, seed, sampling):
+    "The ways without their instructions."
     from prefkit.judging.asking import DECODING, decoding
 
     plain = {name: sampling[name] for name in ("temperature", "top_p")}
@@ -554,6 +570,7 @@ def evaluation_prompts(
     columns: dict | None = None,  # as `load_records` takes them
     dataset_revision: str = "",  # as `load_records` takes it
     on_bad_rows: str = "drop",  # as `load_records` takes it
+    system_prompt: str = "",  # as `load_records` takes it
     # prompt_id and prompt; of the tiny world also kind and held_out; of others the row's own
     # columns under record; and the account
 ) -> Records:
@@ -562,7 +579,9 @@ def evaluation_prompts(
         if prompts is None:
             prompts = 1000 if split == "train" else min(1000, requests_in(dataset, split))
         made = make_records(dataset, "prompts", split, prompts, prompts_seed, {})
-        return Records(made, RowReport(f"{dataset} ({split})", read=len(made), kept=len(made)))
+        made, changed = put_system_prompt(made, system_prompt)
+        n = len(made)
+        return Records(made, RowReport(f"{dataset} ({split})", read=n, kept=n, changed=changed))
     rows = load_records(
         dataset,
         kind="prompts",
@@ -571,6 +590,7 @@ def evaluation_prompts(
         columns=columns,
         dataset_revision=dataset_revision,
         on_bad_rows=on_bad_rows,
+        system_prompt=system_prompt,
     )
     _check_no_tools(rows)
     if prompts is not None and len(rows) < prompts:
@@ -598,14 +618,20 @@ def prompts_that_fit(
     ways: list[dict],  # settings of sampling
     chat_template: str = "",  # of all models, in place of their own
     on_bad_rows: str = "drop",  # or error
+    # name -> wordings, as `read_instructions` gives them: asked with each of them
+    instructions: dict[str, tuple[str, ...]] | None = None,
+    seed: int = 0,  # of the draws of wordings
 ) -> Records:
     """The prompts that every model can be asked, before any of them answers: one that a model has
-    no positions or no tokens for, or whose template loses a part of it, is a bad row. Raises
-    `DataError` as `load_records` does.
+    no positions or no tokens for, or whose template loses a part of it, is a bad row, and so is
+    one that an instruction makes such. Raises `DataError` as `load_records` does.
     """
     from prefkit.judging.asking import prompt_records
+    from prefkit.judging.instructions import instructed
 
-    records, chats = prompt_records(asked.rows)
+    told = (instructions or {"": ()}).items()
+    asked_as = [instructed(asked.rows, name, words, seed) for name, words in told]
+    chats = list(zip(*(prompt_records(rows)[1] for rows in asked_as)))
     most = max(way["max_new_tokens"] for way in ways)
     readers = {
         model: _Reader.of(source, chat_template)
@@ -613,12 +639,14 @@ def prompts_that_fit(
         if not isinstance(source, dict)
     }
     report, kept = copy.deepcopy(asked.report), []
-    for row, record, chat in zip(asked.rows, records, chats):
+    for row, several in zip(asked.rows, chats):
+        name = row["prompt_id"]
         try:
             for model, reader in readers.items():
-                reader.check(f"models, {model}", record["prompt_id"], chat, most)
+                for chat in several:
+                    reader.check(f"models, {model}", name, chat, most)
         except DataError as error:
-            report.bad(f"prompt {record['prompt_id']}", error, on_bad_rows)
+            report.bad(f"prompt {name}", error, on_bad_rows)
             continue
         kept.append(row)
     report.kept = len(kept)
@@ -656,23 +684,29 @@ def check_questions(
     source: str,  # the model that is going to be asked: a folder, a name on the Hub, stage:NAME
     chat_template: str,  # in place of its own; "": its own
     questions: list[str],  # `sample_prompts`
+    system_prompt: str = "",  # that stands before each; "": none
 ):
-    """Raise `ConfigError` for a question that cannot be put: an empty one, or one that holds a
-    token which the model reads as a boundary. Of a model that is not here only the first is known.
+    """Raise `ConfigError` for a question or a system prompt that cannot be put: an empty one, one
+    that holds a token which the model reads as a boundary, or one that its template refuses. Of a
+    model that is not here only the first is known.
     """
-    here = questions and there(resolve_path(source))
+    check_system_prompt(system_prompt)
+    here = (questions or system_prompt) and there(resolve_path(source))
     reader = _Reader.of(source, chat_template) if here else None
-    for number, text in enumerate(questions, 1):
-        chat = [{"role": "user", "content": text}]
+    told = {f"sample_prompts, {number}": text for number, text in enumerate(questions, 1)}
+    if system_prompt:  # by itself first, so that a question is not blamed for it
+        told = {"system_prompt": "Hello?", **told}
+    for place, text in told.items():
+        chat = [*system_turn(system_prompt), {"role": "user", "content": text}]
         try:
             if reader:
-                reader.check("", str(number), chat, 1)
+                reader.check("", place.rpartition(", ")[2], chat, 1)
             else:
                 check_messages(chat)
         except DataError as error:
             raise ConfigError(
-                f"sample_prompts, {number}: {str(error).removeprefix(': ')}",
-                field="sample_prompts",
+                f"{place}: {str(error).removeprefix(': ')}",
+                field=place.partition(",")[0],
                 reason=error.reason,
             ) from None
 
@@ -703,6 +737,7 @@ def check_evaluation(
     columns: dict | None = None,  # as `load_records` takes them
     dataset_revision: str = "",  # as `load_records` takes it
     on_bad_rows: str = "drop",  # as `load_records` takes it
+    system_prompt: str = "",  # as `load_records` takes it
     start: str = "",  # of the models: the distance to it is measured
     start_prompts: int = 1,  # on so many prompts
     **ways,  # of `decoding_ways`
@@ -716,6 +751,7 @@ def check_evaluation(
         "columns": columns or {},
         "dataset_revision": dataset_revision,
         "on_bad_rows": on_bad_rows,
+        "system_prompt": system_prompt,
     }
     if dataset in WORLDS:
         check_dataset(dataset, kind="prompts", **reading)

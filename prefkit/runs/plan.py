@@ -605,16 +605,7 @@ def plan_stage(
             copies=copies,
         )
         below = base if here else CONTEXT
-        work = operations(config, memory, usual)
-        seconds = (
-            (
-                _probed(config, tuple(usual), names, settings.layout, scalar)
-                if memory.parameters < 5e7
-                else work / measured_speed()
-            )
-            if card is None
-            else work / (card.speed(settings, precision) * USED)
-        )
+        seconds = step_seconds(config, memory, usual, names, settings, precision, scalar, card)
         found = StagePlan(
             stage.name,
             device,
@@ -642,6 +633,16 @@ def plan_stage(
             )
         plans.append(found)
     return plans
+
+
+def step_seconds(
+    config, memory, lengths, names, settings, precision, scalar, card: Machine | None
+) -> float:
+    "Of one batch of usual length: counted, and on this machine measured for a small model."
+    if card is None and memory.parameters < 5e7:
+        return _probed(config, tuple(lengths), names, settings.layout, scalar)
+    speed = card.speed(settings, precision) * USED if card else measured_speed()
+    return operations(config, memory, lengths) / speed
 
 
 def precision_on(settings, card: Machine | None) -> str:  # None: this machine's CPU

@@ -149,7 +149,7 @@ class Search:
     name: str
     config: Path  # of the experiment
     settings: tuple[str, ...]  # that hold in every trial, as `--set` has them
-    space: dict[str, Range]  # STAGE.PARAMETER -> what it may be
+    space: dict[str, Range]  # STAGE.PARAMETER, or several with commas -> what they may be
     trials: int
     objective: Objective
     sampler: str  # tpe, random or grid
@@ -180,8 +180,9 @@ def load_search(
 ) -> Search:
     """Read the config of a search and check all of it, both ends of every range among them; raises
     `ConfigError`. `config`: of an experiment. `set`: settings for every trial. `space`:
-    STAGE.PARAMETER: {low, high, log, step} or {choices}. `objective`: {stage, table, where,
-    column, direction}, or without a table the last validation value of a column of metrics.jsonl.
+    STAGE.PARAMETER: {low, high, log, step} or {choices}; several places parted by commas have one
+    value. `objective`: {stage, table, where, column, direction}, or without a table the last
+    validation value of a column of metrics.jsonl.
     """
     path = resolve_path(path)
     raw = read_config(path)
@@ -279,12 +280,21 @@ def _texts(values: dict) -> tuple[str, ...]:
     "As `--set` takes them; YAML's own way of writing 1.0e-05 is a number to YAML."
     style = {"default_flow_style": True, "sort_keys": False, "width": 10**6}
     as_text = lambda value: yaml.safe_dump([value], **style).strip()
-    return tuple(f"{name}={as_text(value)[1:-1]}" for name, value in values.items())
+    return tuple(
+        f"{place}={as_text(value)[1:-1]}"
+        for name, value in values.items()
+        for place in _places(name)
+    )
+
+
+def _places(name: str) -> list[str]:
+    "The parameters that a line of the space sets."
+    return [place.strip() for place in name.split(",")]
 
 
 def _touched(search: Search) -> set[str]:
     "Stages that have a parameter in the space."
-    return {name.split(".")[0] for name in search.space}
+    return {place.split(".")[0] for name in search.space for place in _places(name)}
 
 
 def _above(config: Config, stage: str) -> set[str]:
@@ -672,7 +682,7 @@ def run_search(
     threads = max(1, (os.cpu_count() or 1) // workers)
     worker = Worker(search, trials, number, threads)
     words = ["prefkit", "search", str(config)]
-    words += ["--workers", str(workers)] if workers > 1 else []
+    words += ["--jobs", str(workers)] if workers > 1 else []
     if number == 0:
         worker.study.set_user_attr("command", shlex.join(words))
         trials.share()

@@ -43,8 +43,10 @@ TABLES = {
     "synthesize": ("stage", "part"),
     "texts": ("model",),
     "spreads": ("model", "judge"),
+    "instructions": ("model", "against"),
 }
-WAYS = ("decoding", "token_limit")  # name a row too, where an evaluation had several
+# name a row too, where an evaluation had several
+WAYS = ("instruction", "decoding", "token_limit")
 WITHIN = ("n", "wins", "ties")
 
 

@@ -40,6 +40,7 @@ from itertools import zip_longest
 import numpy as np
 
 from ..core import ConfigError, DataError, Progress, derive_seed
+from ..data.framing import with_instruction
 from ..data.rows import Row, as_rows
 from ..data.world import WORDINGS
 from .intervals import ratio_interval, share_interval
@@ -381,17 +382,10 @@ def verbosity_prompts(
     wordings, made = VERBOSITY[style], []
     for row, prompt in enumerate(prompts):
         wording = wordings[derive_seed(seed, style, row // batch_size) % len(wordings)]
-        if isinstance(prompt, str):
-            made.append(wording + separator + prompt)
-            continue
-        if not prompt or prompt[-1].get("role") != "user":
-            raise DataError(
-                f"prompt {row} does not end with the user's turn.",
-                field="prompts",
-                reason="not the user's turn",
-            )
-        last = {**prompt[-1], "content": wording + separator + prompt[-1]["content"]}
-        made.append([*prompt[:-1], last])
+        try:
+            made.append(with_instruction(prompt, wording, separator))
+        except DataError as error:
+            raise error.at(f"prompt {row}") from error
     return made
 
 

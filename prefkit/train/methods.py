@@ -650,12 +650,14 @@ def sft_length_on_samples(
     *,
     lam: float = 1e-3,
     penalty_every: int = 1,
+    per_token: bool = True,
 ):
     "`sft_length_loss` in every so many rounds; in the others imitation alone."
     check_number("penalty_every", penalty_every, least=1, whole=True)
     acts = (round + 1) % penalty_every == 0
     looked_at = torch.where(acts, sampled_lengths, 0)  # no tokens are never too many
-    return sft_length_loss(policy_logps, lengths, sampled_logps, looked_at, lam=lam)
+    weights = {"lam": lam, "per_token": per_token}
+    return sft_length_loss(policy_logps, lengths, sampled_logps, looked_at, **weights)
 
 
 def sppo_on_samples(policy_logps, asked_logps, advantages, *, eta: float = 10.0):
@@ -1039,12 +1041,13 @@ add_method(
         sft_length_on_samples,
         "prompts",
         prepare=prepare_nothing,
-        defaults={"lam": 1e-3, "penalty_every": 1},
+        defaults={"lam": 1e-3, "penalty_every": 1, "per_token": True},
         demonstrations=True,
         watch=watch_imitation,
         sources={
             "lam": "the length-penalty report, section 4.2",
             "penalty_every": "as its Eq. 4 has it; section 4.2: every 100 steps",
+            "per_token": "ours: the mean over tokens; its Eq. 2 has their sum (false)",
         },
     )
 )

@@ -427,6 +427,11 @@ class DataSettings(Settings):
         "in place of the tokenizer's own: the name of a shipped template or of one of the "
         "tokenizer's, a file or its text; saved with the model",
     )
+    system_prompt: str = setting(
+        "",
+        "a system turn before every row's prompt and every sample prompt; a row with one of its "
+        'own keeps it, and the account counts both; "": none',
+    )
     max_length: int = setting(512, "most tokens of prompt and answer together")
     max_prompt_length: int | None = setting(None, "most tokens of the prompt; null: max_length")
     min_response_tokens: int = setting(16, "an answer that is cut must keep so many")

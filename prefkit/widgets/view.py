@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from prefkit.core import ConfigError, PrefkitError, nearest
 
-__all__ = ["Choice", "Control", "Explorer", "Slider", "Switch", "Words", "picture"]
+__all__ = ["Choice", "Control", "Explorer", "Several", "Slider", "Switch", "Words", "picture"]
 
 MOST_FRAMES = 240  # pictures of a page without a kernel; a page has to load
 DPI = 100
@@ -69,6 +71,7 @@ class Choice:
     options: tuple[str, ...]
     value: str
     label: str = ""
+    frames: tuple[str, ...] = ()  # options drawn beforehand; none: all
 
     def widget(self, name: str) -> ipywidgets.Widget:
         described = self.label or name
@@ -78,10 +81,37 @@ class Choice:
         return value in self.options
 
     def beforehand(self) -> tuple[Any, ...]:
-        return self.options
+        return self.frames or self.options
 
     def says(self) -> str:
         return f"one of {', '.join(self.options)}"
+
+
+@dataclass(frozen=True)
+class Several:
+    "At least one of several; a page without a kernel shows those of the start."
+
+    options: tuple[str, ...]
+    value: tuple[str, ...]
+    label: str = ""
+
+    def widget(self, name: str) -> ipywidgets.Widget:
+        return ipywidgets.SelectMultiple(
+            options=self.options,
+            value=self.value,
+            rows=min(6, len(self.options)),
+            description=self.label or name,
+        )
+
+    def accepts(self, value: Any) -> bool:
+        chosen = isinstance(value, tuple) and len(value) > 0
+        return chosen and all(one in self.options for one in value)
+
+    def beforehand(self) -> tuple[Any, ...]:
+        return (self.value,)
+
+    def says(self) -> str:
+        return f"a tuple of at least one of {', '.join(self.options)}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +120,7 @@ class Switch:
 
     value: bool
     label: str = ""
+    frames: tuple[bool, ...] = (False, True)  # what is drawn beforehand
 
     def widget(self, name: str) -> ipywidgets.Widget:
         return ipywidgets.Checkbox(value=self.value, description=self.label or name, indent=False)
@@ -98,7 +129,7 @@ class Switch:
         return isinstance(value, bool)
 
     def beforehand(self) -> tuple[Any, ...]:
-        return (False, True)
+        return self.frames
 
     def says(self) -> str:
         return "true or false"
@@ -111,6 +142,7 @@ class Words:
     value: str
     lines: int = 1
     label: str = ""
+    frames: tuple[str, ...] = ()  # texts drawn beforehand; none: the value
 
     def widget(self, name: str) -> ipywidgets.Widget:
         given = {"value": self.value, "description": self.label or name}
@@ -122,13 +154,13 @@ class Words:
         return isinstance(value, str)
 
     def beforehand(self) -> tuple[Any, ...]:
-        return (self.value,)
+        return self.frames or (self.value,)
 
     def says(self) -> str:
         return "a text"
 
 
-Control = Slider | Choice | Switch | Words
+Control = Slider | Choice | Several | Switch | Words
 
 
 def picture(
@@ -140,15 +172,25 @@ def picture(
         return f'<div style="overflow-x:auto">{drawn.to_html(border=0)}</div>'
     if isinstance(drawn, str):
         return drawn
-    stored = io.BytesIO()
-    FigureCanvasAgg(drawn)  # without pyplot, which would keep every figure
-    drawn.savefig(stored, format="png", dpi=DPI)
-    titles = [
-        " ".join(ax.get_title(loc).split()) for ax in drawn.axes for loc in ("left", "center")
-    ]
-    said = html.escape(". ".join([says, *filter(None, titles)]))
-    data = base64.b64encode(stored.getvalue()).decode()
+    titles = [ax.get_title(loc) for ax in drawn.axes for loc in ("left", "center")]
+    told = [" ".join(title.split()) for title in (drawn.get_suptitle(), *titles)]
+    said = html.escape(". ".join([says, *filter(None, told)]))
+    data = base64.b64encode(_png(drawn)).decode()
     return f'<img alt="{said}" src="data:image/png;base64,{data}" style="max-width:100%">'
+
+
+def _png(fig: Figure) -> bytes:
+    "A figure in 128 colours: a quarter of the bytes, and nothing that one could see."
+    fig.set_dpi(DPI)
+    canvas = FigureCanvasAgg(fig)  # without pyplot, which would keep every figure
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    few = drawn.quantize(128, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    colours = few.getpalette() or []
+    few.putpalette([255 if each >= 254 else each for each in colours])  # it makes white 254
+    stored = io.BytesIO()
+    few.save(stored, format="png")
+    return stored.getvalue()
 
 
 class Explorer:
@@ -162,8 +204,12 @@ class Explorer:
         draw: Callable[..., Figure | pd.DataFrame | str],  # takes the controls' values by name
         title: str,  # what one sees, a few words
         controls: Mapping[str, Control],
+        # a state -> the highest value that a slider has in it, by name, for sliders whose range
+        # depends on other controls
+        bounds: Callable[[Mapping[str, Any]], Mapping[str, float]] = lambda state: {},
     ):
         self.draw, self.title, self.controls = draw, title, dict(controls)
+        self.bounds = bounds
         self.state: dict[str, Any] = {name: one.value for name, one in self.controls.items()}
         self._view: ipywidgets.VBox | None = None
         self._widgets: dict[str, Any] = {}  # traitlets give their attributes when they run
@@ -195,18 +241,27 @@ class Explorer:
             self._check(name, value)
         if self._view is None:
             self.state.update(values)
-        else:  # the widgets tell the state
-            for name, value in values.items():
-                self._widgets[name].value = value
+        else:  # the widgets tell the state; sliders last, since others may set their range
+            for name in sorted(values, key=lambda one: isinstance(self.controls[one], Slider)):
+                self._widgets[name].value = values[name]
         return self
+
+    def _bounded(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        "A state whose sliders stand within the bounds that the other controls leave them."
+        high = self.bounds(state)
+        return {name: min(one, high[name]) if name in high else one for name, one in state.items()}
 
     def html(self) -> str:
         "The picture of the present state; what stands in its way is said in its place."
+        self.state = self._bounded(self.state)
+        return self._drawn(self.state)
+
+    def _drawn(self, state: dict[str, Any]) -> str:
         try:
-            drawn = self.draw(**self.state)
+            drawn = self.draw(**state)
         except PrefkitError as error:
             return f'<p role="alert" style="color:#B00020">{html.escape(str(error))}</p>'
-        return picture(drawn, self._said(self.state))
+        return picture(drawn, self._said(state))
 
     def _said(self, state: Mapping[str, Any]) -> str:
         short = {name: textwrap.shorten(str(value), 40) for name, value in state.items()}
@@ -217,6 +272,9 @@ class Explorer:
         "The widgets: made once, however often it is shown."
         if self._view is None:
             self._widgets = {name: one.widget(name) for name, one in self.controls.items()}
+            self.state = self._bounded(self.state)
+            for name, value in self.state.items():  # they may have been moved already
+                self._widgets[name].value = value
             for one in self._widgets.values():
                 one.style.description_width = "initial"
                 one.layout.width = "auto" if isinstance(one, ipywidgets.Checkbox) else "300px"
@@ -225,13 +283,20 @@ class Explorer:
                     one.layout.width = "100%"
                 one.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
             self._shown = ipywidgets.HTML(self.html())
+            self._set_bounds()
             row = ipywidgets.Layout(flex_flow="row wrap")
             controls = ipywidgets.Box(list(self._widgets.values()), layout=row)
             self._view = ipywidgets.VBox([controls, self._shown])
         return self._view
 
+    def _set_bounds(self):
+        "Give sliders the range that the state leaves them; one that stood beyond it moves."
+        for name, high in self.bounds(self.state).items():
+            self._widgets[name].max = high
+
     def _moved(self, name: str, value: Any):
         self.state[name] = value
+        self._set_bounds()
         self._shown.value = self.html()
 
     def page(self) -> str:  # HTML with a short script, which needs nothing else
@@ -250,7 +315,7 @@ class Explorer:
         states = [
             dict(zip(values, one, strict=True)) for one in itertools.product(*values.values())
         ]
-        frames = [picture(self.draw(**state), self._said(state)) for state in states]
+        frames = [self._drawn(self._bounded(state)) for state in states]
         inputs = [
             _input(name, control, self.state[name])
             for name, control in self.controls.items()
@@ -283,7 +348,7 @@ def _input(name: str, control: Control, value: Any) -> str:
     values = control.beforehand()
     at = _place(values, value)
     label = html.escape(control.label or name)
-    told = [f"{one:g}" if isinstance(one, float) else str(one) for one in values]
+    told = [f"{one:.3g}" if isinstance(one, float) else str(one) for one in values]
     if isinstance(control, Slider):
         words = html.escape(json.dumps(told))
         return (
@@ -291,10 +356,15 @@ def _input(name: str, control: Control, value: Any) -> str:
             f'data-says="{words}" aria-valuetext="{told[at]}"> <output>{told[at]}</output></label>'
         )
     options = "".join(
-        f'<option value="{i}"{" selected" if i == at else ""}>{html.escape(one)}</option>'
+        f'<option value="{i}"{" selected" if i == at else ""}>{_option(one)}</option>'
         for i, one in enumerate(told)
     )
-    return f"<label>{label} <select>{options}</select></label>"
+    return f'<label>{label} <select style="max-width:100%">{options}</select></label>'
+
+
+def _option(told: str) -> str:
+    "How a value is called where one chooses it; a long text by its beginning."
+    return html.escape(textwrap.shorten(told, 60, placeholder=" ...") or "(empty)")
 
 
 _PAGE = """<figure class="explorer" style="margin:1em 0">
