@@ -4,6 +4,8 @@ results: what each method moves, by the gold reward, by the second judge, and in
 `--check`: fail if the table is not what the results say.
 """
 
+import base64
+import io
 import json
 import re
 import sys
@@ -12,10 +14,12 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 
 from prefkit.report.figures import COLOURS, use_style
 from prefkit.report.standings import Standings, of_first_decoding, read_results
 from prefkit.stats.intervals import mean_interval
+from prefkit.widgets.bandit import explore_bandit
 from prefkit.report.claims import sign
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +98,18 @@ def draw(table: pd.DataFrame) -> Figure:
     panels[0].set_ylim(len(MODELS) - 0.5, -0.5)
     plt.close(fig)
     return fig
+
+
+def animate(path: Path):
+    "A widget as it moves: DPO on five answers, its strength falling from 2 to 0.1 and back."
+    explorer, pictures = explore_bandit(), []
+    for beta in (2.0, 1.5, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.13, 0.1):
+        data = re.search(r"base64,([^\"]+)", explorer.set(beta=beta).html())
+        assert data
+        pictures.append(Image.open(io.BytesIO(base64.b64decode(data[1]))).convert("RGB"))
+    there_and_back = [one.quantize(64) for one in pictures + pictures[-2:0:-1]]
+    first, *others = there_and_back
+    first.save(path, save_all=True, append_images=others, duration=350, loop=0, optimize=True)
 
 
 def button(words: str, colour: str) -> str:  # SVG
@@ -185,6 +201,7 @@ if __name__ == "__main__":
         HOME.write_text(new, encoding="utf-8", newline="\n")
         plt.rcParams["svg.hashsalt"] = "prefkit"  # the same file from the same numbers
         draw(moved(results)).savefig(PICTURE, metadata={"Date": None, "Creator": None})
+        animate(PICTURE.with_name("widget.gif"))
         for name, (words, colour) in BUTTONS.items():
             target = PICTURE.with_name(f"{name}.svg")
             target.write_text(button(words, colour), encoding="utf-8", newline="\n")
