@@ -14,7 +14,7 @@ from setuptools.command.build_py import build_py
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-EXTRAS = ("lab", "judge", "search", "track", "gguf", "eval", "dev")
+EXTRAS = ("lab", "judge", "search", "track", "gguf", "eval", "dev", "docs")
 SHARED = (
     "nbs/pipelines",
     "nbs/reports",

@@ -21,6 +21,7 @@ settings.load_profile("prefkit")
 # The files that take longest, longest first. Workers take whole files in this order, so that none
 # is left with a long one at the end.
 LONGEST_FIRST = (
+    "test_docs",
     "test_plan",
     "test_pipelines",
     "test_rollout_pipeline",

@@ -33,19 +33,20 @@ def cell_source() -> str:
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
     url, name = config["DEFAULT"]["git_url"], config["DEFAULT"]["repo"]
-    first, rest = PINNED[:3], PINNED[3:]
-    pinned = [" ".join(f"{one}=={pins[one]}" for one in part) for part in (first, rest)]
+    pinned = " ".join(f"{one}=={pins[one]}" for one in PINNED)
     return "\n".join(
         [
             "#| eval: false",
             "# on Colab: the kit, and what it needs in the versions it is tested with",
-            "import os, sys",
+            "import os, subprocess, sys",
             "",
             f'if {MARK}"{name}"):',
-            f"    !git clone --quiet --depth 1 {url}",
-            f"    %cd {name}",
-            f"    %pip install --quiet {pinned[0]} \\",
-            f"        {pinned[1]} -e .",
+            f'    url = "{url}"',
+            '    subprocess.run(["git", "clone", "--quiet", "--depth", "1", url], check=True)',
+            f'    os.chdir("{name}")',
+            f'    pins = "{pinned}"',
+            '    pip = [sys.executable, "-m", "pip", "install", "--quiet", "-e", "."]',
+            "    subprocess.run([*pip, *pins.split()], check=True)",
         ]
     )
 
