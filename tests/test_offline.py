@@ -80,6 +80,8 @@ def test_every_config_loads_and_passes_the_checks_of_its_pipelines(path, tmp_pat
             pytest.skip("PREFKIT_REAL_DATA names no folder of real samples")
         for pattern, there in stand_ins.items():
             text = re.sub(pattern, there, text)
+        if path.startswith("colab/"):  # for a GPU: a CPU refuses fp16 by name
+            text = text.replace("precision: fp16", "precision: float32")
         for stage in load_config(write_text(tmp_path / "config.yaml", text)).stages:
             # those name a file that the user gives
             if not path.startswith("smoke/"):
