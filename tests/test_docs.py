@@ -280,6 +280,21 @@ def chromium(checks) -> str:
     return found
 
 
+def test_the_page_of_widgets_is_linked_where_it_was_drawn(docs, tmp_path):
+    build, drawn = tmp_path / "site", tmp_path / "drawn"
+    (build / "_static").mkdir(parents=True)
+    drawn.mkdir()
+    notebook = {"cells": [{"cell_type": "markdown", "source": "# W"}, {"cell_type": "code"}]}
+    (build / "widgets.ipynb").write_text(json.dumps(notebook))
+    docs.put_widgets(build, drawn)
+    assert json.loads((build / "widgets.ipynb").read_text()) == notebook  # none was drawn
+    (drawn / "widgets.html").write_text("<p>w</p>")
+    docs.put_widgets(build, drawn)
+    cells = json.loads((build / "widgets.ipynb").read_text())["cells"]
+    assert 'href="_static/widgets.html"' in cells[1]["source"] and len(cells) == 3
+    assert (build / "_static/widgets.html").read_text() == "<p>w</p>"
+
+
 @pytest.mark.slow
 def test_the_check_in_chromium_finds_what_is_wrong(checks, tmp_path):
     wide = '<main class="bd-article"><h1>A</h1><p style="width: 900px">x</p></main>'

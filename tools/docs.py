@@ -23,6 +23,7 @@ from docs_site.notebooks import Repository, page, read, title_of
 from docs_site.source import library
 
 ROOT = Path(__file__).resolve().parents[1]
+WIDGETS = "widgets.html"  # as `make reports` draws it
 SITE = Path(__file__).with_name("docs_site")
 MEASURED = {"bench": pages.bench_page, "faults": pages.faults_page}
 # What MathJax needs to typeset TeX; what it can do besides (speech, other formats) is 20 MB
@@ -111,6 +112,20 @@ def put_notebooks(build: Path, repository: Repository) -> dict[str, str]:
     return sources
 
 
+def put_widgets(build: Path, drawn: Path):
+    "The page whose controls need no kernel, and the way to it from the one with still pictures."
+    if not (drawn / WIDGETS).is_file():
+        return
+    shutil.copy(drawn / WIDGETS, build / "_static")
+    shown = read(build / "widgets.ipynb")
+    link = (
+        f'<a href="_static/{WIDGETS}">a page of their own</a>'  # MyST would make a download of it
+    )
+    words = f"On {link} their controls move without a kernel."
+    shown["cells"][1:1] = pages.markdown_page(words)["cells"]
+    write(build / "widgets.ipynb", shown)
+
+
 def put_api(build: Path, repository: Repository) -> tuple[dict[str, str], dict]:
     "The reference; where each page comes from, and what the pages hold."
     modules = library(ROOT)
@@ -137,6 +152,7 @@ def assemble(build: Path, drawn: Path) -> Path:  # the file with what Sphinx is 
     (build / "_static").mkdir(parents=True, exist_ok=True)
     put_mathjax(build / "_static")
     sources = put_notebooks(build, repository) | put_reports(build, drawn, repository)
+    put_widgets(build, drawn)
     for name, make in MEASURED.items():
         write(build / f"{name}.md", make(repository))
     more, names = put_api(build, repository)
@@ -180,6 +196,10 @@ def main() -> int:  # exit status
     wanted = [] if given.reports == "none" else given.reports.split(",")
     wanted = stale(given.drawn) if wanted == ["stale"] else wanted
     if wanted and reports.draw_all(given.drawn, tuple(wanted)):
+        return 1
+    page, code = given.drawn / WIDGETS, (ROOT / "prefkit/widgets").glob("*.py")
+    old = not page.is_file() or page.stat().st_mtime < newest(code)
+    if old and given.reports == "stale" and reports.draw_widgets(given.drawn):
         return 1
     if not given.keep:
         for folder in (given.out, given.build, Path(f"{given.build}.doctrees")):
