@@ -7,6 +7,7 @@ What it does is in `prefkit.runs.runner` and its neighbours.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -22,6 +23,7 @@ from prefkit.course.make import make_course
 from prefkit.model.smollm2 import make_model
 from prefkit.runs import runner, start
 from prefkit.runs.catalogue import catalogue_lines
+from prefkit.runs.config import load_config
 from prefkit.runs.outcome import outcome_lines
 from prefkit.runs.ledger import claim_words, ledger_lines, open_ledger, run_claims, verdicts
 from prefkit.runs.search import run_search
@@ -73,7 +75,9 @@ OutputRoot = Annotated[
 Jobs = Annotated[
     int, typer.Option(metavar="N", min=1, help="Stages at a time; the cores are shared among them.")
 ]
-Workers = Annotated[int, typer.Option(hidden=True, help="The name of --jobs before version 0.3.")]
+Workers = Annotated[
+    int | None, typer.Option(hidden=True, min=1, help="The name of --jobs before version 0.3.")
+]
 
 
 def _examples(*commands: str) -> str:
@@ -207,8 +211,14 @@ def run(
     processes = int(os.environ.get("WORLD_SIZE", 1))  # of a launcher
     print(_carry_out(_where, output_root), flush=True)
     folders = _carry_out(runner.run, config, settings, output_root, "auto", (), jobs, processes)
-    print("\n".join(_carry_out(outcome_lines, folders)))
-    print(f"all done: {next(iter(folders.values())).parent}. The page: prefkit report {config}")
+    for line in _carry_out(outcome_lines, folders):
+        print(line)
+    print(f"all done: {next(iter(folders.values())).parent}")
+    if load_config(config, settings).report:
+        words = ["prefkit", "report", str(config)]
+        words += [word for setting in settings for word in ("--set", setting)]
+        words += ["--output-root", str(output_root)] if output_root else []
+        print(f"the page: {shlex.join(words)}")
 
 
 @app.command(epilog=_examples("report data/configs/tiny/demo.yaml"))
@@ -287,7 +297,7 @@ def study(
         int,
         typer.Option(metavar="N", min=1, help="Runs at a time; the cores are shared among them."),
     ] = 2,
-    workers: Workers = 0,
+    workers: Workers = None,
     only: Annotated[
         list[str],
         typer.Option(
@@ -320,7 +330,7 @@ def search(
     jobs: Annotated[
         int, typer.Option(metavar="N", min=1, help="Trials at a time, each in a process.")
     ] = 1,
-    workers: Workers = 0,
+    workers: Workers = None,
     output_root: OutputRoot = None,
     number: Annotated[int, typer.Option(hidden=True)] = 0,
 ):

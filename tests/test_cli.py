@@ -75,7 +75,18 @@ def test_a_run_says_first_which_folder_it_writes_to(tmp_path, monkeypatch):
     given = ["run", str(project_root() / "data/configs/tiny/demo.yaml"), "--output-root"]
     lines = CliRunner().invoke(app, [*given, "here"]).stdout.splitlines()
     assert lines[0] == f"runs are written to {tmp_path / 'here'}"
-    assert lines[-1].startswith(f"all done: {tmp_path / 'demo'}. The page: prefkit report ")
+    assert f"all done: {tmp_path / 'demo'}" in lines
+    assert lines[-1].startswith("the page: prefkit report ")
+    assert lines[-1].endswith("demo.yaml --output-root here")
+    given[1] = str(project_root() / "data/configs/ledger/countdown.yaml")  # has no report
+    assert "prefkit report" not in CliRunner().invoke(app, [*given, "here"]).stdout
+
+
+@pytest.mark.parametrize("name", ["--jobs", "--workers"])
+def test_no_process_at_all_is_refused(name):
+    config = "data/configs/searches/dpo_tiny.yaml"
+    done = CliRunner().invoke(app, ["search", config, name, "0"])
+    assert done.exit_code == 2 and name in done.output
 
 
 def rates(folder, rows):
@@ -97,7 +108,11 @@ def test_a_run_ends_with_its_win_rates(tmp_path):
     rates(tmp_path / "evaluate", [row, {**row, "judge": "second", "rate": 0.9}])
     folders = {name: tmp_path / name for name in ("sft", "evaluate")}
     assert outcome_lines(folders) == ["dpo against sft by gold: 71 % (68 to 73), 1,000 prompts"]
-    rates(tmp_path / "ways", [{**row, "decoding": "greedy"}] * (SHOWN + 3))
+    way = {"instruction": "verbose", "decoding": "greedy", "token_limit": 64}
+    rates(tmp_path / "ways", [{**row, **way}] * (SHOWN + 3))
     lines = outcome_lines(folders | {"ways": tmp_path / "ways"})
-    assert lines[1].endswith("1,000 prompts, greedy") and lines[-1] == "and 4 more in win_rates.csv"
+    assert (
+        lines[1].endswith("1,000 prompts, verbose, greedy, 64")
+        and lines[-1] == "and 4 more in win_rates.csv"
+    )
     assert outcome_lines({"sft": tmp_path / "sft"}) == []

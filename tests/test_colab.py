@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import papermill
@@ -37,6 +38,28 @@ def test_every_notebook_that_is_opened_by_itself_installs_what_it_needs(capsys):
     once = colab.with_cell(notebook, "#| eval: false\n" + colab.MARK)
     assert len(once["cells"]) == 2 and colab.with_cell(once, colab.MARK + "x") is once
     assert once["cells"][1]["source"] == [colab.MARK + "x"]  # an old one is replaced
+
+
+@pytest.mark.parametrize("there", ["nothing", "the clone, after a restart", "within the clone"])
+def test_the_cell_ends_in_the_clone_wherever_it_begins(there, tmp_path, monkeypatch):
+    asked = []
+
+    def run(words, check):
+        asked.append(words)
+        if "clone" in words:
+            (tmp_path / "prefkit").mkdir()
+            (tmp_path / "prefkit/settings.ini").touch()
+
+    monkeypatch.setattr("subprocess.run", run)
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    if there != "nothing":
+        run(["clone"], True)
+        asked.clear()
+    monkeypatch.chdir(tmp_path / "prefkit" if there == "within the clone" else tmp_path)
+    exec(tool("colab").cell_source(), {})
+    assert Path.cwd() == tmp_path / "prefkit"
+    expected = {"nothing": ["git", sys.executable], "within the clone": []}
+    assert [words[0] for words in asked] == expected.get(there, [sys.executable])
 
 
 def test_every_one_is_run():

@@ -215,6 +215,9 @@ def test_a_step_is_as_fast_as_the_card_is_in_its_precision(
 def test_a_card_without_bf16_is_told_of(tmp_path):
     one = planned(tmp_path, dataset="tiny-world", limit=64, precision="bf16")
     assert not one.fits and "fp16" in one.advice
+    if not torch.cuda.is_available():
+        here = planned(tmp_path, dataset="tiny-world", limit=64, precision="fp16", device_="this")
+        assert not here.fits and "needs a GPU" in here.advice
     text = plan_text([planned(tmp_path, dataset="tiny-world", limit=64)], [])
     assert "precision: fp16 a step would take about 1/8 of the time: dpo" in text
 

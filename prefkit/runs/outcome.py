@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from prefkit.runs.seeds import WAYS
+
 __all__ = ["outcome_lines"]
 
 SHOWN = 8  # win rates; the report has all of them
-_WAYS = ("decoding", "max_new_tokens")  # columns that tables of several ways of decoding have
 
 
 def outcome_lines(
@@ -26,7 +27,7 @@ def outcome_lines(
             if len(lines) == SHOWN:
                 left += 1
                 continue
-            ways = ", ".join(str(row[name]) for name in _WAYS if name in row)
+            ways = ", ".join(str(row[name]) for name in WAYS if name in row)
             lines.append(
                 f"{row['model']} against {row['reference']} by {row['judge']}: "
                 f"{100 * row['rate']:.0f} % ({100 * row['low']:.0f} to {100 * row['high']:.0f}), "

@@ -616,10 +616,11 @@ def plan_stage(
             seconds * settings.gradient_accumulation,
             source,
             precision=precision,
-            refused=card is not None and precision == "bf16" and not card.bf16,
         )
-        if found.refused:
-            found.advice = "precision: fp16, for this card has no bf16"
+        if card and precision == "bf16" and not card.bf16:
+            found.refused, found.advice = True, "precision: fp16, for this card has no bf16"
+        elif here and precision == "fp16" and not torch.cuda.is_available():
+            found.refused, found.advice = True, "precision: auto, for fp16 needs a GPU"
         elif not found.fits:
             found.advice = advise(
                 config,

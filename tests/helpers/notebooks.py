@@ -246,7 +246,9 @@ def no_star_import(path, notebook):
 
 def small_cells(path, notebook):
     "What a reader takes in at a time; a table of parameters may be longer."
-    cells = [cell for cell in code_cells(notebook) if cell not in tagged(notebook)]
+    # nobody reads the cell that installs
+    read = [cell for cell in notebook["cells"] if "google.colab" not in "".join(cell["source"])]
+    cells = [cell for cell in code_cells({"cells": read}) if cell not in tagged(notebook)]
     counts = {name(cell): len(code_lines(cell)) for cell in cells if not exported(cell)}
     wrong = [f"{cell}: {count} lines of code" for cell, count in counts.items() if count > LINES]
     for cell in filter(exported, cells):  # a cell's length never decides how a class is cut
@@ -257,8 +259,7 @@ def small_cells(path, notebook):
     sizes = [sum(isinstance(node, ast.stmt) for node in ast.walk(tree(cell))) for cell in cells]
     if lesson(path) and sizes and statistics.median(sizes) > MEDIAN:
         wrong.append(f"median of the code cells is {statistics.median(sizes)} statements")
-    read = [cell for cell in notebook["cells"] if "google.colab" not in "".join(cell["source"])]
-    if len(read) > CELLS:  # nobody reads the one that installs
+    if len(read) > CELLS:
         wrong.append(f"{len(read)} cells")
     return wrong
 
